@@ -1,0 +1,37 @@
+# Names are fixed: `make quickstart` and `make test` work on a fresh machine with Python 3.10 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+# torch goes first and alone: on a machine without a GPU point pip at PyTorch's CPU wheels to save gigabytes.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+
+.PHONY: install quickstart test test-all check format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: install
+	PATH="$(abspath $(BIN)):$$PATH" bash scripts/quickstart.sh
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests
+
+test-all: install
+	$(BIN)/python -m pytest tests
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs data build *.egg-info .pytest_cache .ruff_cache .mypy_cache

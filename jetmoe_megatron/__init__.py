@@ -1,0 +1,1 @@
+"""Pretraining of JetMoE on Megatron-Core. Start reading at `pretrain_jetmoe.py`."""

@@ -1,0 +1,6 @@
+EXIT_BAD_INPUT = 2
+EXIT_RUN_ME_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped on a signal after saving
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The message is one line that says what to change; commands exit with 2."""

