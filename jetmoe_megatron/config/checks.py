@@ -1,0 +1,70 @@
+"""What no single field can say: whether the parts of a run fit each other. World-size checks are in `layout.py`."""
+
+from __future__ import annotations
+
+import math
+
+from jetmoe_megatron.config.schema import Model, Run
+from jetmoe_megatron.errors import UserError
+
+
+def check_run(run: Run) -> None:
+    """Raises UserError with one line that names the keys to change."""
+    _check_model(run.model)
+    _check_batch(run)
+    _check_mixtures(run)
+    _check_schedule(run)
+    for section in (run.model, run.losses, run.optimizer, run.schedule):
+        for key, value in section.model_dump().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{key}: must be a finite number, not {value}")
+
+
+def _check_model(model: Model) -> None:
+    if model.top_k > model.num_experts:
+        raise UserError(f"model.top_k: {model.top_k} is more than model.num_experts ({model.num_experts})")
+    if model.kv_channels % 2:
+        raise UserError(f"model.kv_channels: {model.kv_channels} is odd; rotary embeddings turn pairs of channels")
+
+
+def _check_batch(run: Run) -> None:
+    batch = run.batch
+    if batch.global_tokens % batch.sequence_length:
+        raise UserError(
+            f"batch.global_tokens: {batch.global_tokens} is not a multiple of batch.sequence_length "
+            f"({batch.sequence_length})"
+        )
+
+
+def _check_mixtures(run: Run) -> None:
+    names = [phase.name for phase in run.phases]
+    if len(set(names)) < len(names):
+        raise UserError(f"phases: two phases have the same name ({', '.join(names)})")
+    path_of: dict[str, str] = {}
+    for phase in run.phases:
+        if not any(dataset.weight > 0 for dataset in phase.data):
+            raise UserError(f"phase {phase.name!r}: data: every weight is 0")
+        seen = [dataset.name for dataset in phase.data]
+        if len(set(seen)) < len(seen):
+            raise UserError(f"phase {phase.name!r}: data: two entries have the same name ({', '.join(seen)})")
+        for dataset in phase.data:
+            if not math.isfinite(dataset.weight):
+                raise UserError(f"phase {phase.name!r}: data: the weight of {dataset.name!r} is {dataset.weight}")
+            if path_of.setdefault(dataset.name, dataset.path) != dataset.path:
+                raise UserError(f"phase {phase.name!r}: data: {dataset.name!r} has another path in an earlier phase")
+    held_out = [dataset.name for dataset in run.evaluation.data]
+    if len(set(held_out)) < len(held_out):
+        raise UserError(f"evaluation.data: two entries have the same name ({', '.join(held_out)})")
+
+
+def _check_schedule(run: Run) -> None:
+    constant_tokens = 0
+    for phase in run.phases:
+        if phase.learning_rate != "constant":
+            break
+        constant_tokens += phase.tokens
+    if run.schedule.warmup_tokens > constant_tokens:
+        raise UserError(
+            f"schedule.warmup_tokens: {run.schedule.warmup_tokens} is more than the {constant_tokens} tokens of the "
+            "constant phases that the run begins with"
+        )

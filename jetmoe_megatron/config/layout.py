@@ -1,0 +1,112 @@
+"""How a run divides over ranks: the arithmetic, and a refusal by name of what cannot be divided."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the parallel groups of one run, and its batch arithmetic."""
+
+    world: int
+    tensor: int
+    sequence_parallel: bool
+    pipeline: int
+    virtual_pipeline: int
+    expert: int
+    expert_tensor: int
+    data: int
+    global_sequences: int  # per step
+    micro_batches: int  # per step and data-parallel rank
+    phase_steps: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        return sum(self.phase_steps)
+
+    def phase_at(self, step: int) -> int:
+        """Index of the phase that the given step (from 0) belongs to."""
+        end = 0
+        for phase, steps in enumerate(self.phase_steps):
+            end += steps
+            if step < end:
+                return phase
+        raise IndexError(f"step {step} is beyond the run's {end} steps")
+
+
+def resolve_layout(run: Run, world: int) -> Layout:
+    """Raises UserError with one line that names the keys that do not fit each other or the world size."""
+    parallel, model, batch = run.parallel, run.model, run.batch
+    if parallel.context > 1:
+        raise UserError("parallel.context: context parallelism is not supported yet; set it to 1")
+    model_parallel = parallel.tensor * parallel.pipeline
+    if world % model_parallel:
+        raise UserError(
+            f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} = {model_parallel} does not divide "
+            f"the world of {world} ranks"
+        )
+    expert_parallel = parallel.expert * parallel.expert_tensor * parallel.pipeline
+    if world % expert_parallel:
+        raise UserError(
+            f"parallel: expert {parallel.expert} x expert_tensor {parallel.expert_tensor} x pipeline "
+            f"{parallel.pipeline} = {expert_parallel} does not divide the world of {world} ranks"
+        )
+    _divides("parallel.tensor", parallel.tensor, "model.num_kv_heads", model.num_kv_heads)
+    _divides("parallel.tensor", parallel.tensor, "model.vocab_size", model.vocab_size)
+    _divides("parallel.expert", parallel.expert, "model.num_experts", model.num_experts)
+    _divides("parallel.expert_tensor", parallel.expert_tensor, "model.ffn_hidden_size", model.ffn_hidden_size)
+    stages = parallel.pipeline * parallel.virtual_pipeline
+    if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
+        raise UserError("parallel.virtual_pipeline: needs parallel.pipeline > 1")
+    if model.num_layers % stages:
+        raise UserError(
+            f"parallel: pipeline {parallel.pipeline} x virtual_pipeline {parallel.virtual_pipeline} = {stages} does "
+            f"not divide model.num_layers ({model.num_layers})"
+        )
+    sequence_parallel = parallel.tensor > 1 if parallel.sequence == "auto" else bool(parallel.sequence)
+    if parallel.tensor > 1 and not sequence_parallel:
+        raise UserError("parallel.sequence: Megatron's MoE layers need sequence parallelism when parallel.tensor > 1")
+    if sequence_parallel and parallel.tensor == 1:
+        raise UserError("parallel.sequence: needs parallel.tensor > 1")
+    _divides("parallel.tensor", parallel.tensor, "batch.sequence_length", batch.sequence_length)
+    data = world // model_parallel
+    sequences = batch.global_tokens // batch.sequence_length
+    if sequences % (data * batch.micro_sequences):
+        raise UserError(
+            f"batch: {sequences} sequences per step (global_tokens / sequence_length) do not divide into "
+            f"{data} data-parallel ranks x {batch.micro_sequences} micro_sequences"
+        )
+    micro_batches = sequences // (data * batch.micro_sequences)
+    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+        raise UserError(
+            f"parallel.virtual_pipeline: {micro_batches} micro-batches per step are not a multiple of "
+            f"parallel.pipeline ({parallel.pipeline})"
+        )
+    return Layout(
+        world=world,
+        tensor=parallel.tensor,
+        sequence_parallel=sequence_parallel,
+        pipeline=parallel.pipeline,
+        virtual_pipeline=parallel.virtual_pipeline,
+        expert=parallel.expert,
+        expert_tensor=parallel.expert_tensor,
+        data=data,
+        global_sequences=sequences,
+        micro_batches=micro_batches,
+        phase_steps=phase_steps(run),
+    )
+
+
+def phase_steps(run: Run) -> tuple[int, ...]:
+    """Steps of each phase. A phase ends with a whole batch: its tokens are rounded up."""
+    return tuple(math.ceil(phase.tokens / run.batch.global_tokens) for phase in run.phases)
+
+
+def _divides(divisor_key: str, divisor: int, key: str, value: int) -> None:
+    if value % divisor:
+        raise UserError(f"{divisor_key}: {divisor} does not divide {key} ({value})")

@@ -1,0 +1,166 @@
+"""What a run file may say. Every field is typed and range-checked; unknown keys are refused.
+
+Defaults are JetMoE's published recipe where there is one (arXiv 2404.07413, section 4.2) and are marked where it
+is silent.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _whole(value: Any) -> Any:
+    """`4e9` is how people write token counts, and it is a float to YAML."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _off_on(value: Any) -> Any:
+    """YAML 1.1 reads a bare `off` or `on` as a boolean."""
+    return {False: "off", True: "online"}.get(value, value) if isinstance(value, bool) else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Model(Section):
+    """Shape of the model. Attention has `num_kv_heads` heads per attention expert, `top_k` times as many per token."""
+
+    num_layers: Positive
+    hidden_size: Positive
+    num_kv_heads: Positive
+    kv_channels: Positive
+    ffn_hidden_size: Positive
+    num_experts: Positive = 8
+    top_k: Positive = 2
+    vocab_size: Positive
+    rope_theta: float = Field(10000.0, gt=0)
+    # The released code builds the norms inside the layers with eps 1e-6 whatever its config says, so only the final
+    # norm's can be chosen (`rms_norm_eps` of the Hugging Face config).
+    norm_eps: float = Field(1e-5, gt=0)
+    init_std: float = Field(0.01, gt=0)  # `initializer_range` of the released config
+    expert_backend: Literal["auto", "loop", "torch"] = "auto"
+
+
+class Losses(Section):
+    """Coefficients of the auxiliary losses, applied to their sum over all routers."""
+
+    balance: float = Field(0.01, ge=0)
+    z: float = Field(0.001, ge=0)
+    scope: Literal["micro_batch"] = "micro_batch"  # over which tokens the balance loss counts, as the reference does
+
+
+class Parallel(Section):
+    tensor: Positive = 1
+    sequence: bool | Literal["auto"] = "auto"  # auto: on when tensor > 1
+    pipeline: Positive = 1
+    virtual_pipeline: Positive = 1
+    expert: Positive = 1
+    expert_tensor: Positive = 1
+    context: Positive = 1
+
+
+class Batch(Section):
+    sequence_length: Positive = 4096
+    global_tokens: Positive  # per step, over all ranks
+    micro_sequences: Positive = 1  # per rank and forward pass
+
+
+class Optimizer(Section):
+    """AdamW. Weight decay spares norms and biases. The paper does not give betas and eps: common choices here."""
+
+    max_lr: float = Field(5e-4, gt=0)
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+        0.9,
+        0.95,
+    ]
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_grad: float = Field(1.0, ge=0)  # 0: no clipping
+
+
+class Schedule(Section):
+    warmup_tokens: Count = 0
+    initial_lr_ratio: Fraction = 0.1
+    final_lr_ratio: Fraction = 0.1
+
+
+class Checkpoint(Section):
+    every_tokens: Count = 0  # 0: only at the end and on a signal
+    keep_last: Positive = 3
+    resume: Literal["auto", "never"] = "auto"
+
+
+class Logging(Section):
+    every_steps: Positive = 10  # of the progress line; metrics.jsonl has every step
+    wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_on)] = "off"
+    wandb_project: str = "jetmoe-megatron"
+    tensorboard: bool = False
+
+
+class Debug(Section):
+    max_steps: Positive | None = None  # stop the run early, the schedule unchanged
+    check_sync: Count = 0  # every N steps, compare replicated weights across ranks; 0: never
+
+
+class HeldOut(Section):
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+
+
+class Evaluation(Section):
+    """Held-out loss, every `every_steps` and at the end."""
+
+    every_steps: Count = 0  # 0: only at the end
+    sequences: Positive = 64  # of each data set
+    data: list[HeldOut] = []
+
+
+class Dataset(Section):
+    name: str = Field(min_length=1)
+    path: str = Field(min_length=1)  # prefix of a Megatron .bin/.idx pair
+    weight: float = Field(ge=0)
+
+
+class Phase(Section):
+    """A stretch of training with its own tokens, learning-rate shape and data mixture."""
+
+    name: str = Field(min_length=1)
+    tokens: Positive
+    learning_rate: Literal["constant", "exponential"]
+    data: list[Dataset] = Field(min_length=1)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The mixture's weights, normalised to a sum of 1."""
+        total = sum(dataset.weight for dataset in self.data)
+        return {dataset.name: dataset.weight / total for dataset in self.data}
+
+
+class Run(Section):
+    """A whole training run, its phases in order."""
+
+    name: str = Field(min_length=1)
+    output_dir: str = Field(min_length=1)
+    seed: Count = 1234
+    model: Model
+    losses: Losses = Losses()
+    parallel: Parallel = Parallel()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    batch: Batch
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    tokenizer: str | None = None  # a folder with a Hugging Face tokenizer: its size is checked, exports carry it
+    data_cache: str | None = None  # where the sample indices are kept; default: `<output_dir>/data_index`
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
+    debug: Debug = Debug()
+    phases: list[Phase] = Field(min_length=1)

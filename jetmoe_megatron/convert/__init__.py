@@ -1,0 +1,1 @@
+"""Between Megatron checkpoints and Hugging Face folders."""

@@ -1,0 +1,82 @@
+"""Which samples a rank reads for each step, and the loaders that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import HeldOut, Run
+from jetmoe_megatron.data.indexed import sequences
+from jetmoe_megatron.data.mixture import rank_0_first
+
+MicroBatch = dict[str, Tensor]  # tokens, labels, loss_mask, position_ids, each [micro_sequences, sequence_length]
+
+
+def micro_batches_of_step(
+    step: int, micro_batches: int, micro_sequences: int, data_ranks: int, data_rank: int
+) -> list[list[int]]:
+    """Sample numbers of each micro-batch of one rank. The ranks together read the step's samples once, in order."""
+    step_start = step * micro_batches * data_ranks * micro_sequences
+    starts = [step_start + (m * data_ranks + data_rank) * micro_sequences for m in range(micro_batches)]
+    return [list(range(start, start + micro_sequences)) for start in starts]
+
+
+class StepBatches:
+    """Iterates over steps: each item is the list of this rank's micro-batches, on the host."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        steps: range,
+        micro_batches: int,
+        micro_sequences: int,
+        data_ranks: int,
+        data_rank: int,
+    ) -> None:
+        self.micro_batches = micro_batches
+        on_gpu = torch.cuda.is_available()
+        self.loader = DataLoader(
+            dataset,
+            batch_sampler=_Sampler(steps, micro_batches, micro_sequences, data_ranks, data_rank),
+            num_workers=2 if on_gpu else 0,  # a GPU must not wait for the disk; a CPU has no core to spare
+            pin_memory=on_gpu,
+        )
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        batches = iter(self.loader)
+        while step_batches := [batch for _, batch in zip(range(self.micro_batches), batches, strict=False)]:
+            yield step_batches
+
+
+class _Sampler:
+    def __init__(self, steps: range, *position: int) -> None:
+        self.steps, self.position = steps, position
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            yield from micro_batches_of_step(step, *self.position)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.position[0]
+
+
+class HeldOutSamples(Dataset):
+    """The first sequences of a held-out set, filled up to whole micro-batches on every rank with masked copies."""
+
+    def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: Path) -> None:
+        self.sequences = rank_0_first(
+            lambda: sequences(held_out.path, None, run.batch.sequence_length, run.model.vocab_size, run.seed, cache)
+        )
+        self.real = min(len(self.sequences), run.evaluation.sequences)
+        self.micro_batches = -(-self.real // (layout.data * run.batch.micro_sequences))
+
+    def __getitem__(self, sample: int) -> MicroBatch:
+        item = self.sequences[sample % self.real]
+        if sample >= self.real:
+            item["loss_mask"] = torch.zeros_like(item["loss_mask"])
+        return item

@@ -1,0 +1,46 @@
+"""The checks of data files that Megatron leaves out. They need neither torch nor Megatron."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_tools.indexed import read_index
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
+
+_SCAN_TOKENS = 2**26  # token ids looked at before training; every batch is checked again when it is read
+
+
+def check_data(run: Run, look_inside: bool = True) -> None:
+    """Look at every data file that the run will read.
+
+    Args:
+        look_inside: also at token ids, evenly over each file; one rank is enough for that.
+
+    Raises:
+        UserError, data_tools.errors.InputError: one line that names the file and what is wrong.
+    """
+    named = {d.name: d.path for phase in run.phases for d in phase.data if d.weight > 0}
+    for name, path in [*named.items(), *((d.name, d.path) for d in run.evaluation.data)]:
+        where = f"data set {name!r} ({path})"
+        index = read_index(path)
+        if index.tokens < run.batch.sequence_length + 1:
+            raise UserError(
+                f"{where}: {index.tokens} tokens are too few for one sequence of {run.batch.sequence_length} and its "
+                "next token"
+            )
+        if look_inside:
+            tokens = np.memmap(f"{path}.bin", dtype=index.dtype, mode="r")
+            block = min(len(tokens), 2**20)
+            blocks = max(1, min(len(tokens), _SCAN_TOKENS) // block)
+            for start in np.linspace(0, len(tokens) - block, num=blocks, dtype=np.int64):
+                check_token_ids(tokens[start : start + block], run.model.vocab_size, where)
+
+
+def check_token_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
+    largest, smallest = int(tokens.max()), int(tokens.min())
+    if largest >= vocab_size or smallest < 0:
+        raise UserError(
+            f"{where}: token id {largest if largest >= vocab_size else smallest} is outside the model's vocabulary of "
+            f"{vocab_size}: was it made with another tokenizer?"
+        )

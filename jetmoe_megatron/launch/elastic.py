@@ -1,0 +1,204 @@
+"""torchrun for workers that are told to stop by a signal and say how they ended by their exit status.
+
+    python -m jetmoe_megatron.launch.elastic <the arguments of torchrun>
+
+torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback whatever status
+they failed with. This launcher passes SIGTERM, SIGINT and SIGUSR1 on to the workers and exits as they did.
+
+Source: torch.distributed.run and torch.distributed.elastic.agent.server, whose hooks for subclasses (`_invoke_run`,
+`_monitor_workers`) are the same in torch 2.10 to 2.13.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch.distributed.launcher.api as launcher_api
+import torch.distributed.run as torchrun
+from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
+
+from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN
+
+PROGRAM = "jetmoe_megatron.launch.elastic"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# How long the other workers may take to end by themselves once one has exited 75, or once the first node is gone.
+PATIENCE_SECONDS = 120.0
+
+
+class _SignalRelay:
+    """The handler of the stop signals: passes each on to the workers and remembers which ones came."""
+
+    def __init__(self) -> None:
+        self.passed_on: set[int] = set()
+        self._set_handler(self)
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.passed_on.add(signum)
+        workers = psutil.Process().children()
+        if not workers:  # still waiting for other nodes to join, or for them to finish
+            raise SignalException(f"stopped by signal {signum}", sigval=signal.Signals(signum))
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.send_signal(signum)
+
+    def retire(self) -> None:
+        """From here on nothing is left to stop, and a late signal must not change the exit status."""
+        self._set_handler(signal.SIG_IGN)
+
+    def _set_handler(self, handler: Any) -> None:
+        for signum in STOP_SIGNALS:
+            signal.signal(signum, handler)
+
+
+class _PatientAgent(LocalElasticAgent):
+    """torch's agent of one node, but workers that are about to exit 75 are left to do so."""
+
+    def __init__(self, relay: _SignalRelay, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._relay = relay
+
+    def run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        try:
+            return super().run(role)
+        finally:
+            self._relay.retire()
+
+    def _invoke_run(self, role: str = DEFAULT_ROLE) -> RunResult:
+        try:
+            return super()._invoke_run(role)
+        except RendezvousConnectionError:
+            if self._worker_group.state != WorkerState.HEALTHY:
+                raise
+            # The launcher of the first node hosts the rendezvous and has ended: so will our workers. Without this
+            # they would be killed in the course of exiting 75.
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while time.monotonic() < deadline:
+                result = self._monitor_workers(self._worker_group)
+                if result.state != WorkerState.HEALTHY:
+                    return result
+                time.sleep(self._worker_group.spec.monitor_interval)
+            raise
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        # torch sends SIGTERM to all workers as soon as one has failed, and SIGKILL 30 seconds later.
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        pids = self._pcontext.pids().values()
+        while {_peek_exit_code(pid) for pid in pids} == {EXIT_RUN_ME_AGAIN, None} and time.monotonic() < deadline:
+            time.sleep(0.1)
+        result = super()._monitor_workers(worker_group)
+        codes = [failure.exitcode for failure in result.failures.values()]
+        if codes and exit_status(codes, self._relay.passed_on) in (EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN):
+            self._remaining_restarts = 0  # --max-restarts is for crashes
+        return result
+
+
+def _peek_exit_code(pid: int) -> int | None:
+    """The exit code of a child (negative: its signal), None while it runs; torch can still collect it afterwards."""
+    try:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # collected, and torch goes on only while every collected one is 0
+        return 0
+    if ended is None:
+        return None
+    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+
+def _culprits(exit_codes: Sequence[int], passed_on: Collection[int]) -> list[int]:
+    """The exit codes that neither 75 nor our or torch's signals account for."""
+    # A worker that dies of a signal passed on to it had no handler yet, hence nothing to save.
+    accounted_for = {EXIT_RUN_ME_AGAIN, *(-signum for signum in passed_on)}
+    if EXIT_RUN_ME_AGAIN in exit_codes:
+        # A worker exits 75 after all ranks have saved: those that torch had to close afterwards lost nothing.
+        accounted_for |= {-signal.SIGTERM, -signal.SIGKILL}
+    return [code for code in exit_codes if code not in accounted_for]
+
+
+def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> int:
+    """The exit status of a launcher whose workers failed.
+
+    Args:
+        exit_codes: exit codes of the workers that failed, in the order in which they failed; -n for signal n.
+        passed_on: the signals that the launcher had passed on to its workers.
+
+    Returns:
+        2 if any worker exited 2; 75 if all were stopped; else the code of the first that was not, 128+n for signal n.
+    """
+    if EXIT_BAD_INPUT in exit_codes:
+        return EXIT_BAD_INPUT
+    culprits = _culprits(exit_codes, passed_on)
+    if not culprits:
+        return EXIT_RUN_ME_AGAIN
+    return culprits[0] if culprits[0] > 0 else 128 - culprits[0]
+
+
+def _say(message: str) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
+
+
+def _report_failures(error: ChildFailedError, passed_on: Collection[int]) -> int:
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    codes = [failure.exitcode for _, failure in failures]
+    status = exit_status(codes, passed_on)
+    if status not in (EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN):  # there the workers have said all there is to say
+        code = _culprits(codes, passed_on)[0]
+        rank, failure = failures[codes.index(code)]
+        how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
+        _say(f"rank {rank} on {socket.gethostname()} {how}")
+    return status
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Launch workers as torchrun does and return their exit status.
+
+    Args:
+        argv: the arguments of torchrun; those of the process by default.
+
+    Returns:
+        0 if every worker exited 0; 75 also for a stop signal while waiting for other nodes; 1 if the nodes did not
+        find one another; otherwise as `exit_status`.
+
+    Raises:
+        SystemExit: with status 2, after a usage message, if the arguments are wrong.
+
+    Source: torch.distributed.run.main.
+    """
+    parser = torchrun.get_args_parser()
+    parser.prog = f"python -m {PROGRAM}"
+    args = parser.parse_args(argv)
+    ours = {signum.name for signum in STOP_SIGNALS}
+    args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
+
+    relay = _SignalRelay()
+    launcher_api.LocalElasticAgent = partial(_PatientAgent, relay)  # launch_agent has no argument for the agent
+    # What torch logs of each failed and closed worker would bury the one line that tells why.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(
+        lambda record: not record.msg.startswith(("failed (exitcode", "Sending process"))
+    )
+    try:
+        torchrun.run(args)
+    except ChildFailedError as error:
+        return _report_failures(error, relay.passed_on)
+    except SignalException as error:
+        return EXIT_RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else 128 + error.sigval
+    except RendezvousError as error:
+        _say(f"no rendezvous at {args.rdzv_endpoint} on {socket.gethostname()}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

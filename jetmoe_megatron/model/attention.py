@@ -1,0 +1,131 @@
+"""The mixture of attention heads (arXiv 2404.07413, section 2.3), in the place of Megatron's self-attention.
+
+Each expert has its own query and output projections; keys and values are shared by all of them. A token's K chosen
+experts give it K groups of query heads. Head h of every group attends to key-value head h:
+
+    q_j = W_q[e_j] u            o = sum_j gate_j * W_o[e_j] a_j + bias
+    k, v = W_kv u               a_j = softmax(rope(q_j) rope(k)^T / sqrt(d)) v
+
+To a grouped-query kernel that is the order [kv head, slot], while tokens carry [slot, kv head]: hence the transposes.
+
+Tensor parallelism splits the heads, and with them the rows of every W_q and the columns of every W_o.
+
+Letters: S sequence, B micro-batch, H hidden, T = S * B tokens, E experts, K top-k, N local kv heads, C channels,
+A = N * C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from torch import Tensor
+
+from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.dispatch import Dispatch
+from jetmoe_megatron.model.experts.weight import ExpertLinear
+from jetmoe_megatron.model.mlp import output_bias
+
+
+@dataclass
+class AttentionSubmodules:
+    router: type
+
+
+class MixtureOfAttention(MegatronModule):
+    """[S, B, H] -> [S, B, H] and the output bias [H]."""
+
+    def __init__(
+        self,
+        config: JetMoEConfig,
+        submodules: AttentionSubmodules,
+        layer_number: int,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config=config)
+        self.layer_number = layer_number
+        self.tp_group = pg_collection.tp
+        self.channels = config.kv_channels
+        self.local_kv_heads = config.num_query_groups // self.tp_group.size()
+        experts, hidden = config.num_moe_experts, config.hidden_size
+        width = config.num_query_groups * config.kv_channels
+        moe_groups = get_default_pg_collection()
+        groups: dict[str, Any] = {
+            "expert_group": None,
+            "tensor_group": pg_collection.tp,
+            "replica_group": pg_collection.dp_cp,
+        }
+        self.router = submodules.router(config=config, pg_collection=moe_groups)
+        self.linear_q = ExpertLinear(config, (experts, width, hidden), tensor_axis=1, **groups)
+        self.linear_out = ExpertLinear(config, (experts, hidden, width), tensor_axis=2, **groups)
+        # Rows lie as [kv head, key or value, channel], so that a contiguous slice of them is a slice of the heads.
+        self.linear_kv = ColumnParallelLinear(
+            hidden,
+            2 * width,
+            config=config,
+            init_method=config.init_method,
+            gather_output=False,
+            bias=False,
+            tp_group=pg_collection.tp,
+        )
+        # It is given the whole sequence, and the gather's backward sums the input gradients of all tensor ranks.
+        self.linear_kv.sequence_parallel = False
+        self.linear_kv.allreduce_dgrad = False
+        self.bias = output_bias(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Any = None,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            hidden_states: normed input [S / tp, B, H].
+            attention_mask: must be None; attention is causal.
+            rotary_pos_emb: angles [S, 1, 1, C].
+        """
+        assert attention_mask is None, "attention is causal; no other mask is supported"
+        gates_TE, _ = self.router(hidden_states)
+        if self.config.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)
+            gates_TE = gather_from_sequence_parallel_region(gates_TE, group=self.tp_group)
+        gates_TK, expert_TK = gates_TE.topk(self.router.topk, dim=-1)
+        dispatch = Dispatch(expert_TK, self.config.num_moe_experts)
+
+        u_TH = hidden_states.flatten(0, 1)
+        q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_E))
+        kv, _ = self.linear_kv(hidden_states)
+        a_TKA = self._attend(q_TKA, kv, rotary_pos_emb)
+
+        y_TKH = dispatch.slots_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_E))
+        y_TH = (y_TKH * gates_TK.unsqueeze(-1).to(y_TKH.dtype)).sum(dim=1)
+        output = y_TH.unflatten(0, hidden_states.shape[:2])
+        if self.config.sequence_parallel:
+            output = reduce_scatter_to_sequence_parallel_region(output, group=self.tp_group)
+        return output, self.bias
+
+    def _attend(self, q_TKA: Tensor, kv: Tensor, rotary_pos_emb: Tensor) -> Tensor:
+        """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
+        sequence, batch = kv.shape[:2]
+        slots, heads, channels = q_TKA.shape[1], self.local_kv_heads, self.channels
+        q = q_TKA.view(sequence, batch, slots, heads, channels).transpose(2, 3)
+        q = q.reshape(sequence, batch, heads * slots, channels)
+        k, v = kv.view(sequence, batch, heads, 2, channels).unbind(3)
+        q = apply_rotary_pos_emb(q, rotary_pos_emb, config=self.config)
+        k = apply_rotary_pos_emb(k, rotary_pos_emb, config=self.config)
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
+        a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        a = a.permute(2, 0, 1, 3).reshape(sequence, batch, heads, slots, channels).transpose(2, 3)
+        return a.reshape(sequence * batch, slots, heads * channels)

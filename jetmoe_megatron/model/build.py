@@ -1,0 +1,41 @@
+"""This rank's part of the model."""
+
+from __future__ import annotations
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.model.config import transformer_config
+from jetmoe_megatron.model.initialize import initialize_weights
+from jetmoe_megatron.model.spec import block_spec
+from jetmoe_megatron.platform.device import device
+
+
+def build_model(run: Run, layout: Layout) -> list[GPTModel]:
+    """One GPTModel for each virtual pipeline stage of this rank, with its initial weights, on this rank's device.
+
+    Megatron's parallel state must exist.
+    """
+    config = transformer_config(run, layout)
+    stages: list[int | None] = list(range(layout.virtual_pipeline)) if layout.virtual_pipeline > 1 else [None]
+    chunks = []
+    for stage in stages:
+        chunk = GPTModel(
+            config=config,
+            transformer_layer_spec=block_spec(get_num_layers_to_build(config, vp_stage=stage)),
+            vocab_size=run.model.vocab_size,
+            max_sequence_length=run.batch.sequence_length,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+            share_embeddings_and_output_weights=True,
+            position_embedding_type="rope",
+            rotary_base=run.model.rope_theta,
+            vp_stage=stage,
+        )
+        chunk.to(device())
+        initialize_weights(chunk, run.seed, run.model.init_std)
+        chunks.append(chunk)
+    return chunks

@@ -1,0 +1,70 @@
+"""From the YAML's model section to Megatron-Core's TransformerConfig."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.transformer import TransformerConfig
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.model.experts import resolve_backend
+
+# The released code builds the norms inside the layers with this eps whatever its config says
+# (transformers/models/jetmoe/modeling_jetmoe.py: `JetMoeRMSNorm(config.hidden_size)`), so training does too.
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass
+class JetMoEConfig(TransformerConfig):
+    """Megatron-Core's config and the few things it has no field for."""
+
+    final_norm_eps: float = 1e-5
+    expert_backend: str = "torch"
+
+
+def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
+    """The config of every layer. It reads the sizes of the parallel groups, not the groups themselves."""
+    model = run.model
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    return JetMoEConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        kv_channels=model.kv_channels,
+        num_query_groups=model.num_kv_heads,
+        num_attention_heads=model.num_kv_heads * model.top_k,
+        # One number of experts and one k for both kinds: Hugging Face's JetMoE config has one of each.
+        num_moe_experts=model.num_experts,
+        moe_router_topk=model.top_k,
+        moe_router_pre_softmax=False,
+        moe_router_dtype="fp32",
+        moe_router_load_balancing_type="aux_loss",
+        moe_aux_loss_coeff=run.losses.balance,
+        moe_z_loss_coeff=run.losses.z,
+        moe_token_dispatcher_type="alltoall",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        normalization="RMSNorm",
+        layernorm_epsilon=LAYER_NORM_EPS,
+        final_norm_eps=model.norm_eps,
+        add_bias_linear=False,
+        bias_dropout_fusion=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        perform_initialization=False,  # `initialize.py` does it, independently of the layout
+        init_method_std=model.init_std,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=run.precision == "bf16",
+        tensor_model_parallel_size=layout.tensor,
+        sequence_parallel=layout.sequence_parallel,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
+        expert_backend=resolve_backend(model, run.precision),
+    )

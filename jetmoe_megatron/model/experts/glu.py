@@ -1,0 +1,43 @@
+"""The experts of the MLP: SwiGLU, each token through its own (arXiv 2404.07413, equation 4)."""
+
+from __future__ import annotations
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor, nn
+
+from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.experts.weight import ExpertLinear
+
+
+class GLUExperts(MegatronModule):
+    """In the place of Megatron's GroupedMLP, behind its token dispatcher."""
+
+    def __init__(self, num_local_experts: int, config: JetMoEConfig, pg_collection: ProcessGroupCollection) -> None:
+        super().__init__(config=config)
+        experts, hidden, ffn = config.num_moe_experts, config.hidden_size, config.ffn_hidden_size
+        groups = {
+            "expert_group": pg_collection.ep if pg_collection.ep.size() > 1 else None,
+            "tensor_group": pg_collection.expt_tp,
+            "replica_group": pg_collection.expt_dp,
+        }
+        # The two halves lie on an axis of their own, so that splitting the width splits both alike.
+        self.linear_in = ExpertLinear(config, (experts, 2, ffn, hidden), tensor_axis=2, **groups)
+        self.linear_out = ExpertLinear(config, (experts, hidden, ffn), tensor_axis=2, **groups)
+
+    def forward(self, x_ND: Tensor, count_E: Tensor, gate_N: Tensor) -> tuple[Tensor, None]:
+        """
+        Args:
+            x_ND: dispatched tokens, sorted by local expert.
+            count_E: how many of them each local expert has.
+            gate_N: the router's weight of each row.
+
+        Returns:
+            The gated outputs [N, hidden] and None, as MoELayer takes no bias from its experts.
+        """
+        activated, linear = self.linear_in(x_ND, count_E).chunk(2, dim=-1)
+        y_ND = self.linear_out(nn.functional.silu(activated) * linear, count_E)
+        return y_ND * gate_N.unsqueeze(-1).to(y_ND.dtype), None
+
+    def backward_dw(self) -> None:
+        """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""

@@ -1,0 +1,77 @@
+"""The weights of many experts as one parameter, and how it is sharded and saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.experts import BACKENDS
+
+
+class ExpertLinear(nn.Module):
+    """One linear layer for each expert, `weight` of shape [local experts, *rows, in] with rows flattened on use.
+
+    The experts are split over `expert_group`, and one dimension of each expert's matrix over `tensor_group`. As it is
+    a plain slice in both, a checkpoint holds one plain tensor [experts, *rows, in] that any layout can load.
+    """
+
+    def __init__(
+        self,
+        config: JetMoEConfig,
+        shape: tuple[int, ...],
+        tensor_axis: int,
+        expert_group: ProcessGroup | None,
+        tensor_group: ProcessGroup,
+        replica_group: ProcessGroup,
+    ) -> None:
+        """
+        Args:
+            shape: [experts, *rows, in] of the whole layer.
+            tensor_axis: the dimension of `shape` that `tensor_group` splits.
+            expert_group: None keeps every expert on every rank.
+            replica_group: ranks that hold the same slice.
+        """
+        super().__init__()
+        self.grouped_linear = BACKENDS[config.expert_backend]
+        self.whole_shape, self.tensor_axis = shape, tensor_axis
+        self.expert_group, self.tensor_group, self.replica_group = expert_group, tensor_group, replica_group
+        local = list(shape)
+        local[0] //= expert_group.size() if expert_group else 1
+        local[tensor_axis] //= tensor_group.size()
+        self.weight = nn.Parameter(torch.empty(local, dtype=config.params_dtype, device=torch.cuda.current_device()))
+        # Megatron's DDP reduces gradients of parameters without `allreduce` over the expert-data-parallel group.
+        self.weight.allreduce = expert_group is None  # type: ignore[attr-defined]
+        # clip_grads counts a parameter on every tensor rank only if it says that it is split.
+        self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+        self.weight.partition_dim = tensor_axis  # type: ignore[attr-defined]
+        self.weight.partition_stride = 1  # type: ignore[attr-defined]
+
+    def forward(self, x_ND: Tensor, count_E: Tensor) -> Tensor:
+        """Rows [N, in] sorted by expert -> [N, rows]."""
+        w_EFD = self.weight.flatten(1, -2)
+        return self.grouped_linear(x_ND, w_EFD, count_E)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+    ) -> ShardedStateDict:
+        """Megatron's description of this slice: where it lies in the whole tensor and which ranks hold copies."""
+        layers = len(sharded_offsets)  # a homogeneous block stacks its layers in front
+        offsets = [(layers + self.tensor_axis, self.tensor_group.rank(), self.tensor_group.size())]
+        if self.expert_group:
+            offsets.append((layers, self.expert_group.rank(), self.expert_group.size()))
+        return {
+            f"{prefix}weight": ShardedTensor.from_rank_offsets(
+                f"{prefix}weight",
+                self.weight,
+                *sharded_offsets,
+                *offsets,
+                replica_id=(0, 0, self.replica_group.rank()),
+                prepend_axis_num=layers,
+            )
+        }

@@ -1,0 +1,102 @@
+"""The top-k router, its balance loss and its z-loss: the one place where both formulas and their scaling stand.
+
+For the logits s [T, E] of one router, over the T tokens of one micro-batch (arXiv 2404.07413, equations 10 to 12):
+
+    balance = E * sum_i f_i * P_i        f_i: share of the T * k assignments that went to expert i, no gradient
+                                         P_i: mean over tokens of softmax(s)_i over all E experts
+    z       = mean over tokens of logsumexp(s)^2
+
+A perfectly even router has balance = 1. The training loss is
+
+    L = L_lm + sum over routers ( c_balance * balance + c_z * z )
+
+the sum over all routers of both kinds, two in each layer, as the authors' training code has it, averaged over
+micro-batches and data-parallel ranks like L_lm. Both terms enter the gradient through Megatron's
+MoEAuxLossAutoScaler, which carries the same scale as the main loss on every pipeline stage. With sequence
+parallelism a rank has T / tp tokens: its partial terms add up over the tensor-parallel group.
+
+Letters: S local sequence, B micro-batch, H hidden, T local tokens, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_utils import (
+    MoEAuxLossAutoScaler,
+    get_tokens_per_expert_and_token_count,
+    switch_load_balancing_loss_func,
+    z_loss_func,
+)
+from megatron.core.transformer.moe.router import TopKRouter
+from torch import Tensor
+
+from jetmoe_megatron.model.config import JetMoEConfig
+
+
+@dataclass
+class RouterLosses:
+    """Sums over the micro-batches since the last `reset`, before their coefficients, of this rank's share."""
+
+    balance: Tensor | float = 0.0
+    z: Tensor | float = 0.0
+    micro_batches: float = 0.0  # a tensor-parallel rank counts as a part of one
+
+    def reset(self) -> None:
+        self.balance, self.z, self.micro_batches = 0.0, 0.0, 0.0
+
+
+class Router(TopKRouter):
+    """Megatron's router with its logits in fp32 and its losses attached and recorded as written above.
+
+    Megatron's own records are kept by name in a module global, and its z-loss is never reduced over ranks.
+    """
+
+    kind: str  # "moa" or "moe": how the losses are named in the metrics
+
+    def __init__(self, config: JetMoEConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
+        super().__init__(config=config, pg_collection=pg_collection)
+        self.losses = RouterLosses()
+
+    def gating(self, input: Tensor) -> Tensor:
+        """Logits in fp32. Megatron's own needs Transformer Engine (moe_utils.py:1192 reads an unbound name)."""
+        return torch.nn.functional.linear(input.float(), self.weight.float())
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits [S, B, E] -> gates [T, E], zero where not chosen, and the choice as a boolean map [T, E]."""
+        logits_TE = logits.flatten(0, 1)
+        top_TK, index_TK = logits_TE.topk(self.topk, dim=-1)
+        chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter_(1, index_TK, True)
+        gates_TK = top_TK.softmax(dim=-1)
+        if self.training and torch.is_grad_enabled():  # not in the first pass of a recomputed layer
+            gates_TK = self._attach_losses(gates_TK, logits_TE, chosen_TE)
+        gates_TE = torch.zeros_like(logits_TE).scatter(1, index_TK, gates_TK)
+        return gates_TE, chosen_TE
+
+    def _attach_losses(self, gates_TK: Tensor, logits_TE: Tensor, chosen_TE: Tensor) -> Tensor:
+        config, group = self.config, self.tp_cp_group
+        count_E, _, tokens = get_tokens_per_expert_and_token_count(chosen_TE, group, self.topk)
+        balance = switch_load_balancing_loss_func(
+            logits_TE.softmax(dim=-1),
+            count_E,
+            tokens,
+            self.topk,
+            config.num_moe_experts,
+            moe_aux_loss_coeff=1.0,
+        )
+        z = z_loss_func(logits_TE, 1.0 / group.size())
+        self.losses.balance = self.losses.balance + balance.detach()
+        self.losses.z = self.losses.z + z.detach()
+        self.losses.micro_batches += 1.0 / group.size()
+        loss = config.moe_aux_loss_coeff * balance + config.moe_z_loss_coeff * z
+        return MoEAuxLossAutoScaler.apply(gates_TK, loss)
+
+
+class AttentionRouter(Router):
+    kind = "moa"
+
+
+class MLPRouter(Router):
+    kind = "moe"

@@ -1,0 +1,38 @@
+"""metrics.jsonl: one line per step, also after kills and resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from jetmoe_megatron.monitor.monitor import Record
+
+
+class JsonLines:
+    def __init__(self, path: Path, resume_after_step: int) -> None:
+        """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill."""
+        kept = [r for r in read_metrics(path) if r["step"] <= resume_after_step]
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(aside, path)
+        self.file = open(path, "a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The records of a metrics file, without a last line that was cut off; none if there is no file."""
+    records = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records

@@ -1,0 +1,40 @@
+"""The progress line."""
+
+from __future__ import annotations
+
+from jetmoe_megatron.monitor.monitor import Record
+
+
+class Terminal:
+    def __init__(self, steps: int, every: int) -> None:
+        self.steps, self.every = steps, every
+        self.seconds_per_step: float | None = None
+
+    def write(self, record: Record) -> None:
+        step, seconds = int(record["step"]), float(record["step_seconds"])
+        before = self.seconds_per_step
+        self.seconds_per_step = seconds if before is None else 0.9 * before + 0.1 * seconds
+        if step % self.every and step != self.steps:
+            return
+        left = duration(self.seconds_per_step * (self.steps - step))
+        held_out = f" | held-out {record['held_out_loss']:.4f}" if "held_out_loss" in record else ""
+        print(
+            f"step {step:>{len(str(self.steps))}}/{self.steps} | {record['phase']} | {record['tokens']:,} tokens"
+            f" | loss {record['lm_loss']:.4f}{held_out} | lr {record['lr']:.2e}"
+            f" | {record['tokens_per_second']:,.0f} tokens/s | {left} left",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """`2d 03h`, `3h 05m`, `4m 10s` or `9s`."""
+    whole = round(seconds)
+    days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
+    if days:
+        return f"{days}d {hours:02}h"
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"

@@ -1,0 +1,53 @@
+"""The device of this rank and the process group over all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+
+from jetmoe_megatron.platform import cpu
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Where this rank computes: its own GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def world_size() -> int:
+    """Ranks of this run, as torchrun tells; 1 when the program was started by hand."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def process_group(timeout_minutes: int = 30) -> Iterator[None]:
+    """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere."""
+    if "RANK" not in os.environ:  # started without torchrun: a world of one
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    if has_gpu():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        cpu.install()
+    torch.distributed.init_process_group(
+        backend="nccl" if has_gpu() else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

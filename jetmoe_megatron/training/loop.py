@@ -1,0 +1,121 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from megatron.core import parallel_state
+
+from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.checkpoint.store import load_checkpoint, save_checkpoint
+from jetmoe_megatron.config import dump_run
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.batches import StepBatches
+from jetmoe_megatron.data.mixture import RunSamples
+from jetmoe_megatron.errors import EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.model.build import build_model
+from jetmoe_megatron.monitor.jsonl import JsonLines
+from jetmoe_megatron.monitor.monitor import Monitor, Writer
+from jetmoe_megatron.monitor.tensorboard import TensorBoard
+from jetmoe_megatron.monitor.terminal import Terminal
+from jetmoe_megatron.monitor.wandb import WeightsAndBiases
+from jetmoe_megatron.training.evaluation import HeldOutLoss
+from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.run_folder import RunFolder
+from jetmoe_megatron.training.schedule import LearningRate
+from jetmoe_megatron.training.signals import StopSignals
+from jetmoe_megatron.training.step import reduce_losses, train_step
+
+
+def train(run: Run, layout: Layout) -> int:
+    """Train from the newest checkpoint, or from the start, to the end. Returns the process's exit status."""
+    with StopSignals() as stop:
+        folder = RunFolder(run)
+        model = wrap_for_data_parallel(run, build_model(run, layout))
+        optimizer = build_optimizer(run, model)
+        samples = RunSamples(run, layout, folder.data_cache)
+        held_out = HeldOutLoss(run, layout, folder.data_cache)
+        learning_rate = schedule_of(run, layout)
+        tokens_per_step = run.batch.global_tokens
+
+        checkpoint = newest(folder.checkpoints)
+        step = load_checkpoint(checkpoint, model, optimizer) // tokens_per_step if checkpoint else 0
+        last_step = min(layout.steps, run.debug.max_steps or layout.steps)
+        dataset_tokens = samples.tokens_per_dataset(0, step * layout.global_sequences)
+        monitor = Monitor(_writers(run, layout, folder, step))
+        batches = iter(
+            StepBatches(
+                samples,
+                range(step, last_step),
+                layout.micro_batches,
+                run.batch.micro_sequences,
+                layout.data,
+                parallel_state.get_data_parallel_rank(),
+            )
+        )
+        saved = step
+        while step < last_step and not stop.received:
+            started = time.perf_counter()
+            lr = learning_rate(step * tokens_per_step)
+            losses, grad_norm = train_step(model, optimizer, next(batches), lr)
+            reduced, stopping = reduce_losses(model, losses, stop=stop.received is not None)
+            seconds = time.perf_counter() - started
+            phase = run.phases[layout.phase_at(step)].name
+            step += 1
+            sequences = step * layout.global_sequences
+            for name, tokens in samples.tokens_per_dataset(sequences - layout.global_sequences, sequences).items():
+                dataset_tokens[name] += tokens
+            record = {
+                "step": step,
+                "phase": phase,
+                "tokens": step * tokens_per_step,
+                "lr": lr,
+                **reduced,
+                "grad_norm": grad_norm,
+                "tokens_per_second": tokens_per_step / seconds,
+                "step_seconds": seconds,
+                **{f"dataset_tokens/{name}": tokens for name, tokens in dataset_tokens.items()},
+            }
+            if held_out.is_due(step, last=step == last_step):
+                record |= held_out.measure(model)
+            monitor.log(record)
+            if _save_is_due(run, step) or stopping or step == last_step:
+                save_checkpoint(folder.checkpoints, run, step * tokens_per_step, model, optimizer)
+                saved = step
+            if stopping:
+                break
+        monitor.close()
+    return 0 if saved >= last_step else EXIT_RUN_ME_AGAIN
+
+
+def schedule_of(run: Run, layout: Layout) -> LearningRate:
+    """A phase's shape spans the whole steps that it is rounded up to."""
+    phase_tokens = [steps * run.batch.global_tokens for steps in layout.phase_steps]
+    return LearningRate(
+        max_lr=run.optimizer.max_lr,
+        warmup_tokens=run.schedule.warmup_tokens,
+        initial_lr_ratio=run.schedule.initial_lr_ratio,
+        final_lr_ratio=run.schedule.final_lr_ratio,
+        phases=list(zip(phase_tokens, (phase.learning_rate for phase in run.phases), strict=True)),
+    )
+
+
+def _save_is_due(run: Run, step: int) -> bool:
+    """At the first whole step at or after each multiple of `checkpoint.every_tokens`."""
+    every, per_step = run.checkpoint.every_tokens, run.batch.global_tokens
+    return every > 0 and step * per_step // every > (step - 1) * per_step // every
+
+
+def _writers(run: Run, layout: Layout, folder: RunFolder, step: int) -> list[Writer]:
+    if torch.distributed.get_rank() != 0:
+        return []
+    folder.root.mkdir(parents=True, exist_ok=True)
+    folder.config.write_text(dump_run(run), encoding="utf-8")
+    writers: list[Writer] = [Terminal(layout.steps, run.logging.every_steps), JsonLines(folder.metrics, step)]
+    if run.logging.wandb != "off":
+        writers.append(WeightsAndBiases(run, folder.logs))
+    if run.logging.tensorboard:
+        writers.append(TensorBoard(folder.logs / "tensorboard"))
+    return writers

@@ -1,0 +1,42 @@
+"""Megatron's process groups for one run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.platform.device import process_group
+
+
+@contextlib.contextmanager
+def parallel_state(run: Run, layout: Layout) -> Iterator[None]:
+    """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
+    _quiet_megatron()
+    with process_group():
+        from megatron.core import parallel_state as groups
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        groups.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+            expert_model_parallel_size=layout.expert,
+            expert_tensor_parallel_size=layout.expert_tensor,
+            create_gloo_process_groups=False,
+        )
+        model_parallel_cuda_manual_seed(run.seed)
+        try:
+            yield
+        finally:
+            groups.destroy_model_parallel()
+
+
+def _quiet_megatron() -> None:
+    """Messages that every run would repeat: fused kernels that are not there, and specs Megatron does not know."""
+    warnings.filterwarnings("ignore", module=r"megatron\.core\..*")
+    for name in ("transformer.transformer_layer", "datasets.blended_dataset", "dist_checkpointing"):
+        logging.getLogger(f"megatron.core.{name}").setLevel(logging.ERROR)

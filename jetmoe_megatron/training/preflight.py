@@ -1,0 +1,70 @@
+"""Everything that can be found wrong with a run before any rank waits for another one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.checkpoint.saved_run import refuse_other_run
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.checks import check_data
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.training.run_folder import RunFolder
+
+
+def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
+    """Raises UserError or data_tools.errors.InputError with one line that says what to change."""
+    from jetmoe_megatron.model.experts import resolve_backend
+
+    resolve_backend(run.model, run.precision)
+    _check_writers(run)
+    if run.tokenizer:
+        _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
+    check_data(run, look_inside=rank == 0)
+    folder = RunFolder(run)
+    _check_writable(folder.root)
+    checkpoint = newest(folder.checkpoints)
+    if checkpoint and run.checkpoint.resume == "never":
+        raise UserError(f"checkpoint.resume: never, but {checkpoint} exists: choose another output_dir or resume: auto")
+    if checkpoint:
+        refuse_other_run(checkpoint, run)
+
+
+def _check_writers(run: Run) -> None:
+    wanted = {"wandb": run.logging.wandb != "off", "tensorboard": run.logging.tensorboard}
+    for package, switched_on in wanted.items():
+        if switched_on and importlib.util.find_spec(package) is None:
+            raise UserError(f"logging.{package}: the package is missing: pip install 'jetmoe-megatron[{package}]'")
+
+
+def _check_tokenizer(folder: Path, vocab_size: int) -> None:
+    file = folder / "tokenizer.json"
+    if not folder.is_dir():
+        raise UserError(f"tokenizer: {folder} is not a folder")
+    if not file.is_file():
+        return  # a SentencePiece folder: its ids are checked in the data
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        ids = [
+            *content["model"]["vocab"].values(),
+            *(token["id"] for token in content.get("added_tokens", [])),
+        ]
+        size = 1 + max(ids)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"tokenizer: {file} is not a tokenizer file") from None
+    if size > vocab_size:
+        raise UserError(f"tokenizer: {folder} has {size} tokens, more than model.vocab_size ({vocab_size})")
+
+
+def _check_writable(root: Path) -> None:
+    parent = root
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UserError(f"output_dir: {parent} is a file")
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"output_dir: no permission to write in {parent}")

@@ -1,0 +1,39 @@
+"""The learning rate as a pure function of consumed tokens (arXiv 2404.07413, section 4.2).
+
+Linear warm-up from initial_lr_ratio * max_lr over the first warmup_tokens; each phase then goes on from where the
+one before ended: `constant` stays there, `exponential` multiplies by final_lr_ratio over its tokens, evenly in t:
+
+    lr(t) = lr_at_start_of_phase * final_lr_ratio ** (t / tokens_of_phase)
+
+With a constant phase first that is max_lr * final_lr_ratio ** (t / decay_tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Call it with the number of tokens consumed before the step."""
+
+    max_lr: float
+    warmup_tokens: int
+    initial_lr_ratio: float
+    final_lr_ratio: float
+    phases: Sequence[tuple[int, str]]  # tokens and "constant" or "exponential"
+
+    def __call__(self, tokens: int) -> float:
+        if tokens < self.warmup_tokens:
+            ratio = self.initial_lr_ratio + (1 - self.initial_lr_ratio) * tokens / self.warmup_tokens
+            return self.max_lr * ratio
+        ratio, start = 1.0, 0
+        for length, shape in self.phases:
+            progress = min(1.0, (tokens - start) / length)
+            if shape == "exponential":
+                ratio *= self.final_lr_ratio**progress
+            if tokens < start + length:
+                break
+            start += length
+        return self.max_lr * ratio

@@ -1,0 +1,133 @@
+"""One training step, one evaluation: Megatron's forward-backward schedule around the model, and the losses of it.
+
+Letters: B micro-batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from jetmoe_megatron.data.batches import MicroBatch
+from jetmoe_megatron.model.router import Router
+from jetmoe_megatron.platform.device import device
+from jetmoe_megatron.training.optimizer import set_learning_rate
+
+KINDS = ("moa", "moe")
+
+
+def train_step(
+    model: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    batches: list[MicroBatch],
+    learning_rate: float,
+) -> tuple[list[Tensor], float]:
+    """Forward and backward over this rank's micro-batches, then one optimizer step.
+
+    Returns:
+        The (loss sum, tokens) pairs of the micro-batches, on the last pipeline stage, and the gradient norm before
+        clipping.
+    """
+    for chunk in model:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+    for router in routers(model):
+        router.losses.reset()
+    losses = _run_schedule(model, batches, forward_only=False)
+    set_learning_rate(optimizer, learning_rate)
+    _, gradient_norm, _ = optimizer.step()
+    if gradient_norm is None:  # no clipping asked for: Megatron then does not look
+        gradient_norm = optimizer.get_grad_norm()
+    return losses, float(gradient_norm)
+
+
+@torch.no_grad()
+def evaluate(model: list[DistributedDataParallel], batches: list[MicroBatch]) -> float:
+    """Mean loss in nats per token over the batches of all ranks."""
+    for chunk in model:
+        chunk.eval()
+    losses = _run_schedule(model, batches, forward_only=True)
+    for chunk in model:
+        chunk.train()
+    total, tokens = _sum_over_world(losses).tolist()
+    return total / tokens
+
+
+def reduce_losses(
+    model: list[DistributedDataParallel], losses: list[Tensor], stop: bool
+) -> tuple[dict[str, float], bool]:
+    """What the step's losses were over all ranks and micro-batches, and whether any rank was asked to stop.
+
+    Returns:
+        `lm_loss` in nats per token over the global batch; for each kind of router the mean over its routers,
+        micro-batches and data-parallel ranks of both losses, before their coefficients.
+    """
+    router_sums = [_router_sums(model, kind) for kind in KINDS]
+    flag = torch.tensor([float(stop)], device=device())
+    total = _sum_over_world(losses, *router_sums, flag).tolist()
+    reduced = {"lm_loss": total[0] / total[1]}
+    for i, kind in enumerate(KINDS):
+        balance, z, count = total[2 + 3 * i : 5 + 3 * i]
+        reduced[f"{kind}_balance_loss"] = balance / count
+        reduced[f"{kind}_z_loss"] = z / count
+    return reduced, total[-1] > 0
+
+
+def routers(model: list[DistributedDataParallel]) -> Iterator[Router]:
+    for chunk in model:
+        for module in chunk.modules():
+            if isinstance(module, Router):
+                yield module
+
+
+def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch], forward_only: bool) -> list[Tensor]:
+    iterators = [iter(batches) for _ in model]
+    return get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=model if len(model) > 1 else model[0],
+        num_microbatches=len(batches),
+        seq_length=batches[0]["tokens"].shape[1],
+        micro_batch_size=batches[0]["tokens"].shape[0],
+        forward_only=forward_only,
+    )
+
+
+def _forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+    batch = {key: value.to(device(), non_blocking=True) for key, value in next(batches).items()}
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    return output, functools.partial(_loss, batch["loss_mask"])
+
+
+def _loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Megatron divides the first by the second and by the number of micro-batches; the third is for the record."""
+    total = (loss_BS.float() * mask_BS).sum()
+    tokens = mask_BS.sum()
+    return total, tokens.int(), torch.stack([total.detach(), tokens])
+
+
+def _router_sums(model: list[DistributedDataParallel], kind: str) -> Tensor:
+    sums = torch.zeros(3, device=device())
+    for router in routers(model):
+        if router.kind == kind:
+            losses = router.losses
+            sums += torch.stack([torch.as_tensor(x, device=sums.device) for x in vars(losses).values()])
+    return sums
+
+
+def _sum_over_world(losses: list[Tensor], *more: Tensor) -> Tensor:
+    """[loss sum, tokens, *more], summed over all ranks, the losses from one tensor rank of the last stage."""
+    own = torch.zeros(2, device=device(), dtype=torch.float64)
+    if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
+        own += torch.stack(losses).sum(0)
+    total = torch.cat([own, *(x.double() for x in more)])
+    torch.distributed.all_reduce(total)
+    return total

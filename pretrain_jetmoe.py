@@ -1,0 +1,64 @@
+"""Pretrain JetMoE: torchrun --nproc-per-node N pretrain_jetmoe.py RUN.yaml [section.key=value ...]
+
+Run the same command again to resume. Exit status: 0 done; 2 bad usage or input; 75 stopped on a signal after saving,
+run me again; other: a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from data_tools.errors import InputError
+from jetmoe_megatron.config import load_run
+from jetmoe_megatron.config.describe import describe
+from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    started = False
+    try:
+        run = load_run(arguments.run, arguments.overrides)
+        layout = resolve_layout(run, arguments.world or world)
+        if rank == 0:
+            print(describe(run, layout), flush=True)
+
+        from jetmoe_megatron.training.preflight import check_run_can_start
+
+        check_run_can_start(run, layout, rank)
+        if arguments.dry_run:
+            return 0
+
+        from jetmoe_megatron.training.parallel import parallel_state
+
+        with parallel_state(run, layout):
+            from jetmoe_megatron.training.loop import train
+
+            started = True
+            return train(run, layout)
+    except (UserError, InputError) as error:
+        if rank == 0 or started:  # before the ranks have met, each finds the same
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        return EXIT_BAD_INPUT
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("run", metavar="RUN.yaml", help="the run file")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
+    parser.add_argument("--world", type=int, metavar="N", help="with --dry-run: plan for N ranks")
+    arguments = parser.parse_args()
+    if arguments.world is not None and not arguments.dry_run:
+        parser.error("--world goes with --dry-run")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())
