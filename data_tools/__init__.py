@@ -1,1 +1,1 @@
-"""Tools that turn text into Megatron indexed datasets. They need neither a GPU, nor Megatron, nor the trainer."""
+"""Tools that turn text into Megatron indexed datasets, without a GPU, Megatron or the trainer."""

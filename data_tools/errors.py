@@ -1,2 +1,2 @@
 class InputError(ValueError):
-    """Something the user gave is wrong. The message is one line that says what to change; commands exit with 2."""
+    """Something the user gave is wrong. One line that says what to change; commands exit with 2."""

@@ -24,6 +24,10 @@ class JetMoEConfig(TransformerConfig):
     expert_backend: str = "torch"
 
 
+def _leave_as_it_is(weight: torch.Tensor) -> None:
+    pass
+
+
 def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
     """The config of every layer. It reads the sizes of the parallel groups, not the groups themselves."""
     model = run.model
@@ -53,9 +57,9 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         bias_dropout_fusion=False,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        perform_initialization=False,  # `initialize.py` does it, independently of the layout
-        init_method_std=model.init_std,
-        use_cpu_initialization=not torch.cuda.is_available(),
+        # `initialize.py` draws the weights. Megatron's own pass must run all the same: it marks which are split.
+        init_method=_leave_as_it_is,
+        output_layer_init_method=_leave_as_it_is,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=run.precision == "bf16",

@@ -1,0 +1,25 @@
+"""`python -m data_tools COMMAND ...`: the commands of `jetmoe data` where only this package is needed."""
+
+import argparse
+import sys
+
+from data_tools.cli import add_commands
+from data_tools.errors import InputError
+
+
+def main() -> int:
+    """Run a command: 0 done, 2 bad usage or input, 130 interrupted."""
+    parser = argparse.ArgumentParser("python -m data_tools", description="Turn text into Megatron indexed datasets.")
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
+    args = parser.parse_args()
+    try:
+        return args.run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

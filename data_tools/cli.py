@@ -1,0 +1,130 @@
+"""The command `jetmoe data ...`, which is also `python -m data_tools ...`."""
+
+import argparse
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_tools.tokenize import Stats
+
+_TOKENIZE_EXAMPLE = """example:
+  %(prog)s shards/*.jsonl.gz --output data/web --tokenizer data/tokenizer --workers 8
+writes data/web.bin and data/web.idx, which a phase names as `path: data/web`."""
+
+_TOKENIZER_EXAMPLE = """example:
+  %(prog)s corpus/*.jsonl --output data/tokenizer --vocab-size 32000
+writes a folder that transformers' AutoTokenizer.from_pretrained loads."""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `data` with its commands. Each sets `run`: args -> exit status; InputErrors pass through."""
+    parser = subparsers.add_parser(
+        "data", help="turn text into datasets", description="Turn text into Megatron indexed datasets."
+    )
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
+
+
+def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands themselves."""
+    parser = _add(subparsers, "tokenize", "tokenize JSON lines into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE)
+    _add_input(parser)
+    parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
+    parser.add_argument("--tokenizer", metavar="DIR", required=True, help="folder with tokenizer.json")
+    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (1); any number gives the same")
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="stop at a broken line (fail) or leave it out",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.set_defaults(run=_tokenize)
+
+    parser = _add(subparsers, "tokenizer", "train a byte-level BPE tokenizer on JSON lines", _TOKENIZER_EXAMPLE)
+    _add_input(parser)
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
+    parser.add_argument("--vocab-size", metavar="N", type=int, required=True, help="number of ids, 259 or more")
+    parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in an existing folder")
+    parser.set_defaults(run=_train_tokenizer)
+
+
+def _add(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str
+) -> argparse.ArgumentParser:
+    return subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_input(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", nargs="+", help="JSONL or JSONL.gz files, folders or patterns")
+    parser.add_argument("--text-key", metavar="KEY", default="text", help="key that holds the text (text)")
+
+
+# The imports below wait for their command, so that `jetmoe --help` does not load numpy and tokenizers.
+
+
+def _tokenize(args: argparse.Namespace) -> int:
+    from data_tools.tokenize import tokenize
+
+    line = _ProgressLine()
+    try:
+        stats = tokenize(
+            args.input,
+            args.output,
+            args.tokenizer,
+            text_key=args.text_key,
+            workers=args.workers,
+            on_error=args.on_error,
+            overwrite=args.overwrite,
+            report=line.report,
+            progress=line.show,
+        )
+    finally:
+        line.clear()
+    print(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {stats.skipped} broken")
+    return 0
+
+
+def _train_tokenizer(args: argparse.Namespace) -> int:
+    from data_tools.tokenizer import train_bpe
+
+    start = time.perf_counter()
+    size = train_bpe(args.input, args.vocab_size, args.output, text_key=args.text_key, overwrite=args.overwrite)
+    fewer = f" (not {args.vocab_size}: the text has no more to merge)" if size < args.vocab_size else ""
+    print(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _describe(stats: "Stats") -> str:
+    megabytes = stats.bytes / 1e6
+    return (
+        f"{stats.documents} documents, {stats.tokens} tokens, {megabytes:.1f} MB of text "
+        f"in {stats.seconds:.1f} s ({megabytes / max(stats.seconds, 1e-9):.1f} MB/s)"
+    )
+
+
+class _ProgressLine:
+    """One line on a terminal's stderr, rewritten at most twice a second; elsewhere nothing."""
+
+    def __init__(self) -> None:
+        self._shown_at = 0.0
+
+    def show(self, stats: "Stats") -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() and now - self._shown_at > 0.5:
+            self._shown_at = now
+            print(f"\r\x1b[K{_describe(stats)}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown_at:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def report(self, message: str) -> None:
+        self.clear()
+        print(message, file=sys.stderr)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# The main job on a laptop, by the commands a cluster user calls: corpus, tokenizer, tokens, both phases of training,
+# a Hugging Face model, a sample of its text, a table. Run again, it resumes an interrupted training.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+data=data/quickstart
+run=runs/quickstart
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-true}"
+
+step() { printf '\n== %s\n$ %s\n' "$1" "${*:2}"; "${@:2}"; }
+
+if [ ! -e "$data/done" ]; then
+    step "Corpus: the standard library's source (code) and its docstrings (prose)" \
+        python scripts/quickstart_corpus.py "$data"
+    step "Tokenizer" \
+        jetmoe data tokenizer "$data/code.train.jsonl" "$data/prose.train.jsonl" \
+        --vocab-size 4096 --output "$data/tokenizer" --overwrite
+    for name in code.train code.heldout prose.train prose.heldout; do
+        step "Tokens of $name" \
+            jetmoe data tokenize "$data/$name.jsonl" --output "$data/$name" --tokenizer "$data/tokenizer" \
+            --workers 2 --overwrite
+    done
+    touch "$data/done"
+fi
+step "Training: both phases" \
+    torchrun --nproc-per-node 2 pretrain_jetmoe.py configs/quickstart/run.yaml
+rm -rf "$run/hf"
+step "Hugging Face model" jetmoe convert to-hf "$run" "$run/hf"
+step "A sample, by plain transformers" python scripts/sample_hf.py "$run/hf" "def read_file(path):"
+step "The run" jetmoe report "$run"
