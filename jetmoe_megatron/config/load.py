@@ -55,13 +55,11 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     for override in overrides:
         if "." in override.partition("=")[0]:
             _apply(tree, override)
-    tree = _expand(tree)
     try:
-        run = Run.model_validate(tree)
+        run = Run.model_validate(_expand(tree))
+        check_run(run)
     except ValidationError as error:
         raise UserError(f"{path}: {_first_line(error)}") from None
-    try:
-        check_run(run)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run

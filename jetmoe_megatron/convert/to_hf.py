@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def _hf_tensors(checkpoint: Path, run: Run) -> list[tuple[str, Tensor]]:
 
 def _read_tensors(checkpoint: Path, keys: list[str]) -> dict[str, Tensor]:
     """Megatron's torch_dist format is torch.distributed.checkpoint's, which needs no process group to read."""
+    if not (checkpoint / ".metadata").is_file():
+        raise UserError(f"{checkpoint}: not a whole checkpoint: it has no .metadata")
     metadata = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     state: dict[str, Tensor] = {}
     for key in keys:
@@ -117,7 +120,9 @@ def _read_tensors(checkpoint: Path, keys: list[str]) -> dict[str, Tensor]:
         if not isinstance(entry, TensorStorageMetadata):
             raise UserError(f"{checkpoint}: has no tensor {key!r}; is it a checkpoint of this program?")
         state[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
-    load(state, checkpoint_id=checkpoint, no_dist=True)
+    with warnings.catch_warnings():  # that it runs in one process is what is wanted
+        warnings.simplefilter("ignore", UserWarning)
+        load(state, checkpoint_id=checkpoint, no_dist=True)
     return state
 
 

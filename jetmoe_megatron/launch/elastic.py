@@ -5,8 +5,8 @@
 torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback whatever status
 they failed with. This launcher passes SIGTERM, SIGINT and SIGUSR1 on to the workers and exits as they did.
 
-Source: torch.distributed.run and torch.distributed.elastic.agent.server, whose hooks for subclasses (`_invoke_run`,
-`_monitor_workers`) are the same in torch 2.10 to 2.13.
+Source: torch.distributed.run and torch.distributed.elastic.agent.server, of which the parts used here (`run`,
+`_monitor_workers`, `_exit_barrier`) are the same in torch 2.10 to 2.13.
 """
 
 import logging
@@ -24,18 +24,18 @@ from typing import Any
 import psutil
 import torch.distributed.launcher.api as launcher_api
 import torch.distributed.run as torchrun
-from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup, WorkerState
+from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN
 
 PROGRAM = "jetmoe_megatron.launch.elastic"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# How long the other workers may take to end by themselves once one has exited 75, or once the first node is gone.
+# How long the other workers of a node may take to end by themselves once one has exited 75.
 PATIENCE_SECONDS = 120.0
 
 
@@ -77,22 +77,6 @@ class _PatientAgent(LocalElasticAgent):
         finally:
             self._relay.retire()
 
-    def _invoke_run(self, role: str = DEFAULT_ROLE) -> RunResult:
-        try:
-            return super()._invoke_run(role)
-        except RendezvousConnectionError:
-            if self._worker_group.state != WorkerState.HEALTHY:
-                raise
-            # The launcher of the first node hosts the rendezvous and has ended: so will our workers. Without this
-            # they would be killed in the course of exiting 75.
-            deadline = time.monotonic() + PATIENCE_SECONDS
-            while time.monotonic() < deadline:
-                result = self._monitor_workers(self._worker_group)
-                if result.state != WorkerState.HEALTHY:
-                    return result
-                time.sleep(self._worker_group.spec.monitor_interval)
-            raise
-
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         # torch sends SIGTERM to all workers as soon as one has failed, and SIGKILL 30 seconds later.
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -103,6 +87,8 @@ class _PatientAgent(LocalElasticAgent):
         codes = [failure.exitcode for failure in result.failures.values()]
         if codes and exit_status(codes, self._relay.passed_on) in (EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN):
             self._remaining_restarts = 0  # --max-restarts is for crashes
+            # The first node hosts the rendezvous: if its launcher left before the others, they would fail.
+            self._exit_barrier()
         return result
 
 
@@ -169,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if every worker exited 0; 75 also for a stop signal while waiting for other nodes; 1 if the nodes did not
-        find one another; otherwise as `exit_status`.
+        find, or lost, one another; otherwise as `exit_status`.
 
     Raises:
         SystemExit: with status 2, after a usage message, if the arguments are wrong.
@@ -195,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException as error:
         return EXIT_RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else 128 + error.sigval
     except RendezvousError as error:
-        _say(f"no rendezvous at {args.rdzv_endpoint} on {socket.gethostname()}: {error}")
+        _say(f"the rendezvous at {args.rdzv_endpoint} failed on {socket.gethostname()}: {error}")
         return 1
     return 0
 

@@ -42,7 +42,9 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         # One number of experts and one k for both kinds: Hugging Face's JetMoE config has one of each.
         num_moe_experts=model.num_experts,
         moe_router_topk=model.top_k,
-        moe_router_pre_softmax=False,
+        # Ours is always the softmax over the chosen logits. With one of them Megatron accepts no False here, as the
+        # gate is then 1 and the router learns from its auxiliary losses alone; that is what JetMoE's formula says.
+        moe_router_pre_softmax=model.top_k == 1,
         moe_router_dtype="fp32",
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=run.losses.balance,

@@ -77,8 +77,6 @@ def install() -> None:
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.Tensor.type = _type_as_cuda(torch.Tensor.type)  # type: ignore[method-assign]
-    torch.tensor = _cuda_literal_is_cpu(torch.tensor)
-    torch.zeros = _cuda_literal_is_cpu(torch.zeros)
     _patch_megatron()
     _installed = True
 
@@ -94,21 +92,38 @@ def _type_as_cuda(original: Any) -> Any:
     return tensor_type
 
 
-def _cuda_literal_is_cpu(factory: Any) -> Any:
-    """optimizer/optimizer.py:907 and optimizer/clip_grads.py write device='cuda' out."""
+class _TorchWithoutCudaLiterals:
+    """`torch` as a module of Megatron-Core sees it, where the factories it calls with device='cuda' make CPU tensors.
 
-    @functools.wraps(factory)
-    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if kwargs.get("device") == "cuda":
-            kwargs["device"] = _CPU
-        return factory(*args, **kwargs)
+    Replacing torch.tensor itself would reach other libraries: transformers' loading compares it by identity.
+    """
 
-    return on_cpu
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    @staticmethod
+    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.tensor(*args, **_on_cpu(kwargs))
+
+    @staticmethod
+    def zeros(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros(*args, **_on_cpu(kwargs))
+
+
+def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**kwargs, "device": _CPU} if kwargs.get("device") == "cuda" else kwargs
 
 
 def _patch_megatron() -> None:
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.pipeline_parallel import schedules
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer.moe import token_dispatcher
+
+    # They write device='cuda' out: optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
+    for module in (optimizer, clip_grads, schedules, utils):
+        module.torch = _TorchWithoutCudaLiterals()
 
     # random.py:80 reaches into torch.cuda.default_generators.
     random._set_cuda_rng_state = _set_cpu_rng_state

@@ -26,6 +26,7 @@ from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_pa
 from jetmoe_megatron.training.run_folder import RunFolder
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
+from jetmoe_megatron.training.sync import check_weights_agree
 from jetmoe_megatron.training.step import reduce_losses, train_step
 
 
@@ -43,6 +44,10 @@ def train(run: Run, layout: Layout) -> int:
         checkpoint = newest(folder.checkpoints)
         step = load_checkpoint(checkpoint, model, optimizer) // tokens_per_step if checkpoint else 0
         last_step = min(layout.steps, run.debug.max_steps or layout.steps)
+        if step >= last_step:
+            if torch.distributed.get_rank() == 0:
+                print(f"{folder.root}: all {step} steps are done, nothing left to do", flush=True)
+            return 0
         dataset_tokens = samples.tokens_per_dataset(0, step * layout.global_sequences)
         monitor = Monitor(_writers(run, layout, folder, step))
         batches = iter(
@@ -56,7 +61,7 @@ def train(run: Run, layout: Layout) -> int:
             )
         )
         saved = step
-        while step < last_step and not stop.received:
+        while step < last_step:  # a stop is obeyed only where all ranks agree on it
             started = time.perf_counter()
             lr = learning_rate(step * tokens_per_step)
             losses, grad_norm = train_step(model, optimizer, next(batches), lr)
@@ -78,6 +83,8 @@ def train(run: Run, layout: Layout) -> int:
                 "step_seconds": seconds,
                 **{f"dataset_tokens/{name}": tokens for name, tokens in dataset_tokens.items()},
             }
+            if run.debug.check_sync and step % run.debug.check_sync == 0:
+                check_weights_agree(model)
             if held_out.is_due(step, last=step == last_step):
                 record |= held_out.measure(model)
             monitor.log(record)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetmoe_megatron.config import Run
+from jetmoe_megatron.config.layout import Layout, resolve_layout
+from jetmoe_megatron.errors import UserError
+from tests.support import small_run
+
+DATA = {"code": "data/code", "prose": "data/prose"}
+
+
+def layout(world: int, **changes: Any) -> Layout:
+    return resolve_layout(Run.model_validate(small_run(Path("x"), DATA, **changes)), world)
+
+
+def test_one_rank() -> None:
+    one = layout(1)
+    assert (one.data, one.global_sequences, one.micro_batches, one.phase_steps) == (1, 8, 4, (5, 3))
+    assert [one.phase_at(step) for step in (0, 4, 5, 7)] == [0, 0, 1, 1]
+    with pytest.raises(IndexError):
+        one.phase_at(8)
+
+
+def test_published_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jetmoe_megatron.config import load_run
+
+    monkeypatch.setenv("DATA", "/data")
+    monkeypatch.setenv("OUTPUT", "/output")
+    jetmoe = resolve_layout(load_run("configs/jetmoe_8b/run.yaml"), 96)
+    assert (jetmoe.pipeline, jetmoe.data, jetmoe.micro_batches) == (3, 32, 32)
+
+
+def test_phases_are_rounded_up_to_whole_steps() -> None:
+    assert layout(1, phases__0__tokens=5 * 256 + 1).phase_steps == (6, 3)
+
+
+REFUSED: list[tuple[int, dict[str, Any], str]] = [
+    (3, {"parallel__tensor": 2}, "tensor 2 x pipeline 1 = 2 does not divide the world of 3 ranks"),
+    (2, {"parallel__pipeline": 4}, "tensor 1 x pipeline 4 = 4 does not divide the world of 2 ranks"),
+    (2, {"parallel__expert": 4}, "expert 4 x expert_tensor 1 x pipeline 1 = 4 does not divide the world of 2 ranks"),
+    (4, {"parallel__tensor": 4}, "parallel.tensor: 4 does not divide model.num_kv_heads (2)"),
+    (2, {"parallel__tensor": 2, "model__vocab_size": 97}, "does not divide model.vocab_size (97)"),
+    (3, {"parallel__expert": 3}, "parallel.expert: 3 does not divide model.num_experts (4)"),
+    (5, {"parallel__expert_tensor": 5}, "parallel.expert_tensor: 5 does not divide model.ffn_hidden_size (48)"),
+    (3, {"parallel__pipeline": 3}, "= 3 does not divide model.num_layers (2)"),
+    (2, {"parallel__virtual_pipeline": 2}, "parallel.virtual_pipeline: needs parallel.pipeline > 1"),
+    (2, {"parallel__tensor": 2, "parallel__sequence": False}, "need sequence parallelism when parallel.tensor > 1"),
+    (1, {"parallel__sequence": True}, "parallel.sequence: needs parallel.tensor > 1"),
+    (2, {"parallel__context": 2}, "parallel.context: context parallelism is not supported yet"),
+    (3, {}, "8 sequences per step (global_tokens / sequence_length) do not divide into 3 data-parallel ranks"),
+    (1, {"batch__micro_sequences": 3}, "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
+]
+
+
+@pytest.mark.parametrize(("world", "changes", "message"), REFUSED, ids=[m[:50] for _, _, m in REFUSED])
+def test_refused_by_name(world: int, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        layout(world, **changes)
+    assert message in str(caught.value)

@@ -1,0 +1,69 @@
+"""Data files that cannot be trained on are named before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.errors import InputError
+from data_tools.indexed import IndexedWriter
+from jetmoe_megatron.config import Run
+from jetmoe_megatron.data.checks import check_data
+from jetmoe_megatron.errors import UserError
+from tests.support import small_run, write_dataset
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> dict[str, str]:
+    return {name: write_dataset(tmp_path / name, 30, seed) for seed, name in enumerate(("code", "prose"))}
+
+
+def refused(own: dict[str, str], **changes: object) -> str:
+    with pytest.raises((UserError, InputError)) as caught:
+        check_data(Run.model_validate(small_run(Path("x"), own, **changes)))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_good_data_passes(own: dict[str, str]) -> None:
+    check_data(Run.model_validate(small_run(Path("x"), own)))
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_missing(own: dict[str, str], suffix: str) -> None:
+    os.remove(own["prose"] + suffix)
+    assert own["prose"] + suffix in refused(own)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("keep", [0, 1, 8, 20, 40, -1, -7])
+def test_truncated(own: dict[str, str], suffix: str, keep: int) -> None:
+    file = Path(own["prose"] + suffix)
+    content = file.read_bytes()
+    file.write_bytes(content[:keep])
+    assert own["prose"] in refused(own)
+
+
+def test_not_an_index(own: dict[str, str]) -> None:
+    Path(own["code"] + ".idx").write_text("not an index, but long enough to look at " * 10)
+    assert own["code"] + ".idx" in refused(own)
+
+
+def test_too_short_for_one_sequence(own: dict[str, str], tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "short", np.uint16) as writer:
+        writer.add_document(np.arange(32, dtype=np.uint16))  # the next token of the last one is missing
+    own["prose"] = str(tmp_path / "short")
+    message = refused(own)
+    assert "data set 'prose'" in message and "32 tokens are too few for one sequence of 32" in message
+
+
+def test_token_beyond_the_vocabulary(own: dict[str, str]) -> None:
+    assert "is outside the model's vocabulary of 90" in refused(own, model__vocab_size=90)
+
+
+def test_held_out_data_is_looked_at_too(own: dict[str, str]) -> None:
+    message = refused(own, evaluation={"data": [{"name": "v", "path": "no/such"}]})
+    assert "no/such" in message

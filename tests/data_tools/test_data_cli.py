@@ -1,0 +1,106 @@
+"""The commands as a user runs them: exit status, and one line on stderr."""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_tools.cli import add_parser
+from data_tools.errors import InputError
+from data_tools.indexed import read_index
+
+COMMAND = [sys.executable, "-m", "data_tools"]
+REPOSITORY = Path(__file__).parents[2]
+Tree = Callable[[Path], list[str]]
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=REPOSITORY)
+
+
+def test_train_a_tokenizer_and_tokenize(tmp_path: Path, text_file: Path) -> None:
+    trained = run("tokenizer", text_file, "--output", tmp_path / "bpe", "--vocab-size", 300)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "vocabulary of 300, " in trained.stdout and trained.stdout.count("\n") == 1
+
+    done = run("tokenize", text_file, "--output", tmp_path / "out", "--tokenizer", tmp_path / "bpe", "--workers", 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    index = read_index(tmp_path / "out")
+    assert f"out: {index.documents} documents, {index.tokens} tokens, " in done.stdout
+    assert done.stdout.endswith("; left out: 0 empty, 0 broken\n") and done.stdout.count("\n") == 1
+
+
+def test_bad_input_is_one_line_and_status_2(tmp_path: Path, tokenizer_dir: Path, tree: Tree) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"text": "good"}\n{\n')
+    failed = run("tokenize", path, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.startswith(f"error: {path}:2: not valid JSON: ")
+    assert failed.stderr.count("\n") == 1
+    assert tree(tmp_path) == ["in.jsonl"]
+
+    failed = run("tokenizer", path, "--output", tmp_path / "bpe", "--vocab-size", 300)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(f"error: {path}:2: not valid JSON: ")
+    assert tree(tmp_path) == ["in.jsonl"]
+
+
+def test_bad_usage_is_status_2() -> None:
+    assert run("tokenize").returncode == 2
+    assert run().returncode == 2
+
+
+@pytest.fixture
+def endless(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A running command whose input, a pipe, has no end, and whose workers have begun to answer."""
+    pipe = tmp_path / "in.jsonl"
+    os.mkfifo(pipe)
+    arguments = [pipe, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--workers", "2"]
+    process = subprocess.Popen(
+        [*COMMAND, "tokenize", *arguments], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE
+    )
+    with pipe.open("wb", buffering=0) as stream:
+        while not any(path.stat().st_size for path in tmp_path.glob("out.bin.tmp-*")):
+            stream.write(corpus.read_bytes())
+            time.sleep(0.02)
+        yield process
+
+
+def test_an_interrupt_is_quiet_and_leaves_nothing(endless: subprocess.Popen[bytes], tmp_path: Path, tree: Tree) -> None:
+    """Ctrl-C reaches the whole process group. stderr ends once no process holds it, workers included."""
+    os.killpg(endless.pid, signal.SIGINT)
+    _, errors = endless.communicate(timeout=30)
+    assert (endless.returncode, errors) == (130, b"")
+    assert tree(tmp_path) == ["in.jsonl"]
+
+
+def test_workers_end_with_a_killed_parent(endless: subprocess.Popen[bytes]) -> None:
+    endless.kill()
+    endless.communicate(timeout=30)
+    assert endless.returncode == -signal.SIGKILL
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="jetmoe")
+    add_parser(parser.add_subparsers(required=True))
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize("command", ["tokenize", "tokenizer"])
+def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("data", command, "--help")
+    assert caught.value.code == 0
+    assert f"example:\n  jetmoe data {command} " in capsys.readouterr().out
+
+
+def test_the_parser_leaves_a_function_that_lets_input_errors_through(tmp_path: Path) -> None:
+    args = parse("data", "tokenize", "missing.jsonl", "--output", str(tmp_path / "a"), "--tokenizer", "b")
+    with pytest.raises(InputError, match="missing.jsonl: no such file"):
+        args.run(args)

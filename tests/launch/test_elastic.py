@@ -1,0 +1,241 @@
+"""The launcher with real worker processes: signals reach them, and their exit status is the launcher's."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jetmoe_megatron.launch.elastic import exit_status
+
+TIME_LIMIT = 60
+# torch's C++ warns of host names that cannot be resolved, which depends on the machine.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+# Stands for the trainer: stops at a signal, saves for as long as argv[1 + rank] says, exits 75.
+TRAINER = """
+import json, os, pathlib, signal, sys, time
+rank, received = int(os.environ["RANK"]), []
+for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(signum, lambda n, frame: received.append(n))
+pathlib.Path(f"started{rank}").touch()
+while len(received) < int(os.environ.get("SIGNALS_TO_STOP", 1)):
+    time.sleep(0.02)
+time.sleep(float(sys.argv[1 + rank]))
+pathlib.Path(f"received{rank}").write_text(json.dumps(received))
+sys.exit(75)
+"""
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts launchers in `tmp_path` and leaves none of them or their workers behind."""
+    launchers: list[subprocess.Popen[str]] = []
+
+    def start(worker: str, *arguments: str, options: str = "--standalone --nproc-per-node 2", **env: str):
+        (tmp_path / "worker.py").write_text(worker)
+        command = [sys.executable, "-m", "jetmoe_megatron.launch.elastic", *options.split(), "worker.py", *arguments]
+        launchers.append(
+            subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env={**ENVIRONMENT, **env},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return launchers[-1]
+
+    yield start
+    for launcher in launchers:
+        if launcher.poll() is None:
+            launcher.send_signal(signal.SIGQUIT)  # torch's own way: closes the workers
+            try:
+                launcher.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                launcher.kill()
+                launcher.communicate(timeout=10)
+
+
+def end_of(launcher: subprocess.Popen[str]) -> tuple[int, str]:
+    _, stderr = launcher.communicate(timeout=TIME_LIMIT)
+    return launcher.returncode, stderr
+
+
+def wait_for(*paths: Path) -> None:
+    deadline = time.monotonic() + TIME_LIMIT
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, f"no {paths}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "passed_on", "status"),
+    [
+        ([75, 75], (), 75),
+        ([1, 75], (), 1),
+        ([75, 1], (), 1),
+        ([75, -signal.SIGTERM, -signal.SIGKILL], (), 75),  # closed by torch after the others had saved
+        ([1, -signal.SIGTERM], (), 1),
+        ([-signal.SIGTERM], (), 143),
+        ([-signal.SIGTERM, -signal.SIGTERM], {signal.SIGTERM}, 75),  # the signal came before their handlers
+        ([-signal.SIGKILL, -signal.SIGTERM], {signal.SIGTERM}, 137),  # out of memory while saving
+        ([75, -signal.SIGSEGV], (), 139),
+        ([-signal.SIGTERM, 2], (), 2),
+        ([3, 1], (), 3),
+    ],
+)
+def test_exit_status_of_failed_workers(exit_codes: list[int], passed_on: set[int], status: int) -> None:
+    assert exit_status(exit_codes, passed_on) == status
+
+
+def test_success(start: Start) -> None:
+    assert end_of(start("pass"))[0] == 0
+
+
+def test_bad_input_shows_the_line_of_rank_0_and_nothing_else(start: Start) -> None:
+    worker = """
+import os, sys
+if os.environ["RANK"] == "0":
+    print("run.yaml: batch: unknown key", file=sys.stderr)
+sys.exit(2)
+"""
+    launcher = start(worker, options="--standalone --nproc-per-node 2 --max-restarts 1")  # which would repeat it
+    assert end_of(launcher) == (2, "run.yaml: batch: unknown key\n")
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [("sys.exit(7)", 7, "exited with status 7"), ("os.kill(os.getpid(), 9)", 137, "was killed by SIGKILL")],
+)
+def test_a_failure_is_named_in_one_line(start: Start, failure: str, status: int, said: str) -> None:
+    worker = f"""
+import os, sys, time
+if os.environ["RANK"] == "1":
+    {failure}
+time.sleep(60)
+"""
+    line = f"jetmoe_megatron.launch.elastic: rank 1 on {socket.gethostname()} {said}\n"
+    assert end_of(start(worker)) == (status, line)
+
+
+def test_a_stop_signal_lets_every_worker_save(start: Start, tmp_path: Path) -> None:
+    # rank 0 exits 75 a second before rank 1; --max-restarts is for crashes
+    launcher = start(TRAINER, "0", "1", options="--standalone --nproc-per-node 2 --max-restarts 1")
+    wait_for(tmp_path / "started0", tmp_path / "started1")
+    launcher.send_signal(signal.SIGTERM)
+    assert end_of(launcher) == (75, "")
+    for rank in range(2):  # once: torch did not close rank 1 when rank 0 had ended
+        assert json.loads((tmp_path / f"received{rank}").read_text()) == [signal.SIGTERM]
+
+
+def test_every_stop_signal_is_passed_on(start: Start, tmp_path: Path) -> None:
+    launcher = start(TRAINER, "0", "0", SIGNALS_TO_STOP="3")
+    wait_for(tmp_path / "started0", tmp_path / "started1")
+    signals = [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM]
+    for signum in signals:
+        launcher.send_signal(signum)
+        time.sleep(0.5)
+    assert end_of(launcher) == (75, "")
+    for rank in range(2):
+        assert json.loads((tmp_path / f"received{rank}").read_text()) == signals
+
+
+def test_a_stop_signal_before_the_workers_listen(start: Start, tmp_path: Path) -> None:
+    launcher = start("import os, time; open('started' + os.environ['RANK'], 'w'); time.sleep(60)")
+    wait_for(tmp_path / "started0", tmp_path / "started1")
+    launcher.send_signal(signal.SIGUSR1)
+    assert end_of(launcher) == (75, "")
+
+
+def test_a_stop_signal_while_waiting_for_the_other_node(start: Start) -> None:
+    port = free_port()
+    launcher = start("pass", options=f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint localhost:{port} --rdzv-id x")
+    deadline = time.monotonic() + TIME_LIMIT
+    while True:  # the launcher listens once it has reached the rendezvous
+        try:
+            socket.create_connection(("localhost", port), timeout=1).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    launcher.send_signal(signal.SIGTERM)
+    status, stderr = end_of(launcher)
+    assert status == 75
+    assert "Traceback" not in stderr
+
+
+def test_workers_that_do_not_follow_are_closed(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(
+        "import os, sys, time\nif os.environ['RANK'] == '0':\n    sys.exit(75)\ntime.sleep(60)"
+    )
+    launcher = """
+import sys, jetmoe_megatron.launch.elastic as elastic
+elastic.PATIENCE_SECONDS = 0.5
+sys.exit(elastic.main("--standalone --nproc-per-node 2 worker.py".split()))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", launcher],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT / 2,
+    )
+    assert (ended.returncode, ended.stderr) == (75, "")
+
+
+def test_wrong_arguments(start: Start) -> None:
+    status, stderr = end_of(start("pass", options="--no-such-option"))
+    assert status == 2
+    assert "usage: python -m jetmoe_megatron.launch.elastic" in stderr
+
+
+def test_the_first_node_waits_for_the_other(start: Start) -> None:
+    """Its launcher hosts the rendezvous: if it left as soon as its workers end, the other would fail."""
+    worker = "import os, sys, time; time.sleep(float(os.environ['SECONDS_TO_SAVE'])); sys.exit(75)"
+    options = f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()} --rdzv-id x"
+    first = start(worker, options=f"{options} --rdzv-conf is_host=1", SECONDS_TO_SAVE="0")
+    second = start(worker, options=f"{options} --rdzv-conf is_host=0", SECONDS_TO_SAVE="2")
+    assert end_of(first) == (75, "")
+    assert end_of(second) == (75, "")
+
+
+def test_a_signal_to_one_of_two_nodes_stops_both(start: Start, tmp_path: Path) -> None:
+    """As in training: the workers agree by all-reduce, so that those without a signal stop as well."""
+    worker = """
+import os, pathlib, signal, sys, time
+import torch, torch.distributed as dist
+received = []
+signal.signal(signal.SIGUSR1, lambda n, frame: received.append(n))
+dist.init_process_group("gloo")
+while True:
+    stop = torch.tensor([len(received)])
+    dist.all_reduce(stop)
+    if stop.item():
+        break
+    pathlib.Path("started" + os.environ["RANK"]).touch()
+    time.sleep(0.05)
+dist.barrier()
+sys.exit(75)
+"""
+    options = f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()} --rdzv-id x"
+    nodes = [start(worker, options=options) for _ in range(2)]
+    wait_for(tmp_path / "started0", tmp_path / "started1")
+    nodes[1].send_signal(signal.SIGUSR1)
+    for node in nodes:
+        assert end_of(node) == (75, "")

@@ -1,0 +1,183 @@
+"""The SLURM script with stand-ins for srun and scontrol that record how they were called."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "slurm" / "pretrain_jetmoe.sbatch"
+SHELL_SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".sh", ".sbatch"))
+TIME_LIMIT = 30
+
+# Like srun: forwards signals (here to a file), and ends when the tasks have.
+SRUN = """#!/usr/bin/env bash
+trap 'echo USR1 >> signals' USR1
+trap 'echo TERM >> signals' TERM
+cd "$RECORDS"
+printf '%s\\n' "$@" > srun
+env > environment
+touch started
+while [[ $SRUN_SIGNALS -gt $( (cat signals 2>/dev/null || true) | wc -l) ]]; do sleep 0.05; done
+[[ $SRUN_SIGNALS = 0 ]] || sleep 1
+touch ended
+exit "$SRUN_STATUS"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "$*" >> "$RECORDS/scontrol"
+[[ $1 = requeue ]] || printf 'gpu%s\\n' 07 08 09
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "bin").mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    ours = ("SLURM_", "NCCL_", "OMP_NUM_THREADS", "PYTHON", "JETMOE_")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "RECORDS": str(tmp_path),
+        "SRUN_STATUS": "0",
+        "SRUN_SIGNALS": "0",
+        "SLURM_JOB_ID": "1234567",
+        "SLURM_JOB_NODELIST": "gpu[07-09]",
+        "SLURM_JOB_NUM_NODES": "3",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_CPUS_PER_TASK": "96",
+    }
+
+
+def start(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["bash", SCRIPT, *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> tuple[int, str]:
+    job = start(environment, *arguments, cwd=cwd)
+    output, _ = job.communicate(timeout=TIME_LIMIT)
+    return job.returncode, output
+
+
+def requeued(tmp_path: Path) -> bool:
+    return "requeue 1234567" in (tmp_path / "scontrol").read_text().splitlines()
+
+
+def test_directives() -> None:
+    lines = SCRIPT.read_text().splitlines()
+    directives = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")}
+    assert directives >= {
+        *("--nodes=12", "--ntasks-per-node=1", "--gpus-per-node=8", "--exclusive"),
+        *("--signal=B:USR1@600", "--requeue", "--open-mode=append"),
+    }
+    assert any(directive.startswith("--output=") and "%j" in directive for directive in directives)
+    assert any(directive.startswith("--time=") for directive in directives)  # without it, no signal either
+
+
+def test_command_on_each_node(environment: dict[str, str], tmp_path: Path) -> None:
+    run_file = "configs/jetmoe_8b/run.yaml"
+    assert run(environment, run_file, "name=a b", "debug.max_steps=2")[0] == 0
+    srun_options, command = (tmp_path / "srun").read_text().split("\npython\n")
+    assert "--kill-on-bad-exit=0" in srun_options.splitlines()
+    assert "--cpus-per-task=96" in srun_options.splitlines()
+    assert command.splitlines() == [
+        *("-m", "jetmoe_megatron.launch.elastic", "--nnodes=3", "--nproc-per-node=8", "--max-restarts=0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07:24567", "--rdzv-id=1234567-0"),
+        *("pretrain_jetmoe.py", run_file, "name=a b", "debug.max_steps=2"),
+    ]
+    assert (tmp_path / "scontrol").read_text() == "show hostnames gpu[07-09]\n"
+
+
+def test_default_run_and_environment(environment: dict[str, str], tmp_path: Path) -> None:
+    environment |= {"PYTHON": "/env/bin/python", "SLURM_RESTART_COUNT": "4", "NCCL_DEBUG": "INFO"}
+    assert run(environment, "seed=2")[0] == 0
+    command = (tmp_path / "srun").read_text().split("\n/env/bin/python\n")[1].splitlines()
+    assert command[-4:] == ["--rdzv-id=1234567-4", "pretrain_jetmoe.py", "configs/jetmoe_8b/run.yaml", "seed=2"]
+    variables = (tmp_path / "environment").read_text().splitlines()
+    assert {"CUDA_DEVICE_MAX_CONNECTIONS=1", "OMP_NUM_THREADS=12", "NCCL_DEBUG=INFO"} <= set(variables)
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 75, 137])
+def test_only_a_run_that_saved_is_queued_again(environment: dict[str, str], tmp_path: Path, status: int) -> None:
+    assert run(environment | {"SRUN_STATUS": str(status)})[0] == status
+    assert requeued(tmp_path) == (status == 75)
+
+
+@pytest.mark.parametrize(
+    ("variables", "again"),
+    [
+        ({"SLURM_RESTART_COUNT": "49"}, True),
+        ({"SLURM_RESTART_COUNT": "50"}, False),
+        ({"SLURM_RESTART_COUNT": "2", "JETMOE_MAX_REQUEUES": "2"}, False),
+    ],
+)
+def test_restarts_are_limited(
+    environment: dict[str, str], tmp_path: Path, variables: dict[str, str], again: bool
+) -> None:
+    status, output = run(environment | variables | {"SRUN_STATUS": "75"})
+    assert status == 75
+    assert requeued(tmp_path) == again
+    assert ("submit again" in output) != again
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIME_LIMIT
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("signals", "again"),
+    [
+        ((signal.SIGUSR1,), True),
+        ((signal.SIGUSR1, signal.SIGUSR1), True),
+        ((signal.SIGTERM,), False),  # cancelled: saved, but not to be started again
+        ((signal.SIGUSR1, signal.SIGTERM), False),
+    ],
+)
+def test_signals_reach_the_step_and_its_end_is_awaited(
+    environment: dict[str, str], tmp_path: Path, signals: tuple[signal.Signals, ...], again: bool
+) -> None:
+    job = start(environment | {"SRUN_STATUS": "75", "SRUN_SIGNALS": str(len(signals))})
+    try:
+        wait_for(tmp_path / "started")
+        for signum in signals:
+            job.send_signal(signum)
+            time.sleep(0.3)
+        job.communicate(timeout=TIME_LIMIT)
+    finally:
+        job.kill()
+    assert job.returncode == 75
+    assert (tmp_path / "signals").read_text() == "USR1\n" * len(signals)
+    assert (tmp_path / "ended").exists()
+    assert requeued(tmp_path) == again
+
+
+def test_submitted_from_elsewhere(environment: dict[str, str], tmp_path: Path) -> None:
+    status, output = run(environment, cwd=tmp_path)
+    assert status == 2
+    assert output.endswith("submit from the root of the repository\n")
+    assert not (tmp_path / "srun").exists()
+
+
+@pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_are_sound(script: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert shellcheck, "install the extra `dev`"
+    for checker in (["bash", "-n"], [shellcheck]):
+        checked = subprocess.run([*checker, script], capture_output=True, text=True, timeout=TIME_LIMIT)
+        assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -1,0 +1,87 @@
+"""The auxiliary losses against their formulas, written out again, in value and in the gradient of the router."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model.test_parity import build
+
+
+def formulas(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Equations 10 and 11 of arXiv 2404.07413, with f over the T * k assignments."""
+    tokens, experts = logits_TE.shape
+    chosen = logits_TE.topk(top_k, dim=-1).indices
+    frequency = torch.zeros(experts)
+    for row in chosen:
+        for expert in row:
+            frequency[expert] += 1 / (tokens * top_k)
+    probability = (logits_TE.exp() / logits_TE.exp().sum(-1, keepdim=True)).mean(0)
+    balance = experts * sum(f * p for f, p in zip(frequency, probability, strict=True))
+    z = (logits_TE.exp().sum(-1).log() ** 2).mean()
+    return balance, z
+
+
+@pytest.fixture
+def router(data: dict, world_of_one: None) -> torch.nn.Module:
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+    _, model = build({"num_experts": 6, "top_k": 2}, data)
+    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
+    return model.decoder.layers[0].mlp.router.train()
+
+
+def run_router(router: torch.nn.Module, x: Tensor) -> Tensor:
+    router.losses.reset()
+    router.zero_grad()
+    gates, chosen = router(x)
+    assert (gates.sum(-1) - 1).abs().max() < 1e-6
+    assert (chosen.sum(-1) == 2).all()
+    return gates
+
+
+def test_values(router: torch.nn.Module) -> None:
+    x = torch.randn(16, 3, 32)
+    run_router(router, x)
+    balance, z = formulas(x.flatten(0, 1) @ router.weight.T, 2)
+    torch.testing.assert_close(router.losses.balance, balance.detach())
+    torch.testing.assert_close(router.losses.z, z.detach())
+    assert router.losses.micro_batches == 1
+
+
+@pytest.mark.parametrize("coefficients", [(0.01, 0.0), (0.0, 0.001), (0.3, 0.2)])
+def test_gradient_on_router_weights(router: torch.nn.Module, coefficients: tuple[float, float]) -> None:
+    router.config.moe_aux_loss_coeff, router.config.moe_z_loss_coeff = coefficients
+    x = torch.randn(16, 3, 32)
+    (run_router(router, x) * 0).sum().backward()  # no language loss: what is left are the auxiliary ones
+    weight = router.weight.detach().clone().requires_grad_()
+    balance, z = formulas(x.flatten(0, 1) @ weight.T, 2)
+    (coefficients[0] * balance + coefficients[1] * z).backward()
+    torch.testing.assert_close(router.weight.grad, weight.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_even_router_has_balance_1(router: torch.nn.Module) -> None:
+    with torch.no_grad():
+        router.weight.zero_()
+    run_router(router, torch.randn(8, 2, 32))
+    assert float(router.losses.balance) == pytest.approx(1.0)
+
+
+def test_z_loss_survives_huge_logits(router: torch.nn.Module) -> None:
+    with torch.no_grad():
+        router.weight.fill_(1e3)
+    gates = run_router(router, torch.full((4, 1, 32), 1e2))
+    gates.sum().backward()
+    assert torch.isfinite(router.losses.z)
+    assert torch.isfinite(router.weight.grad).all()
+
+
+def test_nothing_is_counted_outside_of_training(router: torch.nn.Module) -> None:
+    router.losses.reset()
+    router.eval()
+    router(torch.randn(4, 1, 32))
+    router.train()
+    with torch.no_grad():  # the first pass of a recomputed layer
+        router(torch.randn(4, 1, 32))
+    assert router.losses.micro_batches == 0

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jetmoe_megatron.config import Run
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
+from jetmoe_megatron.monitor.monitor import Monitor, Record
+from jetmoe_megatron.monitor.report import report
+from jetmoe_megatron.monitor.tensorboard import TensorBoard
+from jetmoe_megatron.monitor.terminal import Terminal, duration
+from jetmoe_megatron.monitor.wandb import WeightsAndBiases
+from tests.support import small_run
+
+DATA = {"code": "data/code", "prose": "data/prose"}
+
+
+def record(step: int, **more: float) -> Record:
+    return {
+        "step": step,
+        "phase": "stable",
+        "tokens": 100 * step,
+        "lr": 1e-3,
+        "lm_loss": 5.0 - step,
+        "tokens_per_second": 1234.5,
+        "step_seconds": 2.0,
+        "dataset_tokens/code": 75 * step,
+        "dataset_tokens/prose": 25 * step,
+        **more,
+    }
+
+
+class Failing:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def write(self, record: Record) -> None:
+        self.calls += 1
+        raise OSError("no space left on device")
+
+    def close(self) -> None:
+        raise AssertionError("a dropped writer is not closed")
+
+
+def test_a_failing_writer_is_dropped_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    failing = Failing()
+    monitor = Monitor([failing, JsonLines(tmp_path / "m.jsonl", 0)])
+    for step in (1, 2):
+        monitor.log(record(step))
+    monitor.close()
+    assert failing.calls == 1
+    assert len(read_metrics(tmp_path / "m.jsonl")) == 2
+    assert capsys.readouterr().err == (
+        "warning: Failing failed and is switched off for this run: no space left on device\n"
+    )
+
+
+def test_resumed_metrics_have_each_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(record(s)) + "\n" for s in (1, 2, 3)) + '{"step": 4, "lm')
+    writer = JsonLines(path, resume_after_step=2)
+    writer.write(record(3))
+    writer.close()
+    assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
+
+
+def test_progress_line(capsys: pytest.CaptureFixture) -> None:
+    terminal = Terminal(steps=100, every=10)
+    for step in range(1, 12):
+        terminal.write(record(step, held_out_loss=4.5))
+    assert capsys.readouterr().out == (
+        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | lr 1.00e-03 | 1,234 tokens/s"
+        " | 3m 00s left\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59, "59s"), (250, "4m 10s"), (11_100, "3h 05m"), (1_123_200, "13d 00h")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real package, writing to disk: every key of a record arrives."""
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = Run.model_validate(small_run(tmp_path, DATA, logging={"wandb": "offline"}))
+    writer = WeightsAndBiases(run, tmp_path)
+    for step in (1, 2):
+        writer.write(record(step))
+    writer.close()
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    history = [
+        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
+        for entry in wandb_records(file)
+        if entry.HasField("history")
+    ]
+    for step, entry in enumerate(history, start=1):
+        assert {key: entry[key] for key in record(step)} == record(step)
+    assert len(history) == 2
+
+
+def wandb_records(file: Path) -> list:
+    """The records of a .wandb file: LevelDB's log format after a header of 7 bytes, each one a protobuf message."""
+    from wandb.proto.wandb_internal_pb2 import Record as Message
+
+    content, position, messages, pending = file.read_bytes(), 7, [], b""
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:  # no header fits in the rest of the block
+            position += 32768 - position % 32768
+            continue
+        length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
+        pending += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            messages.append(Message.FromString(pending))
+            pending = b""
+    return messages
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = TensorBoard(tmp_path)
+    for step in (1, 2):
+        writer.write(record(step))
+    writer.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("lm_loss")] == [(1, 4.0), (2, 3.0)]
+    assert set(events.Tags()["scalars"]) == set(record(1)) - {"phase"}
+
+
+def test_report(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record(s)) + "\n" for s in (1, 2)))
+    with open(path, "a") as file:
+        file.write(json.dumps(record(3, **{"held_out_loss": 2.5, "held_out_loss/code": 2.0})) + "\n")
+    lines = [line.split(maxsplit=2) for line in report(tmp_path).splitlines()]
+    assert ["from", "code", "225"] in lines
+    assert ["held-out", "loss", "2.5000"] in lines
+    assert ["first", "loss", "4.0000"] in lines
+
+
+def test_report_without_metrics(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no steps recorded"):
+        report(tmp_path)

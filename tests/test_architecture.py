@@ -1,0 +1,73 @@
+"""Arrows between the rooms of the house point one way (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.support import REPO
+
+# What each package may import of ours. A package may always import itself, and `errors`.
+ALLOWED: dict[str, set[str]] = {
+    "config": set(),
+    "platform": set(),
+    "model": {"config", "platform"},
+    "data": {"config", "platform", "data_tools"},
+    "checkpoint": {"config", "platform", "model"},
+    "convert": {"config", "checkpoint", "model"},
+    "monitor": {"config", "checkpoint"},
+    "launch": {"config"},
+    "training": {"config", "platform", "model", "data", "checkpoint", "monitor"},
+    "cli": {"convert", "checkpoint", "monitor", "config", "data_tools"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            first, *rest = name.split(".")
+            if first == "data_tools":
+                found.add("data_tools")
+            elif first == "jetmoe_megatron" and rest:
+                found.add(rest[0])
+    return found - {"errors"}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_down(package: str) -> None:
+    root = REPO / "jetmoe_megatron"
+    files = [root / "cli.py"] if package == "cli" else sorted((root / package).rglob("*.py"))
+    for file in files:
+        assert imports(file) - {package} <= ALLOWED[package], file
+
+
+def test_every_package_has_its_rule() -> None:
+    packages = {p.name for p in (REPO / "jetmoe_megatron").iterdir() if (p / "__init__.py").exists()}
+    assert packages | {"cli"} == ALLOWED.keys()
+
+
+def test_data_tools_stand_alone() -> None:
+    for file in (REPO / "data_tools").rglob("*.py"):
+        assert imports(file) <= {"data_tools"}, file
+        assert "torch" not in {name.name for name in _plain_imports(file)}, file
+
+
+def test_config_needs_no_torch() -> None:
+    for file in [*(REPO / "jetmoe_megatron/config").rglob("*.py"), REPO / "jetmoe_megatron/data/checks.py"]:
+        assert not {n.name.split(".")[0] for n in _plain_imports(file)} & {"torch", "megatron", "transformers"}, file
+
+
+def _plain_imports(path: Path) -> list[ast.alias]:
+    """`import x` and `from x import y`, the latter as x."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += node.names
+        elif isinstance(node, ast.ImportFrom):
+            found.append(ast.alias(node.module or ""))
+    return found

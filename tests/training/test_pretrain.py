@@ -1,0 +1,218 @@
+"""The training command as a user runs it: real processes on gloo."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetmoe_megatron.checkpoint.folder import published
+from tests.support import REPO, TORCHRUN, environment, losses, metrics, pretrain, small_run, write_dataset, write_run
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
+    """The folder of a run on two ranks that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    tree = small_run(folder, data, checkpoint__every_tokens=512)
+    tree["evaluation"] = {"every_steps": 4, "sequences": 5, "data": [{"name": "v", "path": data["held_out"]}]}
+    result = pretrain(2, write_run(folder, tree))
+    assert result.returncode == 0, result.stderr
+    assert "step 8/8 | decay" in result.stdout
+    return folder / "run"
+
+
+def test_run_folder(whole: Path, data: dict[str, str]) -> None:
+    records = metrics(whole)
+    assert [r["step"] for r in records] == list(range(1, 9))
+    assert [r["phase"] for r in records] == ["stable"] * 5 + ["decay"] * 3
+    assert [r["tokens"] for r in records] == [256 * step for step in range(1, 9)]
+    expected = {"lm_loss", "moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss", "grad_norm"}
+    expected |= {"step", "phase", "tokens", "lr", "tokens_per_second", "step_seconds"}
+    assert expected | {"dataset_tokens/code", "dataset_tokens/prose"} == set(records[0])
+    assert [r["step"] for r in records if "held_out_loss" in r] == [4, 8]
+    assert records[4]["dataset_tokens/code"] == 3 * 5 * 64
+    assert records[0]["lr"] == pytest.approx(1e-3) and records[2]["lr"] == 1e-2
+    assert records[6]["lr"] == pytest.approx(1e-2 * 0.1 ** (1 / 3))
+    assert records[-1]["lm_loss"] < records[0]["lm_loss"] - 0.5
+    for kind in ("moa", "moe"):
+        assert 0.9 < records[0][f"{kind}_balance_loss"] < 1.5
+    assert [p.name for p in published(whole / "checkpoints")] == [
+        "tokens_512",
+        "tokens_1024",
+        "tokens_1536",
+        "tokens_2048",
+    ]
+    assert (whole / "config.yaml").is_file()
+
+
+def test_one_rank_and_two_ranks_agree(whole: Path, tmp_path: Path, data: dict[str, str]) -> None:
+    assert pretrain(1, write_run(tmp_path, small_run(tmp_path, data))).returncode == 0
+    for one, two in zip(losses(tmp_path / "run"), losses(whole), strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_resume_is_bit_identical_on_both_sides_of_the_switch(whole: Path, tmp_path: Path, data: dict) -> None:
+    """Stopped in the first phase, at the switch and in the second: the same numbers, to the last bit."""
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    for steps in (3, 5, 7, 8):
+        assert pretrain(2, run_file, f"debug.max_steps={steps}").returncode == 0
+        assert len(metrics(tmp_path / "run")) == steps
+    assert losses(tmp_path / "run") == losses(whole)
+
+
+def test_a_kill_loses_only_what_came_after_the_last_checkpoint(whole: Path, tmp_path: Path, data: dict) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data, checkpoint__every_tokens=512))
+    assert pretrain(2, run_file, "debug.max_steps=4").returncode == 0
+    with open(tmp_path / "run/metrics.jsonl", "a") as file:  # as if killed in step 6, in the middle of a line
+        file.write('{"step": 5, "lm_loss": 99.0}\n{"step": 6, "lm_lo')
+    (tmp_path / "run/checkpoints/tokens_1280.partial").mkdir()
+    assert pretrain(2, run_file).returncode == 0
+    assert losses(tmp_path / "run") == losses(whole)
+    assert not list((tmp_path / "run/checkpoints").glob("*.partial"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_signal_saves_and_asks_to_be_run_again(number: int, tmp_path: Path, data: dict) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
+    process = start([sys.executable, "pretrain_jetmoe.py", str(run_file), "logging.every_steps=1"])
+    wait_for_step(process)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "Traceback" not in error
+    steps = len(metrics(tmp_path / "run"))
+    assert [p.name for p in published(tmp_path / "run/checkpoints")] == [f"tokens_{256 * steps}"]
+    assert pretrain(1, run_file, f"debug.max_steps={steps + 2}").returncode == 0
+    assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, steps + 3))
+
+
+def test_signal_to_torchrun_saves_on_all_ranks(tmp_path: Path, data: dict) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
+    launcher = [*TORCHRUN, "--nproc-per-node=2", "pretrain_jetmoe.py", str(run_file), "logging.every_steps=1"]
+    process = start(launcher)
+    wait_for_step(process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    steps = len(metrics(tmp_path / "run"))
+    assert [p.name for p in published(tmp_path / "run/checkpoints")] == [f"tokens_{256 * steps}"]
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")}
+    result = pretrain(2, whole / "config.yaml")
+    assert result.returncode == 0
+    assert "nothing left to do" in result.stdout
+    assert {p: p.stat().st_mtime_ns for p in (whole / "checkpoints").rglob("*")} == before
+    assert len(metrics(whole)) == 8
+
+
+def test_keep_last(whole: Path, tmp_path: Path, data: dict) -> None:
+    tree = small_run(tmp_path, data, checkpoint={"every_tokens": 256, "keep_last": 2})
+    assert pretrain(1, write_run(tmp_path, tree), "debug.max_steps=4").returncode == 0
+    assert [p.name for p in published(tmp_path / "run/checkpoints")] == ["tokens_768", "tokens_1024"]
+
+
+def test_bf16_trains(tmp_path: Path, data: dict) -> None:
+    result = pretrain(1, write_run(tmp_path, small_run(tmp_path, data, precision="bf16")))
+    assert result.returncode == 0, result.stderr
+    records = metrics(tmp_path / "run")
+    assert records[-1]["lm_loss"] < records[0]["lm_loss"] - 0.5
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown key": (["model.num_lairs=3"], "did you mean 'num_layers'?"),
+    "wrong type": (["model.num_layers=many"], "model.num_layers: must be a valid integer"),
+    "layout and world": (["parallel.tensor=2"], "does not divide the world of 1 ranks"),
+    "batch": (["batch.micro_sequences=3"], "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
+    "missing data": (["phases.0.data.0.path=no/such", "phases.1.data.0.path=no/such"], "no/such.idx"),
+    "vocabulary": (["model.vocab_size=64"], "is outside the model's vocabulary of 64"),
+    "sequence too long": (
+        ["batch.sequence_length=65536", "batch.global_tokens=131072", "schedule.warmup_tokens=0"],
+        "too few for one sequence",
+    ),
+    "tokenizer": (["tokenizer=no/such/folder"], "tokenizer: no/such/folder is not a folder"),
+    "backend": (["model.expert_backend=torch", "model.ffn_hidden_size=50"], "use auto or loop"),
+    "output": (["output_dir=setup.py/run"], "output_dir: setup.py is a file"),
+    "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
+    "another model": (["model.num_layers=4", "output_dir=OTHER"], "cannot resume with another model.num_layers"),
+    "another mixture": (
+        ["phases.0.data.0.weight=9", "output_dir=OTHER"],
+        "cannot resume with another phases.0.data.0.weight (saved 3.0, now 9.0)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_status_2(
+    overrides: list[str], message: str, whole: Path, tmp_path: Path, data: dict
+) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    overrides = [text.replace("OTHER", str(whole)) for text in overrides]
+    before = sorted(tmp_path.rglob("*"))
+    result = pretrain(1, run_file, *overrides)
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert message in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_input_on_two_ranks_is_said_once(tmp_path: Path, data: dict) -> None:
+    result = pretrain(2, write_run(tmp_path, small_run(tmp_path, data)), "parallel.pipeline=4")
+    assert result.returncode != 0
+    assert result.stderr.count("error: ") - result.stderr.count("ChildFailedError: ") <= 1
+    assert "tensor 1 x pipeline 4 = 4 does not divide the world of 2 ranks" in result.stderr
+
+
+def test_dry_run_plans_without_training(tmp_path: Path, data: dict) -> None:
+    result = pretrain(1, write_run(tmp_path, small_run(tmp_path, data)), "--dry-run", "--world", "4")
+    assert result.returncode == 0, result.stderr
+    assert "ranks    4 (data 4)" in result.stdout
+    assert "phase    decay: 3 steps, 768 tokens, exponential; code 50.0%, prose 50.0%" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.yaml", "--nonsense"], ["a.yaml", "--world", "2"], ["no.yaml"]])
+def test_bad_usage(arguments: list[str]) -> None:
+    result = pretrain(1, *arguments) if arguments else start([sys.executable, "pretrain_jetmoe.py"])
+    if isinstance(result, subprocess.Popen):
+        result.communicate(timeout=60)
+    assert result.returncode == 2
+
+
+def test_a_token_beyond_the_vocabulary_that_no_check_saw(tmp_path: Path, data: dict) -> None:
+    """The check of every batch, on its own: the file changes after the start."""
+    tree = small_run(tmp_path, data, phases__0__tokens=256 * 3000)
+    tree["phases"][0]["data"][0]["path"] = write_dataset(tmp_path / "own", 120, 0)
+    tree["phases"][1]["data"] = tree["phases"][1]["data"][1:]
+    process = start([sys.executable, "pretrain_jetmoe.py", str(write_run(tmp_path, tree)), "logging.every_steps=1"])
+    wait_for_step(process)
+    with open(tmp_path / "own.bin", "r+b") as file:
+        file.write(b"\xff\xff" * 2000)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "data set 'code': token id 65535 is outside the model's vocabulary of 96" in error
+    assert "Traceback" not in error
+
+
+def start(arguments: list[Any]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPO, env=environment()
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str]) -> None:
+    deadline = time.time() + 120
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("step"):
+            return
+        assert time.time() < deadline
+    raise AssertionError("the run ended before its first step")
