@@ -76,11 +76,11 @@ class MixtureOfAttention(MegatronModule):
             init_method=config.init_method,
             gather_output=False,
             bias=False,
+            disable_grad_reduce=True,
             tp_group=pg_collection.tp,
         )
         # It is given the whole sequence, and the gather's backward sums the input gradients of all tensor ranks.
         self.linear_kv.sequence_parallel = False
-        self.linear_kv.allreduce_dgrad = False
         self.bias = output_bias(config)
 
     def forward(

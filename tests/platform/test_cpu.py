@@ -57,6 +57,14 @@ def test_every_cuda_call_of_the_pinned_version_is_known() -> None:
     assert asked - cpu.CUDA_PATCHES.keys() - NOT_REACHED == set()
 
 
+def test_every_cuda_literal_of_the_pinned_version_is_known() -> None:
+    """Files that write device="cuda" out: the adapter gives them another `torch`."""
+    writing = {path for path in (*PATHS, "utils.py") if re.search(r"device ?= ?['\"]cuda['\"]", (CORE / path).read_text())}
+    nccl_only = {"distributed/param_and_grad_buffer.py"}  # line 768: warms up NCCL's registered buffers
+    answered = {"optimizer/optimizer.py", "optimizer/clip_grads.py", "pipeline_parallel/schedules.py", "utils.py"}
+    assert writing - nccl_only == answered
+
+
 def test_version_is_the_one_the_adapter_was_written_for() -> None:
     assert megatron.core.__version__ == "0.16.1"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed import ProcessGroup, get_process_group_ranks
 
 from jetmoe_megatron.model.config import JetMoEConfig
 from jetmoe_megatron.model.experts import BACKENDS
@@ -46,7 +47,8 @@ class ExpertLinear(nn.Module):
         local[tensor_axis] //= tensor_group.size()
         self.weight = nn.Parameter(torch.empty(local, dtype=config.params_dtype, device=torch.cuda.current_device()))
         # Megatron's DDP reduces gradients of parameters without `allreduce` over the expert-data-parallel group.
-        self.weight.allreduce = expert_group is None  # type: ignore[attr-defined]
+        dense = get_process_group_ranks(parallel_state.get_data_parallel_group(with_context_parallel=True))
+        self.weight.allreduce = get_process_group_ranks(replica_group) == dense  # type: ignore[attr-defined]
         # clip_grads counts a parameter on every tensor rank only if it says that it is split.
         self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
         self.weight.partition_dim = tensor_axis  # type: ignore[attr-defined]

@@ -1,0 +1,131 @@
+"""Train a few steps in some layout and put every gradient and weight together again, to hold against one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jetmoe_megatron.config import Run
+from jetmoe_megatron.config.layout import resolve_layout
+from tests.ranks import run_ranks
+
+
+@dataclass
+class Outcome:
+    """What a layout computed; whole tensors under the names of one process."""
+
+    losses: list[dict[str, float]]  # per step, with the gradient norm
+    gradients: dict[str, Tensor]  # of the first step
+    weights: dict[str, Tensor]  # after the last
+
+
+@dataclass
+class _Piece:
+    """A rank's slice of a tensor: where it lies in the whole one."""
+
+    name: str
+    shape: tuple[int, ...]
+    slices: tuple[slice, ...]
+    value: Tensor
+
+
+def outcome(tree: dict[str, Any], ranks: int, steps: int = 3) -> Outcome:
+    results = run_ranks(ranks, _train, tree, steps)
+    gradients = _assemble([piece for _, pieces, _ in results for piece in pieces])
+    weights = _assemble([piece for _, _, pieces in results for piece in pieces])
+    return Outcome(losses=results[0][0], gradients=gradients, weights=weights)
+
+
+class Samples(Dataset):
+    """Sample n is the same random sequence in every layout."""
+
+    def __init__(self, length: int, vocab: int) -> None:
+        self.length, self.vocab = length, vocab
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        text = torch.randint(self.vocab, (self.length + 1,), generator=torch.Generator().manual_seed(number))
+        return {
+            "tokens": text[:-1],
+            "labels": text[1:],
+            "loss_mask": torch.ones(self.length),
+            "position_ids": torch.arange(self.length),
+        }
+
+
+def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
+    from jetmoe_megatron.training.parallel import parallel_state
+
+    torch.set_num_threads(1)
+    run = Run.model_validate(tree)
+    layout = resolve_layout(run, int(__import__("os").environ["WORLD_SIZE"]))
+    with parallel_state(run, layout):
+        from megatron.core import parallel_state as groups
+        from megatron.core.utils import unwrap_model
+
+        from jetmoe_megatron.data.batches import StepBatches
+        from jetmoe_megatron.model.build import build_model
+        from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+        from jetmoe_megatron.training.step import reduce_losses, train_step
+
+        model = wrap_for_data_parallel(run, build_model(run, layout))
+        optimizer = build_optimizer(run, model)
+        samples = Samples(run.batch.sequence_length, run.model.vocab_size)
+        shares = (layout.micro_batches, run.batch.micro_sequences, layout.data, groups.get_data_parallel_rank())
+        losses, gradients = [], []
+        for step, batches in enumerate(StepBatches(samples, range(steps), *shares)):
+            micro_losses, norm = train_step(model, optimizer, batches, run.optimizer.max_lr)
+            reduced, _ = reduce_losses(model, micro_losses, stop=False)
+            losses.append({**reduced, "grad_norm": norm})
+            if step == 0:
+                gradients = [piece for chunk in unwrap_model(model) for piece in _pieces(chunk, gradient=True)]
+        weights = [piece for chunk in unwrap_model(model) for piece in _pieces(chunk, gradient=False)]
+    return losses, gradients, weights
+
+
+def _pieces(chunk: Any, gradient: bool) -> list[_Piece]:
+    from megatron.core import parallel_state
+
+    from jetmoe_megatron.model.experts.weight import ExpertLinear
+    from jetmoe_megatron.model.initialize import global_named_parameters
+
+    experts = {id(m.weight): m for m in chunk.modules() if isinstance(m, ExpertLinear)}
+    pieces = []
+    for name, parameter in global_named_parameters(chunk):
+        value = (parameter.main_grad if gradient else parameter.detach()).float().clone()
+        shape, slices = list(value.shape), [slice(0, size) for size in value.shape]
+
+        def split(axis: int, group: Any, shape: list[int] = shape, slices: list[slice] = slices) -> None:
+            local = shape[axis]
+            slices[axis] = slice(group.rank() * local, (group.rank() + 1) * local)
+            shape[axis] = local * group.size()
+
+        if id(parameter) in experts:
+            module = experts[id(parameter)]
+            split(module.tensor_axis, module.tensor_group)
+            if module.expert_group:
+                split(0, module.expert_group)
+        elif getattr(parameter, "tensor_model_parallel", False):
+            split(parameter.partition_dim, parallel_state.get_tensor_model_parallel_group())
+        pieces.append(_Piece(name, tuple(shape), tuple(slices), value))
+    return pieces
+
+
+def _assemble(pieces: list[_Piece]) -> dict[str, Tensor]:
+    """Copies of a slice on several ranks must agree."""
+    whole: dict[str, Tensor] = {}
+    for piece in pieces:
+        tensor = whole.setdefault(piece.name, torch.full(piece.shape, float("nan")))
+        present = tensor[piece.slices]
+        assert present.isnan().all() or relative_error(piece.value, present) < 1e-6, f"copies of {piece.name} differ"
+        tensor[piece.slices] = piece.value
+    assert not any(tensor.isnan().any() for tensor in whole.values()), "parts of the model are missing"
+    return whole
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    scale = truth.abs().max().item()
+    return (value - truth).abs().max().item() / scale if scale else value.abs().max().item()
