@@ -44,6 +44,8 @@ def main() -> int:
         if rank == 0 or started:  # before the ranks have met, each finds the same
             print(f"error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # before training listens for it: there is nothing to save
+        return 130
 
 
 def parse_arguments() -> argparse.Namespace:

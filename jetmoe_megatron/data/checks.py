@@ -30,7 +30,7 @@ def check_data(run: Run, look_inside: bool = True) -> None:
                 "next token"
             )
         if look_inside:
-            tokens = np.memmap(f"{path}.bin", dtype=index.dtype, mode="r")
+            tokens: np.ndarray = np.memmap(f"{path}.bin", dtype=index.dtype, mode="r")
             block = min(len(tokens), 2**20)
             blocks = max(1, min(len(tokens), _SCAN_TOKENS) // block)
             for start in np.linspace(0, len(tokens) - block, num=blocks, dtype=np.int64):

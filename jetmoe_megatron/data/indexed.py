@@ -46,7 +46,7 @@ def sequences(
         eod_mask_loss=False,
         create_attention_mask=False,
     )
-    documents = np.arange(len(indexed), dtype=np.int32)
+    documents: np.ndarray = np.arange(len(indexed), dtype=np.int32)
     return GPTDataset(indexed, path, documents, num_samples, Split.train, config)
 
 

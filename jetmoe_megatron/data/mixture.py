@@ -10,6 +10,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ class RunSamples(torch.utils.data.Dataset):
             parts = [_ReadOn(datasets[name], consumed[name]) for name in mixture]
             weights = [d.weight for d in mixture.values()]
             config = datasets[next(iter(mixture))].config
-            blend = rank_0_first(lambda p=parts, w=weights, s=size, c=config: BlendedDataset(p, w, s, c))
+            blend = rank_0_first(partial(BlendedDataset, parts, weights, size, config))
             for name, count in _counts(mixture, blend.dataset_index).items():
                 consumed[name] += count
             self.blends.append(blend)
@@ -108,7 +109,7 @@ def _sources(run: Run, mixtures: list[dict], sizes: list[int], cache: Path) -> d
     def build(name: str) -> GPTDataset:
         return sequences(path_of[name], needed[name], run.batch.sequence_length, run.model.vocab_size, run.seed, cache)
 
-    return {name: rank_0_first(lambda n=name: build(n)) for name in needed}
+    return {name: rank_0_first(partial(build, name)) for name in needed}
 
 
 def _counts(mixture: dict, dataset_index: np.ndarray) -> dict[str, int]:

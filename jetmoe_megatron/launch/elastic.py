@@ -37,6 +37,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 # How long the other workers of a node may take to end by themselves once one has exited 75.
 PATIENCE_SECONDS = 120.0
+# How long the launcher of a node that stopped, or found bad input, waits for the other nodes to do the same.
+LEAVE_TOGETHER_SECONDS = 60.0
+
+# What torch logs of each failed and closed worker would bury the one line that tells why.
+NOISE = ("failed (exitcode", "Sending process", "Error waiting on exit barrier")
 
 
 class _SignalRelay:
@@ -88,6 +93,7 @@ class _PatientAgent(LocalElasticAgent):
         if codes and exit_status(codes, self._relay.passed_on) in (EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN):
             self._remaining_restarts = 0  # --max-restarts is for crashes
             # The first node hosts the rendezvous: if its launcher left before the others, they would fail.
+            self._exit_barrier_timeout = LEAVE_TOGETHER_SECONDS
             self._exit_barrier()
         return result
 
@@ -170,10 +176,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     relay = _SignalRelay()
     launcher_api.LocalElasticAgent = partial(_PatientAgent, relay)  # launch_agent has no argument for the agent
-    # What torch logs of each failed and closed worker would bury the one line that tells why.
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(
-        lambda record: not record.msg.startswith(("failed (exitcode", "Sending process"))
-    )
+    for module in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{module}").addFilter(
+            lambda record: not record.msg.startswith(NOISE)
+        )
     try:
         torchrun.run(args)
     except ChildFailedError as error:

@@ -69,6 +69,9 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         sequence_parallel=layout.sequence_parallel,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        # Batched transfers mix up a stage's two neighbours where both are one rank, as with two interleaved stages.
+        overlap_p2p_comm=layout.virtual_pipeline > 1,
+        batch_p2p_comm=layout.virtual_pipeline == 1,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex

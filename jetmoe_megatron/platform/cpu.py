@@ -82,7 +82,7 @@ def install() -> None:
 
 
 def _type_as_cuda(original: Any) -> Any:
-    """optimizer/optimizer.py:671 and distrib_optimizer.py:361 sort parameters by 'torch.cuda.FloatTensor' and the like."""
+    """optimizer.py:671 and distrib_optimizer.py:361 sort parameters by 'torch.cuda.FloatTensor' and the like."""
 
     @functools.wraps(original)
     def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.errors import EXIT_RUN_ME_AGAIN
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import JsonLines
-from jetmoe_megatron.monitor.monitor import Monitor, Writer
+from jetmoe_megatron.monitor.monitor import Monitor, Record, Writer
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
@@ -26,8 +26,8 @@ from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_pa
 from jetmoe_megatron.training.run_folder import RunFolder
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
-from jetmoe_megatron.training.sync import check_weights_agree
 from jetmoe_megatron.training.step import reduce_losses, train_step
+from jetmoe_megatron.training.sync import check_weights_agree
 
 
 def train(run: Run, layout: Layout) -> int:
@@ -72,7 +72,7 @@ def train(run: Run, layout: Layout) -> int:
             sequences = step * layout.global_sequences
             for name, tokens in samples.tokens_per_dataset(sequences - layout.global_sequences, sequences).items():
                 dataset_tokens[name] += tokens
-            record = {
+            record: Record = {
                 "step": step,
                 "phase": phase,
                 "tokens": step * tokens_per_step,

@@ -59,7 +59,9 @@ def test_every_cuda_call_of_the_pinned_version_is_known() -> None:
 
 def test_every_cuda_literal_of_the_pinned_version_is_known() -> None:
     """Files that write device="cuda" out: the adapter gives them another `torch`."""
-    writing = {path for path in (*PATHS, "utils.py") if re.search(r"device ?= ?['\"]cuda['\"]", (CORE / path).read_text())}
+    writing = {
+        path for path in (*PATHS, "utils.py") if re.search(r"device ?= ?['\"]cuda['\"]", (CORE / path).read_text())
+    }
     nccl_only = {"distributed/param_and_grad_buffer.py"}  # line 768: warms up NCCL's registered buffers
     answered = {"optimizer/optimizer.py", "optimizer/clip_grads.py", "pipeline_parallel/schedules.py", "utils.py"}
     assert writing - nccl_only == answered
