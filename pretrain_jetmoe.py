@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 
 from data_tools.errors import InputError
@@ -41,8 +42,10 @@ def main() -> int:
             started = True
             return train(run, layout)
     except (UserError, InputError) as error:
-        if rank == 0 or started:  # before the ranks have met, each finds the same
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        # Before the ranks have met, all of one node find the same.
+        if rank == 0 or started or os.environ.get("LOCAL_RANK") == "0":
+            node = "" if rank == 0 else f"{platform.node()}: "
+            print(f"{node}error: {error}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return 130

@@ -44,6 +44,13 @@ def resolve_layout(run: Run, world: int) -> Layout:
     parallel, model, batch = run.parallel, run.model, run.batch
     if parallel.context > 1:
         raise UserError("parallel.context: context parallelism is not supported yet; set it to 1")
+    if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
+        raise UserError("parallel.overlap_param_gather: needs distributed_optimizer and overlap_grad_reduce")
+    if parallel.attention_experts == "sharded" and parallel.expert_tensor != parallel.tensor:
+        raise UserError(
+            "parallel.attention_experts: sharded needs parallel.expert_tensor equal to parallel.tensor "
+            f"({parallel.tensor}): the heads of an expert are split over the tensor-parallel ranks"
+        )
     model_parallel = parallel.tensor * parallel.pipeline
     if world % model_parallel:
         raise UserError(
@@ -63,10 +70,12 @@ def resolve_layout(run: Run, world: int) -> Layout:
     stages = parallel.pipeline * parallel.virtual_pipeline
     if parallel.virtual_pipeline > 1 and parallel.pipeline == 1:
         raise UserError("parallel.virtual_pipeline: needs parallel.pipeline > 1")
-    if model.num_layers % stages:
+    if parallel.layers_per_stage is not None:
+        _check_stages(parallel.layers_per_stage, stages, model.num_layers)
+    elif model.num_layers % stages:
         raise UserError(
             f"parallel: pipeline {parallel.pipeline} x virtual_pipeline {parallel.virtual_pipeline} = {stages} does "
-            f"not divide model.num_layers ({model.num_layers})"
+            f"not divide model.num_layers ({model.num_layers}); set parallel.layers_per_stage"
         )
     sequence_parallel = parallel.tensor > 1 if parallel.sequence == "auto" else bool(parallel.sequence)
     if parallel.tensor > 1 and not sequence_parallel:
@@ -105,6 +114,15 @@ def resolve_layout(run: Run, world: int) -> Layout:
 def phase_steps(run: Run) -> tuple[int, ...]:
     """Steps of each phase. A phase ends with a whole batch: its tokens are rounded up."""
     return tuple(math.ceil(phase.tokens / run.batch.global_tokens) for phase in run.phases)
+
+
+def _check_stages(layers: list[int], stages: int, num_layers: int) -> None:
+    if len(layers) != stages:
+        raise UserError(
+            f"parallel.layers_per_stage: has {len(layers)} entries for {stages} stages (pipeline x virtual_pipeline)"
+        )
+    if sum(layers) != num_layers:
+        raise UserError(f"parallel.layers_per_stage: adds up to {sum(layers)}, not to model.num_layers ({num_layers})")
 
 
 def _divides(divisor_key: str, divisor: int, key: str, value: int) -> None:

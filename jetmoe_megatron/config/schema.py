@@ -54,7 +54,9 @@ class Losses(Section):
 
     balance: float = Field(0.01, ge=0)
     z: float = Field(0.001, ge=0)
-    scope: Literal["micro_batch"] = "micro_batch"  # over which tokens the balance loss counts, as the reference does
+    # Over which tokens the balance loss counts assignments. The reference counts within a micro-batch; the global batch
+    # does not depend on how it is split, and costs a forward pass more.
+    scope: Literal["micro_batch", "global_batch"] = "micro_batch"
 
 
 class Parallel(Section):
@@ -65,6 +67,11 @@ class Parallel(Section):
     expert: Positive = 1
     expert_tensor: Positive = 1
     context: Positive = 1
+    layers_per_stage: list[Positive] | None = None  # in pipeline order, virtual stages too; default: evenly
+    attention_experts: Literal["replicated", "sharded"] = "replicated"  # over the expert-parallel ranks
+    distributed_optimizer: bool = True  # each data-parallel rank keeps and updates its share of the optimizer state
+    overlap_grad_reduce: bool = False  # with the backward pass
+    overlap_param_gather: bool = False  # with the next forward pass
 
 
 class Batch(Section):
@@ -154,6 +161,7 @@ class Run(Section):
     losses: Losses = Losses()
     parallel: Parallel = Parallel()
     precision: Literal["bf16", "fp32"] = "bf16"
+    recompute: Literal["none", "selective", "full"] = "none"  # selective: the experts' SwiGLU; full: whole layers
     batch: Batch
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()

@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     launcher_api.LocalElasticAgent = partial(_PatientAgent, relay)  # launch_agent has no argument for the agent
     for module in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{module}").addFilter(
-            lambda record: not record.msg.startswith(NOISE)
+            lambda record: not str(record.msg).startswith(NOISE)
         )
     try:
         torchrun.run(args)

@@ -60,10 +60,12 @@ class MixtureOfAttention(MegatronModule):
         experts, hidden = config.num_moe_experts, config.hidden_size
         width = config.num_query_groups * config.kv_channels
         moe_groups = get_default_pg_collection()
+        # Sharding them costs four exchanges of rows a layer, see docs/parallelism.md; the MLP's cost two.
+        self.expert_group = moe_groups.ep if config.shard_attention_experts and moe_groups.ep.size() > 1 else None
         groups: dict[str, Any] = {
-            "expert_group": None,
+            "expert_group": self.expert_group,
             "tensor_group": pg_collection.tp,
-            "replica_group": pg_collection.dp_cp,
+            "replica_group": moe_groups.expt_dp if self.expert_group else pg_collection.dp_cp,
         }
         self.router = submodules.router(config=config, pg_collection=moe_groups)
         self.linear_q = ExpertLinear(config, (experts, width, hidden), tensor_axis=1, **groups)
@@ -102,14 +104,14 @@ class MixtureOfAttention(MegatronModule):
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)
             gates_TE = gather_from_sequence_parallel_region(gates_TE, group=self.tp_group)
         gates_TK, expert_TK = gates_TE.topk(self.router.topk, dim=-1)
-        dispatch = Dispatch(expert_TK, self.config.num_moe_experts)
+        dispatch = Dispatch(expert_TK, self.config.num_moe_experts, self.expert_group)
 
         u_TH = hidden_states.flatten(0, 1)
-        q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_E))
+        q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_L))
         kv, _ = self.linear_kv(hidden_states)
         a_TKA = self._attend(q_TKA, kv, rotary_pos_emb)
 
-        y_TKH = dispatch.slots_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_E))
+        y_TKH = dispatch.slots_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L))
         y_TH = (y_TKH * gates_TK.unsqueeze(-1).to(y_TKH.dtype)).sum(dim=1)
         output = y_TH.unflatten(0, hidden_states.shape[:2])
         if self.config.sequence_parallel:

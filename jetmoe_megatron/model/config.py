@@ -22,10 +22,21 @@ class JetMoEConfig(TransformerConfig):
 
     final_norm_eps: float = 1e-5
     expert_backend: str = "torch"
+    shard_attention_experts: bool = False
+    global_balance: bool = False  # losses.scope: global_batch
 
 
 def _leave_as_it_is(weight: torch.Tensor) -> None:
     pass
+
+
+def _stages(run: Run) -> list[list[str]] | None:
+    """Megatron's description of uneven stages: what each one holds, in pipeline order."""
+    layers = run.parallel.layers_per_stage
+    if layers is None or len(layers) == 1:
+        return None
+    stages = [["decoder"] * count for count in layers]
+    return [["embedding", *stages[0]], *stages[1:-1], [*stages[-1], "loss"]]
 
 
 def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
@@ -74,6 +85,15 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         batch_p2p_comm=layout.virtual_pipeline == 1,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
+        pipeline_model_parallel_layout=_stages(run),
+        recompute_granularity=None if run.recompute == "none" else run.recompute,
+        recompute_method="uniform" if run.recompute == "full" else None,
+        recompute_num_layers=1 if run.recompute == "full" else None,
+        # Norms too could be recomputed, but Megatron asks for Transformer Engine there (random.py:589).
+        recompute_modules=["moe_act"],
+        moe_grouped_gemm=True,  # which Megatron wants to hear before it lets moe_act be recomputed
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
+        shard_attention_experts=run.parallel.attention_experts == "sharded",
+        global_balance=run.losses.scope == "global_batch",
         expert_backend=resolve_backend(model, run.precision),
     )

@@ -2,7 +2,7 @@
 
 For the logits s [T, E] of one router, over the T tokens of one micro-batch (arXiv 2404.07413, equations 10 to 12):
 
-    balance = E * sum_i f_i * P_i        f_i: share of the T * k assignments that went to expert i, no gradient
+    balance = E * sum_i f_i * P_i        f_i: share of assignments that went to expert i, without a gradient
                                          P_i: mean over tokens of softmax(s)_i over all E experts
     z       = mean over tokens of logsumexp(s)^2
 
@@ -15,6 +15,12 @@ micro-batches and data-parallel ranks like L_lm. Both terms enter the gradient t
 MoEAuxLossAutoScaler, which carries the same scale as the main loss on every pipeline stage. With sequence
 parallelism a rank has T / tp tokens: its partial terms add up over the tensor-parallel group.
 
+With `losses.scope: micro_batch` f_i counts the T * K assignments of the micro-batch, on all its ranks: the loss does
+not depend on tensor, pipeline and expert parallelism or recomputation, but on what is in one micro-batch.
+With `global_batch` f_i counts those of the whole step. As balance is linear in P_i, its mean over micro-batches is then
+that of the global batch, however it is split. The counts must be known before the first backward pass: they come
+from a forward pass of their own (`training/step.py`).
+
 Letters: S local sequence, B micro-batch, H hidden, T local tokens, E experts, K top-k.
 """
 
@@ -26,8 +32,6 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.moe_utils import (
     MoEAuxLossAutoScaler,
-    get_tokens_per_expert_and_token_count,
-    switch_load_balancing_loss_func,
     z_loss_func,
 )
 from megatron.core.transformer.moe.router import TopKRouter
@@ -59,6 +63,8 @@ class Router(TopKRouter):
     def __init__(self, config: JetMoEConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.losses = RouterLosses()
+        self.counting = False  # in the pass before a step with losses.scope: global_batch
+        self.register_buffer("count_E", torch.zeros(config.num_moe_experts), persistent=False)
 
     def gating(self, input: Tensor) -> Tensor:
         """Logits in fp32. Megatron's own needs Transformer Engine (moe_utils.py:1192 reads an unbound name)."""
@@ -70,22 +76,21 @@ class Router(TopKRouter):
         top_TK, index_TK = logits_TE.topk(self.topk, dim=-1)
         chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter_(1, index_TK, True)
         gates_TK = top_TK.softmax(dim=-1)
-        if self.training and torch.is_grad_enabled():  # not in the first pass of a recomputed layer
+        if self.counting:
+            self.count_E += chosen_TE.sum(0)
+        elif self.training and torch.is_grad_enabled():  # not in the first pass of a recomputed layer
             gates_TK = self._attach_losses(gates_TK, logits_TE, chosen_TE)
         gates_TE = torch.zeros_like(logits_TE).scatter(1, index_TK, gates_TK)
         return gates_TE, chosen_TE
 
     def _attach_losses(self, gates_TK: Tensor, logits_TE: Tensor, chosen_TE: Tensor) -> Tensor:
         config, group = self.config, self.tp_cp_group
-        count_E, _, tokens = get_tokens_per_expert_and_token_count(chosen_TE, group, self.topk)
-        balance = switch_load_balancing_loss_func(
-            logits_TE.softmax(dim=-1),
-            count_E,
-            tokens,
-            self.topk,
-            config.num_moe_experts,
-            moe_aux_loss_coeff=1.0,
-        )
+        count_E = self.count_E
+        if not config.global_balance:
+            count_E = chosen_TE.sum(0, dtype=torch.float32)
+            torch.distributed.all_reduce(count_E, group=group)
+        probability_E = logits_TE.softmax(dim=-1).mean(0) / group.size()
+        balance = config.num_moe_experts * (count_E / count_E.sum() * probability_E).sum()
         z = z_loss_func(logits_TE, 1.0 / group.size())
         self.losses.balance = self.losses.balance + balance.detach()
         self.losses.z = self.losses.z + z.detach()

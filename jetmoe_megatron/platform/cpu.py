@@ -92,38 +92,61 @@ def _type_as_cuda(original: Any) -> Any:
     return tensor_type
 
 
-class _TorchWithoutCudaLiterals:
-    """`torch` as a module of Megatron-Core sees it, where the factories it calls with device='cuda' make CPU tensors.
+class _Overlay:
+    """A module as one module of Megatron-Core sees it: some names replaced, for that module alone.
 
     Replacing torch.tensor itself would reach other libraries: transformers' loading compares it by identity.
     """
 
+    def __init__(self, module: Any, **replaced: Any) -> None:
+        self._module = module
+        vars(self).update(replaced)
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    @staticmethod
-    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.tensor(*args, **_on_cpu(kwargs))
-
-    @staticmethod
-    def zeros(*args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.zeros(*args, **_on_cpu(kwargs))
+        return getattr(self._module, name)
 
 
-def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**kwargs, "device": _CPU} if kwargs.get("device") == "cuda" else kwargs
+def _cuda_literal_is_cpu(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _all_gather(parts: list[torch.Tensor], own: torch.Tensor, group: Any) -> None:
+    """NCCL's all_gather of parts of different sizes, which gloo refuses."""
+    parts[group.rank()].copy_(own)
+    for rank, part in enumerate(parts):
+        torch.distributed.broadcast(part, group_src=rank, group=group)
+
+
+def _reduce_scatter(own: torch.Tensor, parts: list[torch.Tensor], group: Any) -> None:
+    """NCCL's reduce_scatter of parts of different sizes, which gloo refuses."""
+    for rank, part in enumerate(parts):
+        part = part.contiguous().clone()
+        torch.distributed.reduce(part, group_dst=rank, group=group)
+        if rank == group.rank():
+            own.copy_(part)
 
 
 def _patch_megatron() -> None:
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.pipeline_parallel import schedules
-    from megatron.core.tensor_parallel import random
+    from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer.moe import token_dispatcher
 
     # They write device='cuda' out: optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
+    factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
     for module in (optimizer, clip_grads, schedules, utils):
-        module.torch = _TorchWithoutCudaLiterals()
+        module.torch = _Overlay(torch, **factories)
+
+    # mappings.py:150 and 199: the token dispatcher gathers uneven numbers of tokens over expert-tensor ranks.
+    collectives = _Overlay(torch.distributed, all_gather=_all_gather, reduce_scatter=_reduce_scatter)
+    mappings.torch = _Overlay(torch, distributed=collectives)
 
     # random.py:80 reaches into torch.cuda.default_generators.
     random._set_cuda_rng_state = _set_cpu_rng_state

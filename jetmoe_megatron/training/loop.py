@@ -22,12 +22,12 @@ from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
 from jetmoe_megatron.training.evaluation import HeldOutLoss
-from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, wrap_for_data_parallel
 from jetmoe_megatron.training.run_folder import RunFolder
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
 from jetmoe_megatron.training.step import reduce_losses, train_step
-from jetmoe_megatron.training.sync import check_weights_agree
+from jetmoe_megatron.training.sync import check_ranks_agree
 
 
 def train(run: Run, layout: Layout) -> int:
@@ -84,11 +84,13 @@ def train(run: Run, layout: Layout) -> int:
                 **{f"dataset_tokens/{name}": tokens for name, tokens in dataset_tokens.items()},
             }
             if run.debug.check_sync and step % run.debug.check_sync == 0:
-                check_weights_agree(model)
+                settle_weights(model)
+                check_ranks_agree(model)
             if held_out.is_due(step, last=step == last_step):
                 record |= held_out.measure(model)
             monitor.log(record)
             if _save_is_due(run, step) or stopping or step == last_step:
+                settle_weights(model)
                 save_checkpoint(folder.checkpoints, run, step * tokens_per_step, model, optimizer)
                 saved = step
             if stopping:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -10,7 +12,9 @@ from megatron.core.distributed import (
 )
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from jetmoe_megatron.config.schema import Run
 
@@ -18,12 +22,34 @@ from jetmoe_megatron.config.schema import Run
 def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
     """Gradients are accumulated and reduced in fp32, averaged over data-parallel ranks."""
     config = chunks[0].config
-    ddp_config = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
+    parallel = run.parallel
+    ddp_config = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+    )
     modules = [Float16Module(config, chunk) if run.precision == "bf16" else chunk for chunk in chunks]
     wrapped = [DistributedDataParallel(config, ddp_config, module) for module in modules]
     config.finalize_model_grads_func = finalize_model_grads
-    config.no_sync_func = wrapped[0].no_sync if len(wrapped) == 1 else [model.no_sync for model in wrapped]
+    config.no_sync_func = _per_chunk([model.no_sync for model in wrapped])
+    if parallel.overlap_grad_reduce:
+        config.grad_sync_func = _per_chunk([model.start_grad_sync for model in wrapped])
+    if parallel.overlap_param_gather:
+        config.param_sync_func = _per_chunk([model.start_param_sync for model in wrapped])
     return wrapped
+
+
+def _per_chunk(functions: list[Any]) -> Any:
+    """Megatron's schedules take one function, or a list of them with virtual pipeline stages."""
+    return functions if len(functions) > 1 else functions[0]
+
+
+def settle_weights(model: list[DistributedDataParallel]) -> None:
+    """Wait for weights that `parallel.overlap_param_gather` would gather only in the next forward pass."""
+    for chunk in model:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronOptimizer:
@@ -43,9 +69,36 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
         clip_grad=options.clip_grad,
         bf16=run.precision == "bf16",
         params_dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=run.parallel.distributed_optimizer,
     )
-    return get_megatron_optimizer(config, model, use_gloo_process_groups=False)
+    optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
+    for part in optimizer.chained_optimizers:
+        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
+            _let_torch_adamw_resume(part)
+    return optimizer
+
+
+def _let_torch_adamw_resume(optimizer: DistributedOptimizer) -> None:
+    """Megatron 0.16.1 expects the step in AdamW's groups, where Transformer Engine and Apex keep it; torch does not.
+
+    - state_dict (distrib_optimizer.py:641) asks for the step before the first one is done;
+    - load_state_dict (line 843) gives all parameters one step tensor, which each would then count up;
+    - the parameter state (line 960) is asked for the step of each parameter, which was saved once for all.
+    """
+    for group in optimizer.optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.optimizer.state[parameter]
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    copy_state = optimizer._set_main_param_and_optimizer_states
+
+    def copy_with_own_step(parameter: Tensor, tensors: dict[str, Tensor]) -> None:
+        group, index = optimizer.model_param_group_index_map[parameter]
+        state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][index]]
+        state["step"] = state["step"].clone()
+        copy_state(parameter, {**tensors, "step": state["step"]})
+
+    optimizer._set_main_param_and_optimizer_states = copy_with_own_step
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

@@ -41,6 +41,8 @@ def train_step(
     optimizer.zero_grad()
     for router in routers(model):
         router.losses.reset()
+    if model[0].config.global_balance:
+        _count_assignments(model, batches)
     losses = _run_schedule(model, batches, forward_only=False)
     set_learning_rate(optimizer, learning_rate)
     _, gradient_norm, _ = optimizer.step()
@@ -86,6 +88,19 @@ def routers(model: list[DistributedDataParallel]) -> Iterator[Router]:
         for module in chunk.modules():
             if isinstance(module, Router):
                 yield module
+
+
+@torch.no_grad()
+def _count_assignments(model: list[DistributedDataParallel], batches: list[MicroBatch]) -> None:
+    """How many tokens of the whole step each router sends to each expert, as the balance loss wants to know."""
+    own = list(routers(model))
+    for router in own:
+        router.counting = True
+        router.count_E.zero_()
+    _run_schedule(model, batches, forward_only=True)
+    for router in own:
+        router.counting = False
+        torch.distributed.all_reduce(router.count_E, group=router.tp_dp_cp_group)
 
 
 def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch], forward_only: bool) -> list[Tensor]:

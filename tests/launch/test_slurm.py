@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def start(environment: dict[str, str], *arguments: str, cwd: Path = ROOT) -> sub
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # so that its step can be ended with it
     )
 
 
@@ -160,7 +162,8 @@ def test_signals_reach_the_step_and_its_end_is_awaited(
             time.sleep(0.3)
         job.communicate(timeout=TIME_LIMIT)
     finally:
-        job.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
     assert job.returncode == 75
     assert (tmp_path / "signals").read_text() == "USR1\n" * len(signals)
     assert (tmp_path / "ended").exists()

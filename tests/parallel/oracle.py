@@ -68,7 +68,7 @@ def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], li
 
         from jetmoe_megatron.data.batches import StepBatches
         from jetmoe_megatron.model.build import build_model
-        from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+        from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, wrap_for_data_parallel
         from jetmoe_megatron.training.step import reduce_losses, train_step
 
         model = wrap_for_data_parallel(run, build_model(run, layout))
@@ -81,9 +81,23 @@ def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], li
             reduced, _ = reduce_losses(model, micro_losses, stop=False)
             losses.append({**reduced, "grad_norm": norm})
             if step == 0:
+                _gather_gradients(model)
                 gradients = [piece for chunk in unwrap_model(model) for piece in _pieces(chunk, gradient=True)]
+        settle_weights(model)
         weights = [piece for chunk in unwrap_model(model) for piece in _pieces(chunk, gradient=False)]
     return losses, gradients, weights
+
+
+def _gather_gradients(model: list[Any]) -> None:
+    """The distributed optimizer leaves each rank the reduced gradients of its own share of every bucket."""
+    for chunk in model:
+        if not chunk.ddp_config.use_distributed_optimizer:
+            continue
+        for group in chunk.bucket_groups + chunk.expert_parallel_bucket_groups:
+            ranks = group.intra_distributed_optimizer_instance_group
+            for bucket in group.buckets:
+                own = bucket.grad_data.chunk(ranks.size())[ranks.rank()].clone()
+                torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=ranks)
 
 
 def _pieces(chunk: Any, gradient: bool) -> list[_Piece]:

@@ -23,15 +23,15 @@ def drift(data: dict[str, str], tensor: int, name: str) -> str:
     with parallel_state(run, layout):
         from jetmoe_megatron.model.build import build_model
         from jetmoe_megatron.training.optimizer import wrap_for_data_parallel
-        from jetmoe_megatron.training.sync import check_weights_agree
+        from jetmoe_megatron.training.sync import check_ranks_agree
 
         model = wrap_for_data_parallel(run, build_model(run, layout))
-        check_weights_agree(model)
+        check_ranks_agree(model)
         if torch.distributed.get_rank() == 1:
             weight = dict(model[0].module.named_parameters())[name]
             weight.data.view(-1)[0] = torch.nextafter(weight.data.view(-1)[0], torch.tensor(9.0))
         try:
-            check_weights_agree(model)
+            check_ranks_agree(model)
         except RuntimeError as error:
             return str(error)
         return "agreed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
@@ -23,6 +24,9 @@ class GLUExperts(MegatronModule):
         }
         # The two halves lie on an axis of their own, so that splitting the width splits both alike.
         self.linear_in = ExpertLinear(config, (experts, 2, ffn, hidden), tensor_axis=2, **groups)
+        self.recompute_activation = (
+            config.recompute_granularity == "selective" and "moe_act" in config.recompute_modules
+        )
         self.linear_out = ExpertLinear(config, (experts, hidden, ffn), tensor_axis=2, **groups)
 
     def forward(self, x_ND: Tensor, count_E: Tensor, gate_N: Tensor) -> tuple[Tensor, None]:
@@ -36,8 +40,18 @@ class GLUExperts(MegatronModule):
             The gated outputs [N, hidden] and None, as MoELayer takes no bias from its experts.
         """
         activated, linear = self.linear_in(x_ND, count_E).chunk(2, dim=-1)
-        y_ND = self.linear_out(nn.functional.silu(activated) * linear, count_E)
+        if self.recompute_activation:
+            checkpoint = CheckpointWithoutOutput(fp8=None)  # False counts as True there (random.py:636)
+            z_NF = checkpoint.checkpoint(_swiglu, activated, linear)
+            y_ND = self.linear_out(z_NF, count_E)
+            checkpoint.discard_output_and_register_recompute(y_ND)
+        else:
+            y_ND = self.linear_out(_swiglu(activated, linear), count_E)
         return y_ND * gate_N.unsqueeze(-1).to(y_ND.dtype), None
 
     def backward_dw(self) -> None:
         """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""
+
+
+def _swiglu(activated: Tensor, linear: Tensor) -> Tensor:
+    return nn.functional.silu(activated) * linear
