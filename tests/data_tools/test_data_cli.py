@@ -75,14 +75,14 @@ def endless(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> Iterator[subpr
 def test_an_interrupt_is_quiet_and_leaves_nothing(endless: subprocess.Popen[bytes], tmp_path: Path, tree: Tree) -> None:
     """Ctrl-C reaches the whole process group. stderr ends once no process holds it, workers included."""
     os.killpg(endless.pid, signal.SIGINT)
-    _, errors = endless.communicate(timeout=30)
+    _, errors = endless.communicate(timeout=120)
     assert (endless.returncode, errors) == (130, b"")
     assert tree(tmp_path) == ["in.jsonl"]
 
 
 def test_workers_end_with_a_killed_parent(endless: subprocess.Popen[bytes]) -> None:
     endless.kill()
-    endless.communicate(timeout=30)
+    endless.communicate(timeout=120)
     assert endless.returncode == -signal.SIGKILL
 
 

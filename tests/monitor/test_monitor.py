@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,10 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer.write(record(step))
     writer.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.time() + 30  # wandb's own process may still be writing when finish() returns
+    while not any(entry.HasField("exit") for entry in wandb_records(file)):
+        assert time.time() < deadline
+        time.sleep(0.1)
     history = [
         {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
         for entry in wandb_records(file)
@@ -115,7 +120,7 @@ def wandb_records(file: Path) -> list:
         length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
         pending += content[position + 7 : position + 7 + length]
         position += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if position <= len(content) and kind in (1, 4):  # whole, or the last part
             messages.append(Message.FromString(pending))
             pending = b""
     return messages

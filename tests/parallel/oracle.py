@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch.utils.data import Dataset
 
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.data.batches import StepBatches
 from tests.ranks import run_ranks
 
 
@@ -40,6 +44,19 @@ def outcome(tree: dict[str, Any], ranks: int, steps: int = 3) -> Outcome:
     return Outcome(losses=results[0][0], gradients=gradients, weights=weights)
 
 
+def router_gradients(tree: dict[str, Any], ranks: int) -> dict[str, dict[str, Tensor]]:
+    """Gradients of the first step on the router weights: `lm`, `balance` and `z` apart, with coefficient 1."""
+    results = run_ranks(ranks, _router_gradients, tree)
+    total = {name: _assemble([piece for result in results for piece in result[name]]) for name in results[0]}
+    return {
+        "lm": total["lm"],
+        **{
+            name: {weight: total[name][weight] - total["lm"][weight] for weight in total["lm"]}
+            for name in ("balance", "z")
+        },
+    }
+
+
 class Samples(Dataset):
     """Sample n is the same random sequence in every layout."""
 
@@ -56,36 +73,59 @@ class Samples(Dataset):
         }
 
 
-def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
+@contextlib.contextmanager
+def _training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any], StepBatches]]:
+    """A wrapped model and its batches in a layout of as many ranks as there are processes."""
     from jetmoe_megatron.training.parallel import parallel_state
 
     torch.set_num_threads(1)
     run = Run.model_validate(tree)
-    layout = resolve_layout(run, int(__import__("os").environ["WORLD_SIZE"]))
+    layout = resolve_layout(run, int(os.environ["WORLD_SIZE"]))
     with parallel_state(run, layout):
         from megatron.core import parallel_state as groups
-        from megatron.core.utils import unwrap_model
 
-        from jetmoe_megatron.data.batches import StepBatches
         from jetmoe_megatron.model.build import build_model
-        from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, wrap_for_data_parallel
-        from jetmoe_megatron.training.step import reduce_losses, train_step
+        from jetmoe_megatron.training.optimizer import wrap_for_data_parallel
 
         model = wrap_for_data_parallel(run, build_model(run, layout))
-        optimizer = build_optimizer(run, model)
         samples = Samples(run.batch.sequence_length, run.model.vocab_size)
         shares = (layout.micro_batches, run.batch.micro_sequences, layout.data, groups.get_data_parallel_rank())
+        yield run, model, StepBatches(samples, range(steps), *shares)
+
+
+def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
+    with _training(tree, steps) as (run, model, batches_of_steps):
+        from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
+        from jetmoe_megatron.training.step import reduce_losses, train_step
+
+        optimizer = build_optimizer(run, model)
         losses, gradients = [], []
-        for step, batches in enumerate(StepBatches(samples, range(steps), *shares)):
+        for step, batches in enumerate(batches_of_steps):
             micro_losses, norm = train_step(model, optimizer, batches, run.optimizer.max_lr)
             reduced, _ = reduce_losses(model, micro_losses, stop=False)
             losses.append({**reduced, "grad_norm": norm})
             if step == 0:
                 _gather_gradients(model)
-                gradients = [piece for chunk in unwrap_model(model) for piece in _pieces(chunk, gradient=True)]
+                gradients = _pieces(model, gradient=True)
         settle_weights(model)
-        weights = [piece for chunk in unwrap_model(model) for piece in _pieces(chunk, gradient=False)]
-    return losses, gradients, weights
+        return losses, gradients, _pieces(model, gradient=False)
+
+
+def _router_gradients(tree: dict[str, Any]) -> dict[str, list[_Piece]]:
+    result = {}
+    with _training(tree, 1) as (run, model, batches_of_steps):
+        from jetmoe_megatron.training.optimizer import build_optimizer
+        from jetmoe_megatron.training.step import train_step
+
+        (batches,) = batches_of_steps
+        optimizer = build_optimizer(run, model)
+        for name, coefficients in {"lm": (0.0, 0.0), "balance": (1.0, 0.0), "z": (0.0, 1.0)}.items():
+            for chunk in model:
+                chunk.config.moe_aux_loss_coeff, chunk.config.moe_z_loss_coeff = coefficients
+            train_step(model, optimizer, batches, learning_rate=0.0)  # which leaves the weights as they are
+            _gather_gradients(model)
+            result[name] = [piece for piece in _pieces(model, gradient=True) if "router" in piece.name]
+    return result
 
 
 def _gather_gradients(model: list[Any]) -> None:
@@ -100,7 +140,13 @@ def _gather_gradients(model: list[Any]) -> None:
                 torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=ranks)
 
 
-def _pieces(chunk: Any, gradient: bool) -> list[_Piece]:
+def _pieces(model: list[Any], gradient: bool) -> list[_Piece]:
+    from megatron.core.utils import unwrap_model
+
+    return [piece for chunk in unwrap_model(model) for piece in _chunk_pieces(chunk, gradient)]
+
+
+def _chunk_pieces(chunk: Any, gradient: bool) -> list[_Piece]:
     from megatron.core import parallel_state
 
     from jetmoe_megatron.model.experts.weight import ExpertLinear
