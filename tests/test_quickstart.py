@@ -28,7 +28,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / f"configs/quickstart/{phase}.yaml"
         path.write_text(re.sub(r"tokens: \d+", f"tokens: {tokens}", path.read_text()))
     run_file = root / "configs/quickstart/run.yaml"
-    run_file.write_text(run_file.read_text().replace("warmup_tokens: 200e3", "warmup_tokens: 40e3"))
+    run_file.write_text(run_file.read_text().replace("warmup_tokens: 1e6", "warmup_tokens: 60e3"))
     result = command("bash", "scripts/quickstart.sh", cwd=root, timeout=400)
     (root / "output.txt").write_text(result.stdout)
     assert result.returncode == 0, result.stderr[-2000:]

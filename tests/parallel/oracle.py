@@ -44,6 +44,10 @@ def outcome(tree: dict[str, Any], ranks: int, steps: int = 3) -> Outcome:
     return Outcome(losses=results[0][0], gradients=gradients, weights=weights)
 
 
+def initial_weights(tree: dict[str, Any], ranks: int) -> dict[str, Tensor]:
+    return _assemble([piece for pieces in run_ranks(ranks, _initial_weights, tree) for piece in pieces])
+
+
 def router_gradients(tree: dict[str, Any], ranks: int) -> dict[str, dict[str, Tensor]]:
     """Gradients of the first step on the router weights: `lm`, `balance` and `z` apart, with coefficient 1."""
     results = run_ranks(ranks, _router_gradients, tree)
@@ -109,6 +113,11 @@ def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], li
                 gradients = _pieces(model, gradient=True)
         settle_weights(model)
         return losses, gradients, _pieces(model, gradient=False)
+
+
+def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:
+    with _training(tree, 1) as (_, model, _):
+        return _pieces(model, gradient=False)
 
 
 def _router_gradients(tree: dict[str, Any]) -> dict[str, list[_Piece]]:
