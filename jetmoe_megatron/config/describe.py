@@ -15,6 +15,7 @@ def describe(run: Run, layout: Layout) -> str:
         "virtual pipeline": layout.virtual_pipeline,
         "expert": layout.expert,
         "expert tensor": layout.expert_tensor,
+        "context": layout.context,
         "data": layout.data,
     }
     shown = [f"{name} {size}" for name, size in splits.items() if size > 1]

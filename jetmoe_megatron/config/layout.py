@@ -20,6 +20,7 @@ class Layout:
     virtual_pipeline: int
     expert: int
     expert_tensor: int
+    context: int
     data: int
     global_sequences: int  # per step
     micro_batches: int  # per step and data-parallel rank
@@ -42,8 +43,6 @@ class Layout:
 def resolve_layout(run: Run, world: int) -> Layout:
     """Raises UserError with one line that names the keys that do not fit each other or the world size."""
     parallel, model, batch = run.parallel, run.model, run.batch
-    if parallel.context > 1:
-        raise UserError("parallel.context: context parallelism is not supported yet; set it to 1")
     if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
         raise UserError("parallel.overlap_param_gather: needs distributed_optimizer and overlap_grad_reduce")
     if parallel.attention_experts == "sharded" and parallel.expert_tensor != parallel.tensor:
@@ -51,11 +50,12 @@ def resolve_layout(run: Run, world: int) -> Layout:
             "parallel.attention_experts: sharded needs parallel.expert_tensor equal to parallel.tensor "
             f"({parallel.tensor}): the heads of an expert are split over the tensor-parallel ranks"
         )
-    model_parallel = parallel.tensor * parallel.pipeline
+    model_parallel = parallel.tensor * parallel.pipeline * parallel.context
     if world % model_parallel:
+        context = f" x context {parallel.context}" if parallel.context > 1 else ""
         raise UserError(
-            f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline} = {model_parallel} does not divide "
-            f"the world of {world} ranks"
+            f"parallel: tensor {parallel.tensor} x pipeline {parallel.pipeline}{context} = {model_parallel} does not "
+            f"divide the world of {world} ranks"
         )
     expert_parallel = parallel.expert * parallel.expert_tensor * parallel.pipeline
     if world % expert_parallel:
@@ -83,6 +83,11 @@ def resolve_layout(run: Run, world: int) -> Layout:
     if sequence_parallel and parallel.tensor == 1:
         raise UserError("parallel.sequence: needs parallel.tensor > 1")
     _divides("parallel.tensor", parallel.tensor, "batch.sequence_length", batch.sequence_length)
+    if parallel.context > 1 and batch.sequence_length % (2 * parallel.context * parallel.tensor):
+        raise UserError(
+            f"parallel.context: batch.sequence_length ({batch.sequence_length}) is not a multiple of 2 x context "
+            f"{parallel.context} x tensor {parallel.tensor}: each rank takes two chunks of the sequence"
+        )
     data = world // model_parallel
     sequences = batch.global_tokens // batch.sequence_length
     if sequences % (data * batch.micro_sequences):
@@ -104,6 +109,7 @@ def resolve_layout(run: Run, world: int) -> Layout:
         virtual_pipeline=parallel.virtual_pipeline,
         expert=parallel.expert,
         expert_tensor=parallel.expert_tensor,
+        context=parallel.context,
         data=data,
         global_sequences=sequences,
         micro_batches=micro_batches,

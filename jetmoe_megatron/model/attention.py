@@ -16,6 +16,7 @@ A = N * C.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from megatron.core.tensor_parallel.mappings import (
     gather_from_sequence_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
@@ -84,6 +86,7 @@ class MixtureOfAttention(MegatronModule):
         # It is given the whole sequence, and the gather's backward sums the input gradients of all tensor ranks.
         self.linear_kv.sequence_parallel = False
         self.bias = output_bias(config)
+        self.core_attention = _core_attention(config, layer_number, pg_collection)
 
     def forward(
         self,
@@ -127,7 +130,28 @@ class MixtureOfAttention(MegatronModule):
         k, v = kv.view(sequence, batch, heads, 2, channels).unbind(3)
         q = apply_rotary_pos_emb(q, rotary_pos_emb, config=self.config)
         k = apply_rotary_pos_emb(k, rotary_pos_emb, config=self.config)
-        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
-        a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        a = a.permute(2, 0, 1, 3).reshape(sequence, batch, heads, slots, channels).transpose(2, 3)
+        a = self.core_attention(q, k, v).view(sequence, batch, heads, slots, channels).transpose(2, 3)
         return a.reshape(sequence * batch, slots, heads * channels)
+
+
+CoreAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGroupCollection) -> CoreAttention:
+    """Causal attention of queries [S, B, heads, C] over keys and values [S, B, kv heads, C] -> [S, B, heads * C].
+
+    A sequence that is split over context-parallel ranks goes round by Transformer Engine's ring of transfers.
+    """
+    if config.context_parallel_size == 1:
+        return _scaled_dot_product
+    from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+    ring = TEDotProductAttention(config, layer_number, AttnMaskType.causal, "self", pg_collection=groups)
+    return lambda q, k, v: ring(q, k, v, None, AttnMaskType.causal)
+
+
+def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """torch's fused kernel, which never holds S x S scores."""
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
+    a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return a.permute(2, 0, 1, 3).flatten(2)

@@ -22,6 +22,11 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
 
     resolve_backend(run.model, run.precision)
     _check_writers(run)
+    if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
+        raise UserError(
+            "parallel.context: context parallelism needs Transformer Engine, which is not installed: "
+            "pip install 'jetmoe-megatron[gpu]', or set it to 1"
+        )
     if run.tokenizer:
         _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
     check_data(run, look_inside=rank == 0)

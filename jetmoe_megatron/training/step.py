@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from jetmoe_megatron.data.batches import MicroBatch
@@ -117,7 +118,8 @@ def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch
 
 
 def _forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
-    batch = {key: value.to(device(), non_blocking=True) for key, value in next(batches).items()}
+    batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it replaces what is in the dict it is given
+    batch = {key: value.to(device(), non_blocking=True) for key, value in batch.items()}
     output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
     return output, functools.partial(_loss, batch["loss_mask"])
 

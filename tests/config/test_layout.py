@@ -50,7 +50,8 @@ REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (2, {"parallel__virtual_pipeline": 2}, "parallel.virtual_pipeline: needs parallel.pipeline > 1"),
     (2, {"parallel__tensor": 2, "parallel__sequence": False}, "need sequence parallelism when parallel.tensor > 1"),
     (1, {"parallel__sequence": True}, "parallel.sequence: needs parallel.tensor > 1"),
-    (2, {"parallel__context": 2}, "parallel.context: context parallelism is not supported yet"),
+    (2, {"parallel__context": 4}, "tensor 1 x pipeline 1 x context 4 = 4 does not divide the world of 2 ranks"),
+    (2, {"parallel__context": 2, "batch__sequence_length": 2, "batch__global_tokens": 16}, "multiple of 2 x context 2"),
     (3, {}, "8 sequences per step (global_tokens / sequence_length) do not divide into 3 data-parallel ranks"),
     (1, {"batch__micro_sequences": 3}, "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
 ]

@@ -38,7 +38,11 @@ class _Piece:
 
 
 def outcome(tree: dict[str, Any], ranks: int, steps: int = 3) -> Outcome:
-    results = run_ranks(ranks, _train, tree, steps)
+    return joined(run_ranks(ranks, _train, tree, steps))
+
+
+def joined(results: list[Any]) -> Outcome:
+    """What the ranks returned, as one."""
     gradients = _assemble([piece for _, pieces, _ in results for piece in pieces])
     weights = _assemble([piece for _, _, pieces in results for piece in pieces])
     return Outcome(losses=results[0][0], gradients=gradients, weights=weights)

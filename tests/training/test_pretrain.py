@@ -139,6 +139,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "tokenizer": (["tokenizer=no/such/folder"], "tokenizer: no/such/folder is not a folder"),
     "backend": (["model.expert_backend=torch", "model.ffn_hidden_size=50"], "use auto or loop"),
+    "layout without its package": (
+        ["parallel.context=2", "--dry-run", "--world=2"],
+        "parallel.context: context parallelism needs Transformer Engine, which is not installed",
+    ),
     "output": (["output_dir=setup.py/run"], "output_dir: setup.py is a file"),
     "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
     "another model": (["model.num_layers=4", "output_dir=OTHER"], "cannot resume with another model.num_layers"),
