@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 Record = dict[str, float | int | str]
 
@@ -18,8 +19,14 @@ class Writer(Protocol):
 class Monitor:
     """A no-op on ranks that have no writers."""
 
-    def __init__(self, writers: list[Writer]) -> None:
-        self.writers = writers
+    def __init__(self, builders: list[Callable[[], Writer]]) -> None:
+        """A writer that cannot even be built, say for want of a network, is left out with a warning."""
+        self.writers: list[Writer] = []
+        for build in builders:
+            try:
+                self.writers.append(build())
+            except Exception as error:
+                _warn(getattr(build, "func", build), error)
 
     def log(self, record: Record) -> None:
         for writer in list(self.writers):
@@ -37,5 +44,9 @@ class Monitor:
 
     def _drop(self, writer: Writer, error: Exception) -> None:
         self.writers.remove(writer)
-        name = type(writer).__name__
-        print(f"warning: {name} failed and is switched off for this run: {error}", file=sys.stderr, flush=True)
+        _warn(type(writer), error)
+
+
+def _warn(writer: Any, error: Exception) -> None:
+    reason = str(error).split("\n")[0]
+    print(f"warning: {writer.__name__} failed and is switched off for this run: {reason}", file=sys.stderr, flush=True)

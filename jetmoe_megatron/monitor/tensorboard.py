@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.monitor import Record
 
 
 class TensorBoard:
     def __init__(self, folder: Path) -> None:
-        """Raises UserError if the package is not installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "logging.tensorboard: the package is missing: pip install 'jetmoe-megatron[tensorboard]'"
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter  # an extra, as wandb
+
         self.writer = SummaryWriter(str(folder))
 
     def write(self, record: Record) -> None:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.monitor import Record
 
 
 class WeightsAndBiases:
     def __init__(self, run: Run, folder: Path) -> None:
-        """Raises UserError if the package is not installed."""
-        try:
-            import wandb
-        except ImportError:
-            raise UserError("logging.wandb: the package is missing: pip install 'jetmoe-megatron[wandb]'") from None
+        import wandb  # an extra: training/preflight.py has seen that it is installed
+
         self.run = wandb.init(
             project=run.logging.wandb_project,
             name=run.name,
@@ -35,7 +32,5 @@ class WeightsAndBiases:
 
 def _run_id(run: Run) -> str:
     """The same for the same run folder, so that a resumed run goes on in its own charts."""
-    import hashlib
-
     digest = hashlib.sha256(str(Path(run.output_dir).resolve()).encode()).hexdigest()
     return f"{''.join(c if c.isalnum() else '-' for c in run.name)[:40]}-{digest[:8]}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from megatron.core import parallel_state
@@ -117,14 +119,17 @@ def _save_is_due(run: Run, step: int) -> bool:
     return every > 0 and step * per_step // every > (step - 1) * per_step // every
 
 
-def _writers(run: Run, layout: Layout, folder: RunFolder, step: int) -> list[Writer]:
+def _writers(run: Run, layout: Layout, folder: RunFolder, step: int) -> list[Callable[[], Writer]]:
     if torch.distributed.get_rank() != 0:
         return []
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.config.write_text(dump_run(run), encoding="utf-8")
-    writers: list[Writer] = [Terminal(layout.steps, run.logging.every_steps), JsonLines(folder.metrics, step)]
+    writers: list[Callable[[], Writer]] = [
+        partial(Terminal, layout.steps, run.logging.every_steps),
+        partial(JsonLines, folder.metrics, step),
+    ]
     if run.logging.wandb != "off":
-        writers.append(WeightsAndBiases(run, folder.logs))
+        writers.append(partial(WeightsAndBiases, run, folder.logs))
     if run.logging.tensorboard:
-        writers.append(TensorBoard(folder.logs / "tensorboard"))
+        writers.append(partial(TensorBoard, folder.logs / "tensorboard"))
     return writers

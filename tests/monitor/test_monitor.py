@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ class Failing:
 
 def test_a_failing_writer_is_dropped_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     failing = Failing()
-    monitor = Monitor([failing, JsonLines(tmp_path / "m.jsonl", 0)])
+    monitor = Monitor([lambda: failing, partial(JsonLines, tmp_path / "m.jsonl", 0)])
     for step in (1, 2):
         monitor.log(record(step))
     monitor.close()
@@ -57,6 +58,14 @@ def test_a_failing_writer_is_dropped_and_the_others_go_on(tmp_path: Path, capsys
     assert capsys.readouterr().err == (
         "warning: Failing failed and is switched off for this run: no space left on device\n"
     )
+
+
+def test_a_writer_that_cannot_be_built_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    no_folder = partial(JsonLines, tmp_path / "missing/m.jsonl", 0)
+    monitor = Monitor([no_folder, partial(JsonLines, tmp_path / "m.jsonl", 0)])
+    monitor.log(record(1))
+    assert len(read_metrics(tmp_path / "m.jsonl")) == 1
+    assert capsys.readouterr().err.startswith("warning: JsonLines failed and is switched off for this run:")
 
 
 def test_resumed_metrics_have_each_step_once(tmp_path: Path) -> None:
