@@ -36,7 +36,7 @@ def convert_to_hf(
     """Write `out` with config.json, generation_config.json, safetensors and the tokenizer's files.
 
     Args:
-        checkpoint: a `tokens_<N>` folder, or a run folder or its `checkpoints`, which stand for their newest one.
+        checkpoint: a published `tokens_<N>` folder.
         dtype: bf16, fp16 or fp32; the precision of training by default.
         tokenizer: a folder; the run's by default.
 
