@@ -95,14 +95,23 @@ def test_a_failure_leaves_nothing_and_keeps_what_was(tmp_path: Path, error: type
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_full_disk_leaves_nothing(tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    tmp_path: Path, tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(stream: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(indexed, "sync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"cannot write .*data\.\w+: No space left on device$"):
         with IndexedWriter(tmp_path / "data", np.uint16) as writer:
             writer.add_document(np.arange(10))
+    assert tree(tmp_path) == []
+
+
+def test_a_sequence_longer_than_the_format_is_refused(tmp_path: Path, tree: Tree) -> None:
+    with pytest.raises(InputError, match="a sequence of 2147483648 tokens; the format ends at 2147483647"):
+        with IndexedWriter(tmp_path / "data", np.uint16) as writer:
+            writer.add_document(np.broadcast_to(np.uint16(1), 2**31))
     assert tree(tmp_path) == []
 
 
@@ -137,18 +146,38 @@ BREAKAGES = {
     r"\.idx: not a Megatron index \(": lambda idx, data: idx.write_bytes(idx.read_bytes()[:20]),
     r"\.idx: version 2 with dtype code 8": lambda idx, data: replace_bytes(idx, 9, b"\x02"),
     r"\.idx: version 1 with dtype code 99": lambda idx, data: replace_bytes(idx, 17, b"\x63"),
+    r"\.idx: no document bounds": lambda idx, data: idx.write_bytes(idx.read_bytes()[:18] + bytes(16)),
     r"\.idx: cut short, 161 bytes instead of 162": lambda idx, data: idx.write_bytes(idx.read_bytes()[:-1]),
     r"\.idx: too long, 163 bytes instead of 162": lambda idx, data: idx.write_bytes(idx.read_bytes() + b"\0"),
-    r"\.idx: sequence lengths and byte offsets": lambda idx, data: replace_bytes(idx, 34, b"\x04"),
-    r"\.idx: document bounds": lambda idx, data: replace_bytes(idx, 34 + 6 * 12 + 8, b"\x05"),
+    r"\.idx: cut short, 162 bytes instead of 3377699720528034 ": lambda idx, data: replace_bytes(idx, 24, b"\x01"),
+    r"\.idx: negative lengths at 1 of 6 sequences, first at sequence 2": lambda idx, data: replace_bytes(
+        idx, 45, b"\xff"
+    ),
+    r"\.idx: sequence lengths and byte offsets disagree at 1 of 6 sequences, first at sequence 1": lambda idx, data: (
+        replace_bytes(idx, 34, b"\x04")
+    ),
+    r"\.idx: .* disagree at 2 of 6 sequences, first at sequence 3": lambda idx, data: replace_bytes(
+        idx, 58 + 3 * 8, b"\x07"
+    ),
+    r"\.idx: .* disagree at 2 of 6 sequences, first at sequence 0": lambda idx, data: replace_bytes(idx, 58, b"\x02"),
+    r"\.idx: document bounds out of order at 1 of 6 documents, first at document 2": lambda idx, data: replace_bytes(
+        idx, 34 + 6 * 12 + 8, b"\x05"
+    ),
+    r"\.idx: document bounds go from 1 to 6 instead of": lambda idx, data: replace_bytes(idx, 34 + 6 * 12, b"\x01"),
+    r"\.idx: document bounds go from 0 to 7 instead of": lambda idx, data: replace_bytes(idx, 34 + 6 * 20, b"\x07"),
     r"\.bin: cut short, 2011 bytes instead of 2012": lambda idx, data: data.write_bytes(data.read_bytes()[:-1]),
     r"\.bin: too long, 2013 bytes instead of 2012": lambda idx, data: data.write_bytes(data.read_bytes() + b"\0"),
+    r"\.bin: cut short, 0 bytes instead of 2012": lambda idx, data: data.write_bytes(b""),
 }
 
 
 @pytest.mark.parametrize("message", BREAKAGES)
-def test_read_index_names_the_file_and_what_is_wrong(tmp_path: Path, message: str) -> None:
+@pytest.mark.parametrize("chunk", [2, 1 << 20])
+def test_read_index_names_the_file_and_what_is_wrong(
+    tmp_path: Path, message: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefix = write(tmp_path / "data")
+    monkeypatch.setattr(indexed, "_CHUNK", chunk)
     BREAKAGES[message](tmp_path / "data.idx", tmp_path / "data.bin")
     with pytest.raises(InputError, match=message) as caught:
         read_index(prefix)
