@@ -47,7 +47,7 @@ def _convert_to_hf(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.convert.to_hf import convert_to_hf
 
     checkpoint = newest(arguments.checkpoint / "checkpoints") or arguments.checkpoint
-    convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer, progress=print)
+    convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer)
     print(f"{checkpoint} -> {arguments.out}")
     return 0
 

@@ -1,0 +1,124 @@
+"""A Hugging Face folder to a Megatron distributed checkpoint that any layout can start from.
+
+It has the tensors of a training checkpoint under the same names, without the optimizer's, at 0 tokens. In the place of
+the run lies the model's shape, which a run file can name: `model: CHECKPOINT/model.yaml`.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import BytesIOWriteData, SavePlan, TensorWriteData, WriteItem, WriteItemType
+
+from jetmoe_megatron.config.schema import Model
+from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, copy_tokenizer, write_json
+from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MODEL_FILE
+from jetmoe_megatron.convert.names import Weight
+from jetmoe_megatron.convert.new_folder import new_folder
+from jetmoe_megatron.convert.safetensors_file import nbytes
+from jetmoe_megatron.convert.streaming import Folder, Progress, choose_dtype, no_progress, read_as
+
+# What Megatron wants to hear before it loads: importing it to have it said takes seconds.
+_FORMAT = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+
+
+def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress: Progress = no_progress) -> None:
+    """Write the checkpoint `out`. One tensor is in memory at a time.
+
+    Args:
+        folder: with config.json of either dialect and safetensors, in one file or with an index.
+        dtype: bf16, fp16 or fp32; as stored by default. Training casts to its own precision when it loads.
+        progress: called with the bytes written so far and in all.
+
+    Raises:
+        UserError: the folder is not a JetMoE in safetensors, or of another shape than its config says; `out` exists;
+            the disk is full; a value is NaN or too large for `dtype`. Nothing is left of `out` then.
+    """
+    source = HuggingFaceFolder(folder)
+    torch_dtype = choose_dtype(source, dtype)
+    with new_folder(out, sum(nbytes(weight, torch_dtype) for weight in source.weights)) as aside:
+        (aside / COMPANIONS).mkdir()
+        shutil.copy(folder / "config.json", aside / COMPANIONS)
+        copy_tokenizer(folder, aside / COMPANIONS)
+        (aside / MODEL_FILE).write_text(yaml.safe_dump(source.model.model_dump(), sort_keys=False), encoding="utf-8")
+        write_checkpoint(aside, source.weights, source, torch_dtype, progress)
+
+
+def write_checkpoint(
+    folder: Path, weights: list[Weight], source: Folder, dtype: torch.dtype, progress: Progress
+) -> None:
+    """As megatron.core.dist_checkpointing.save does, but tensor by tensor and without ranks."""
+    planner = _Planner(weights, source, dtype, progress)
+    with warnings.catch_warnings():  # that it runs in one process is what is wanted
+        warnings.simplefilter("ignore", UserWarning)
+        dcp.save({}, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=True)
+    torch.save({"tokens": 0}, folder / "common.pt")
+    write_json(folder / "metadata.json", _FORMAT)
+
+
+class _Planner(DefaultSavePlanner):
+    """One piece for each tensor of each layer, read when its turn to be written has come."""
+
+    def __init__(self, weights: list[Weight], source: Folder, dtype: torch.dtype, progress: Progress) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._source, self._dtype, self._progress = source, dtype, progress
+        self._weights = {_index(weight): weight for weight in weights}
+        self._model = weights[0].model
+        self._done, self._total = 0, sum(nbytes(weight, dtype) for weight in weights)
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([_item(weight, self._dtype) for weight in self._weights.values()] + _extra(self._model))
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            nothing = io.BytesIO()
+            torch.save([None], nothing)
+            return nothing
+        weight = self._weights[write_item.index]
+        tensor = weight.from_hf(read_as(self._source, weight, self._dtype)).contiguous()
+        self._done += tensor.nbytes
+        self._progress(self._done, self._total)
+        return tensor if weight.layer is None else tensor[None]  # a stack of one layer
+
+
+def _index(weight: Weight) -> MetadataIndex:
+    stack = [] if weight.layer is None else [weight.layer]
+    return MetadataIndex(weight.megatron, torch.Size(stack + [0] * len(weight.megatron_shape)))
+
+
+def _item(weight: Weight, dtype: torch.dtype) -> WriteItem:
+    shape, index = weight.megatron_shape, _index(weight)
+    stacked = weight.layer is not None
+    assert index.offset is not None
+    return WriteItem(
+        index=index,
+        type=WriteItemType.SHARD,
+        tensor_data=TensorWriteData(
+            chunk=ChunkStorageMetadata(index.offset, torch.Size((1, *shape) if stacked else shape)),
+            properties=TensorProperties(dtype=dtype),
+            size=torch.Size((weight.model.num_layers, *shape) if stacked else shape),
+        ),
+    )
+
+
+def _extra(model: Model) -> list[WriteItem]:
+    """Megatron's ColumnParallelLinear keeps an empty state beside its weight, one for each layer."""
+    key: Any = "decoder.layers.self_attention.linear_kv._extra_state/shard_{}_{}"
+    indices = [MetadataIndex(key.format(i, model.num_layers)) for i in range(model.num_layers)]
+    return [WriteItem(index, WriteItemType.BYTE_IO, bytes_io_data=BytesIOWriteData(0)) for index in indices]

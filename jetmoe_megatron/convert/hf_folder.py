@@ -1,0 +1,125 @@
+"""The weights and companions of a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from jetmoe_megatron.convert.hf_config import read_hf_config
+from jetmoe_megatron.convert.names import EMBEDDING, Weight, weights
+from jetmoe_megatron.convert.safetensors_file import INDEX
+from jetmoe_megatron.errors import UserError
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+_TIED = "lm_head.weight"  # some programs save the embedding once more under this name
+
+
+class HuggingFaceFolder:
+    """
+    Attributes:
+        model: its shape, to which the tensors have been held.
+        dtype: of all its tensors, or None if they differ.
+        max_positions: the longest sequence it is meant for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError if this is not a JetMoE in safetensors, or of another shape than its config says."""
+        self.path = path
+        config = read_json(path / "config.json")
+        try:
+            self.model, self.max_positions = read_hf_config(config)
+        except UserError as error:
+            raise UserError(f"{path / 'config.json'}: {error}") from None
+        self._file_of = _files(path)
+        self.weights = weights(self.model)
+        self._refuse_other_tensors()
+        dtypes = {self.read(weight).dtype for weight in self.weights}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else None
+
+    def read(self, weight: Weight) -> Tensor:
+        """The file is mapped for each tensor anew, so that what has been read does not stay in memory."""
+        tensor = self._read(weight.hugging_face)
+        if tuple(tensor.shape) != weight.shape:
+            raise UserError(
+                f"{self.path}: {weight.hugging_face} has the shape {list(tensor.shape)}, but by config.json it is "
+                f"{list(weight.shape)}"
+            )
+        return tensor
+
+    def _read(self, name: str) -> Tensor:
+        file = self._file_of[name]
+        with _open(file) as tensors:
+            if name not in tensors.keys():
+                raise UserError(f"{file}: has no tensor {name!r}")
+            return tensors.get_tensor(name)
+
+    def _refuse_other_tensors(self) -> None:
+        expected = {weight.hugging_face for weight in self.weights}
+        for name in expected - self._file_of.keys():
+            raise UserError(f"{self.path}: has no tensor {name!r}")
+        if _TIED in self._file_of and not torch.equal(self._read(_TIED), self._read(EMBEDDING.hugging_face)):
+            raise UserError(f"{self.path}: {_TIED} differs from {EMBEDDING.hugging_face}; JetMoE ties them")
+        for name in self._file_of.keys() - expected - {_TIED}:
+            raise UserError(f"{self.path}: {name!r} is no tensor of a JetMoE of {self.model.num_layers} layers")
+
+
+def copy_tokenizer(tokenizer: Path, out: Path) -> None:
+    for pattern in _TOKENIZER_FILES:
+        for file in tokenizer.glob(pattern):
+            shutil.copy(file, out / file.name)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{file}: not valid JSON") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: must hold a JSON object")
+    return content
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Which file holds each tensor."""
+    if (path / INDEX).is_file():
+        places = read_json(path / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(_is_plain_name(file) for file in places.values()):
+            raise UserError(f"{path / INDEX}: weight_map must give a file of this folder for each tensor")
+        return {name: path / file for name, file in places.items()}
+    single = path / "model.safetensors"
+    if single.is_file():
+        with _open(single) as tensors:
+            return dict.fromkeys(tensors.keys(), single)
+    if pickled := next(path.glob("*.bin"), None):
+        raise UserError(f"{pickled}: a pickle, which can run code when it is read; save the model as safetensors first")
+    raise UserError(f"{path}: has neither model.safetensors nor {INDEX}")
+
+
+def _is_plain_name(file: Any) -> bool:
+    return isinstance(file, str) and Path(file).name == file
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None

@@ -1,0 +1,78 @@
+"""A safetensors file written tensor by tensor, to the byte what the safetensors library makes of the whole at once.
+
+The file is the length of a header in 8 bytes, the header in JSON, and the raw tensors. The library orders tensors of
+one type by name and pads the header with spaces to a multiple of 8.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import torch
+
+from jetmoe_megatron.convert.names import Weight
+
+_CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+INDEX = "model.safetensors.index.json"
+
+
+class Shard:
+    """One file of a model."""
+
+    def __init__(self, file: str, weights: Sequence[Weight], dtype: torch.dtype) -> None:
+        self.file = file
+        self.weights = sorted(weights, key=lambda weight: weight.hugging_face)
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for weight in self.weights:
+            start, end = end, end + nbytes(weight, dtype)
+            entries[weight.hugging_face] = {
+                "dtype": _CODES[dtype],
+                "shape": weight.shape,
+                "data_offsets": [start, end],
+            }
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.header = struct.pack("<Q", len(text)) + text
+        self.nbytes = len(self.header) + end
+
+
+def nbytes(weight: Weight, dtype: torch.dtype) -> int:
+    return prod(weight.shape) * dtype.itemsize
+
+
+def split_into_shards(weights: Sequence[Weight], dtype: torch.dtype, shard_bytes: int) -> list[Shard]:
+    """A new file begins with the tensor that would pass `shard_bytes`, as in the released model."""
+    groups: list[list[Weight]] = [[]]
+    size = 0
+    for weight in weights:
+        if groups[-1] and size + nbytes(weight, dtype) > shard_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(weight)
+        size += nbytes(weight, dtype)
+    if len(groups) == 1:
+        return [Shard("model.safetensors", groups[0], dtype)]
+    names = [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    return [Shard(name, group, dtype) for name, group in zip(names, groups, strict=True)]
+
+
+def index_json(shards: Sequence[Shard], dtype: torch.dtype) -> str:
+    """The index of a model of several files, as transformers writes it."""
+    places = {weight.hugging_face: shard.file for shard in shards for weight in shard.weights}
+    total = sum(nbytes(weight, dtype) for shard in shards for weight in shard.weights)
+    content = {"metadata": {"total_size": total}, "weight_map": places}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def write_shard(shard: Shard, folder: Path, tensors: Iterator[torch.Tensor]) -> Iterator[int]:
+    """Write the shard's tensors, given in the order of its weights. Yields the bytes of each when it is written."""
+    with open(folder / shard.file, "wb") as file:
+        file.write(shard.header)
+        for _, tensor in zip(shard.weights, tensors, strict=False):
+            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+            yield tensor.nbytes
