@@ -1,8 +1,11 @@
 """The command `jetmoe data ...`, which is also `python -m data_tools ...`."""
 
 import argparse
+import json
+import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +18,19 @@ writes data/web.bin and data/web.idx, which a phase names as `path: data/web`.""
 _TOKENIZER_EXAMPLE = """example:
   %(prog)s corpus/*.jsonl --output data/tokenizer --vocab-size 32000
 writes a folder that transformers' AutoTokenizer.from_pretrained loads."""
+
+_MERGE_EXAMPLE = """example:
+  %(prog)s data/web-00 data/web-01 --output data/web
+joins datasets of one dtype, in this order. A name may end in .idx, so data/web-*.idx stands for many."""
+
+_SPLIT_EXAMPLE = """example:
+  %(prog)s data/web --train data/web-train --held-out data/web-held-out --fraction 0.001
+chooses by each document's token ids alone: it stays on its side when others come, go or move, and so do its copies."""
+
+_INSPECT_EXAMPLE = """examples:
+  %(prog)s data/web --check --tokenizer data/tokenizer
+  %(prog)s data/web --document -1 --tokenizer data/tokenizer
+the first reads all and exits with 2 if it is damaged, the second shows the text of the last document."""
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -47,6 +63,29 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--vocab-size", metavar="N", type=int, required=True, help="number of ids, 259 or more")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in an existing folder")
     parser.set_defaults(run=_train_tokenizer)
+
+    parser = _add(subparsers, "merge", "join datasets into one", _MERGE_EXAMPLE)
+    parser.add_argument("input", metavar="PREFIX", nargs="+", help="datasets, PREFIX.bin and PREFIX.idx each")
+    parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.set_defaults(run=_merge)
+
+    parser = _add(subparsers, "split", "set documents aside for held-out evaluation", _SPLIT_EXAMPLE)
+    parser.add_argument("input", metavar="PREFIX", help="dataset, which stays as it is")
+    parser.add_argument("--train", metavar="PREFIX", required=True, help="where most documents go")
+    parser.add_argument("--held-out", metavar="PREFIX", required=True, help="where the others go")
+    parser.add_argument("--fraction", metavar="F", type=float, required=True, help="held-out share of the documents")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed chooses others (0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing datasets")
+    parser.set_defaults(run=_split)
+
+    parser = _add(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE)
+    parser.add_argument("input", metavar="PREFIX", help="dataset")
+    parser.add_argument("--check", action="store_true", help="read all of it and report all that is wrong")
+    parser.add_argument("--document", metavar="N", type=int, help="show the text of document N, from 0; -1 is the last")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the dataset, for --document and --check")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    parser.set_defaults(run=_inspect)
 
 
 def _add(
@@ -99,6 +138,51 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     fewer = f" (not {args.vocab_size}: the text has no more to merge)" if size < args.vocab_size else ""
     print(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
     return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from data_tools.merge import merge
+
+    start = time.perf_counter()
+    prefixes = [name.removesuffix(".idx") if Path(name).is_file() else name for name in args.input]
+    merged = merge(prefixes, args.output, overwrite=args.overwrite)
+    seconds = time.perf_counter() - start
+    print(f"{args.output}: {merged.documents} documents, {merged.tokens} tokens in {seconds:.1f} s")
+    return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    from data_tools.split import split
+
+    start = time.perf_counter()
+    sides = split(
+        args.input, args.train, args.held_out, fraction=args.fraction, seed=args.seed, overwrite=args.overwrite
+    )
+    for prefix, side in zip((args.train, args.held_out), sides, strict=True):
+        print(f"{prefix}: {side.documents} documents, {side.tokens} tokens")
+    print(f"{time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from data_tools.inspect import inspect
+
+    report = inspect(args.input, args.tokenizer, document=args.document, check=args.check)
+    _show(json.dumps(report.to_json(), indent=2) if args.json else str(report))
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for problem in report.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if report.problems else 0
+
+
+def _show(text: str) -> None:
+    """Print what a terminal that is not UTF-8 may be unable to show, and what `| head` may not read to its end."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _describe(stats: "Stats") -> str:

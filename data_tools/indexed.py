@@ -244,6 +244,11 @@ class Index:
         offsets[inside] = self.sequence_offsets[bounds[inside]] // self.dtype.itemsize
         return offsets
 
+    def document_lengths(self) -> Iterator[np.ndarray]:
+        """Tokens of each document, a million documents at a time."""
+        for start in range(0, self.documents, _CHUNK):
+            yield np.diff(self.token_offsets(start, min(start + _CHUNK, self.documents)))
+
     def document_ranges(self) -> Iterator[tuple[int, int]]:
         """Cut the documents into ranges [first, last) of about a million tokens, or of one longer document."""
         for start in range(0, self.documents, _CHUNK):
@@ -258,7 +263,7 @@ class Index:
     def problems(self) -> Iterator[str]:
         """Compare the index with itself and with the size of the .bin: one line for each kind of damage."""
         path, data = idx_path(self.prefix), bin_path(self.prefix)
-        negative, displaced, disordered = _Fault(), _Fault(), _Fault()
+        negative, displaced, disordered = Fault(), Fault(), Fault()
         sequences, tokens = len(self.sequence_lengths), 0
         if sequences:
             displaced.add(0, self.sequence_offsets[:1] != 0)
@@ -287,8 +292,8 @@ class Index:
 
 
 @dataclass
-class _Fault:
-    """How often something is wrong, and where first."""
+class Fault:
+    """How often something is wrong, and where first: what is said of a billion places in one line."""
 
     count: int = 0
     first: int = -1
