@@ -168,7 +168,8 @@ def _inspect(args: argparse.Namespace) -> int:
     from data_tools.inspect import inspect
 
     report = inspect(args.input, args.tokenizer, document=args.document, check=args.check)
-    _show(json.dumps(report.to_json(), indent=2) if args.json else str(report))
+    if text := json.dumps(report.to_json(), indent=2) if args.json else str(report):
+        _show(text)
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for problem in report.problems:

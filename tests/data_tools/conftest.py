@@ -1,11 +1,13 @@
 """A small corpus and a tokenizer trained on it, shared by the tests of data_tools."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
+from data_tools.__main__ import main
 from data_tools.tokenizer import train_bpe
 
 # Several scripts, text that looks like special tokens, bytes that byte-level BPE must keep.
@@ -55,6 +57,18 @@ def texts() -> list[str]:
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     return _write(tmp_path / "in.jsonl", TEXTS)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """command(*arguments) runs `python -m data_tools` in this process: exit status, stdout, stderr."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["data_tools", *map(str, arguments)])
+        status = main()
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture
