@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import data_tools.cli
@@ -28,28 +30,103 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
-    convert = commands.add_parser("convert", help="between checkpoints and Hugging Face folders")
-    directions = convert.add_subparsers(metavar="DIRECTION", required=True)
+    convert = commands.add_parser("convert", help="between checkpoints and Hugging Face folders, and their comparison")
+    directions = convert.add_subparsers(metavar="COMMAND", required=True)
+    a_checkpoint = "a checkpoint, or a run folder, which stands for its newest one"
+
     to_hf = directions.add_parser(
         "to-hf",
         help="a checkpoint to a Hugging Face folder",
         epilog="example: jetmoe convert to-hf runs/quickstart/checkpoints/tokens_4915200 runs/quickstart/hf",
     )
-    to_hf.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder, which stands for its newest one")
+    to_hf.add_argument("checkpoint", type=Path, help=a_checkpoint)
     to_hf.add_argument("out", type=Path, help="the folder to write")
-    to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: the precision of training")
-    to_hf.add_argument("--tokenizer", type=Path, help="a tokenizer folder to copy; default: the run's")
+    to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: as stored")
+    to_hf.add_argument("--tokenizer", type=Path, help="a tokenizer folder to copy; default: the checkpoint's")
     to_hf.set_defaults(run=_convert_to_hf)
+
+    from_hf = directions.add_parser(
+        "from-hf",
+        help="a Hugging Face folder to a checkpoint that any layout can start from",
+        epilog="example: jetmoe convert from-hf jetmoe-8b checkpoints/jetmoe-8b",
+    )
+    from_hf.add_argument("folder", type=Path, help="with config.json and safetensors")
+    from_hf.add_argument("out", type=Path, help="the checkpoint to write")
+    from_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: as stored")
+    from_hf.set_defaults(run=_convert_from_hf)
+
+    verify = directions.add_parser(
+        "verify",
+        help="compare two models; exit status 1 if they differ",
+        epilog="example: jetmoe convert verify runs/quickstart runs/quickstart/hf --logits",
+    )
+    for name in ("a", "b"):
+        verify.add_argument(name, type=Path, help=f"a Hugging Face folder, {a_checkpoint}")
+    verify.add_argument("--logits", action="store_true", help="compare logits, in fp32 through transformers")
+    verify.add_argument("--tokens", help="the sequence to compare logits on, as 1,2,3; default: random ones")
+    verify.add_argument("--tolerance", type=float, help="largest difference; default: 0, and 1e-5 for logits")
+    verify.set_defaults(run=_convert_verify)
 
 
 def _convert_to_hf(arguments: argparse.Namespace) -> int:
-    from jetmoe_megatron.checkpoint.folder import newest
     from jetmoe_megatron.convert.to_hf import convert_to_hf
 
-    checkpoint = newest(arguments.checkpoint / "checkpoints") or arguments.checkpoint
-    convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer)
+    checkpoint = _checkpoint(arguments.checkpoint)
+    with _progress_bar() as progress:
+        convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer, progress=progress)
     print(f"{checkpoint} -> {arguments.out}")
     return 0
+
+
+def _convert_from_hf(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.convert.from_hf import convert_from_hf
+
+    with _progress_bar() as progress:
+        convert_from_hf(arguments.folder, arguments.out, arguments.dtype, progress)
+    print(f"{arguments.folder} -> {arguments.out}")
+    return 0
+
+
+def _convert_verify(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.convert.verify import compare_logits, compare_tensors
+
+    a, b = _checkpoint(arguments.a), _checkpoint(arguments.b)
+    if arguments.logits or arguments.tokens is not None:
+        comparison = compare_logits(a, b, _token_ids(arguments.tokens))
+        tolerance = 1e-5
+    else:
+        with _progress_bar() as progress:
+            comparison = compare_tensors(a, b, progress)
+        tolerance = 0.0
+    print(comparison)
+    return 0 if comparison.within(tolerance if arguments.tolerance is None else arguments.tolerance) else 1
+
+
+def _checkpoint(path: Path) -> Path:
+    from jetmoe_megatron.checkpoint.folder import newest
+
+    return newest(path / "checkpoints") or path
+
+
+def _token_ids(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--tokens: write ids as 1,2,3, not {text!r}") from None
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[int, int], None]]:
+    """On a terminal only."""
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:

@@ -50,39 +50,39 @@ def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress:
             the disk is full; a value is NaN or too large for `dtype`. Nothing is left of `out` then.
     """
     source = HuggingFaceFolder(folder)
-    torch_dtype = choose_dtype(source, dtype)
-    with new_folder(out, sum(nbytes(weight, torch_dtype) for weight in source.weights)) as aside:
-        (aside / COMPANIONS).mkdir()
-        shutil.copy(folder / "config.json", aside / COMPANIONS)
-        copy_tokenizer(folder, aside / COMPANIONS)
-        (aside / MODEL_FILE).write_text(yaml.safe_dump(source.model.model_dump(), sort_keys=False), encoding="utf-8")
-        write_checkpoint(aside, source.weights, source, torch_dtype, progress)
+    write_weights_only(out, source, choose_dtype(source, dtype), folder, progress)
 
 
-def write_checkpoint(
-    folder: Path, weights: list[Weight], source: Folder, dtype: torch.dtype, progress: Progress
+def write_weights_only(
+    out: Path, source: Folder, dtype: torch.dtype, companions: Path, progress: Progress = no_progress
 ) -> None:
-    """As megatron.core.dist_checkpointing.save does, but tensor by tensor and without ranks."""
-    planner = _Planner(weights, source, dtype, progress)
-    with warnings.catch_warnings():  # that it runs in one process is what is wanted
-        warnings.simplefilter("ignore", UserWarning)
-        dcp.save({}, storage_writer=FileSystemWriter(folder), planner=planner, no_dist=True)
-    torch.save({"tokens": 0}, folder / "common.pt")
-    write_json(folder / "metadata.json", _FORMAT)
+    """What megatron.core.dist_checkpointing.save writes, but tensor by tensor and without ranks."""
+    with new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
+        (aside / COMPANIONS).mkdir()
+        shutil.copy(companions / "config.json", aside / COMPANIONS)
+        copy_tokenizer(companions, aside / COMPANIONS)
+        (aside / MODEL_FILE).write_text(yaml.safe_dump(source.model.model_dump(), sort_keys=False), encoding="utf-8")
+        with warnings.catch_warnings():  # that it runs in one process is what is wanted
+            warnings.simplefilter("ignore", UserWarning)
+            planner = _Planner(source, dtype, progress)
+            dcp.save({}, storage_writer=FileSystemWriter(aside), planner=planner, no_dist=True)
+        torch.save({"tokens": 0}, aside / "common.pt")
+        write_json(aside / "metadata.json", _FORMAT)
 
 
 class _Planner(DefaultSavePlanner):
     """One piece for each tensor of each layer, read when its turn to be written has come."""
 
-    def __init__(self, weights: list[Weight], source: Folder, dtype: torch.dtype, progress: Progress) -> None:
+    def __init__(self, source: Folder, dtype: torch.dtype, progress: Progress) -> None:
         super().__init__(flatten_state_dict=False)
         self._source, self._dtype, self._progress = source, dtype, progress
-        self._weights = {_index(weight): weight for weight in weights}
-        self._model = weights[0].model
-        self._done, self._total = 0, sum(nbytes(weight, dtype) for weight in weights)
+        self._weights = {_index(weight): weight for weight in source.weights}
+        self._done, self._total = 0, sum(nbytes(weight, dtype) for weight in source.weights)
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_item(weight, self._dtype) for weight in self._weights.values()] + _extra(self._model))
+        self.plan = SavePlan(
+            [_item(weight, self._dtype) for weight in self._weights.values()] + _extra(self._source.model)
+        )
         return self.plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:

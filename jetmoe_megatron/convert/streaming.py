@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.errors import UserError
 
@@ -24,7 +25,9 @@ def no_progress(done: int, total: int) -> None:
 class Folder(Protocol):
     """What a checkpoint and a Hugging Face folder have in common."""
 
-    dtype: torch.dtype | None
+    model: Model
+    weights: list[Weight]
+    dtype: torch.dtype | None  # of all tensors, or None if they differ
 
     def read(self, weight: Weight) -> Tensor: ...
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import copy_tokenizer, read_json, write_json
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
@@ -13,6 +15,7 @@ from jetmoe_megatron.convert.safetensors_file import INDEX, index_json, nbytes, 
 from jetmoe_megatron.convert.streaming import Progress, choose_dtype, no_progress, read_ahead
 from jetmoe_megatron.errors import UserError
 
+SHARD_BYTES = 5 * 10**9  # of the released model
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -21,7 +24,7 @@ def convert_to_hf(
     out: Path,
     dtype: str | None = None,
     tokenizer: Path | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
 ) -> None:
     """Write `out` with config.json, generation_config.json, safetensors and the tokenizer's files.
@@ -42,19 +45,31 @@ def convert_to_hf(
     tokenizer = tokenizer or source.tokenizer
     if tokenizer is not None and not tokenizer.is_dir():
         raise UserError(f"{tokenizer}: no such tokenizer folder; name it with --tokenizer")
-    shards = split_into_shards(source.weights, torch_dtype, shard_bytes)
-    total = sum(nbytes(weight, torch_dtype) for weight in source.weights)
+    write_hf_folder(source, out, torch_dtype, tokenizer, shard_bytes, progress)
+
+
+def write_hf_folder(
+    source: MegatronFolder,
+    out: Path,
+    dtype: torch.dtype,
+    tokenizer: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Progress = no_progress,
+) -> None:
+    """What `convert_to_hf` does when all is chosen. Without a tokenizer the special tokens are those of JetMoE-8B."""
+    shards = split_into_shards(source.weights, dtype, shard_bytes)
+    total = sum(nbytes(weight, dtype) for weight in source.weights)
     with new_folder(out, sum(shard.nbytes for shard in shards)) as aside:
         special = {"bos_token_id": 1, "eos_token_id": 2}
         if tokenizer is not None:
             copy_tokenizer(tokenizer, aside)
             special = _special_tokens(tokenizer) or special
-        name = str(torch_dtype).removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
         write_json(aside / "config.json", hf_config(source.model, source.max_positions, name, special))
         write_json(aside / "generation_config.json", {"_from_model_config": True, **special})
         if len(shards) > 1:
-            (aside / INDEX).write_text(index_json(shards, torch_dtype), encoding="utf-8")
-        tensors = read_ahead(source, (weight for shard in shards for weight in shard.weights), torch_dtype)
+            (aside / INDEX).write_text(index_json(shards, dtype), encoding="utf-8")
+        tensors = read_ahead(source, (weight for shard in shards for weight in shard.weights), dtype)
         done = 0
         for shard in shards:
             for written in write_shard(shard, aside, tensors):

@@ -1,0 +1,154 @@
+"""How fast and in how little memory `jetmoe convert to-hf` writes a model of JetMoE-8B's size, beside `cp`.
+
+    python benchmarks/convert.py [--model configs/models/jetmoe_8b.yaml] [--folder /tmp] [--repeat 3] [--record]
+
+Writes a checkpoint with that many random weights, 17 GB for the 8B, and needs twice that of free disk; all of it is
+deleted at the end. Each round copies the checkpoint's tensors with `cp` and converts them with the command, both in
+processes of their own, from a cold file cache. `--record` writes the table to benchmarks/results/convert.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import safe_open
+
+from jetmoe_megatron.config.schema import Model
+from jetmoe_megatron.convert.from_hf import write_weights_only
+from jetmoe_megatron.convert.hf_config import hf_config
+from jetmoe_megatron.convert.names import Weight, weights
+
+REPO = Path(__file__).parent.parent
+# Of the released model (Hugging Face commit e289db5).
+RELEASED_SIZES = [4_879_573_992, 4_933_084_288, 4_933_084_344, 2_298_765_576]
+
+
+@dataclass
+class Measured:
+    seconds: float
+    peak_gb: float  # resident
+
+
+class RandomWeights:
+    """The same numbers in another order for each tensor: drawing billions of them would take longer than the rest."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.weights = model, weights(model)
+        self._numbers = torch.empty(1 << 24).normal_(0, 0.01, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    def read(self, weight: Weight) -> torch.Tensor:
+        size = torch.Size(weight.shape).numel()
+        shift = hash((weight.hugging_face, 7919)) % self._numbers.numel()
+        numbers = self._numbers.roll(shift)
+        return numbers.repeat(-(-size // numbers.numel()))[:size].view(weight.shape)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=REPO / "configs/models/jetmoe_8b.yaml")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    model = Model.model_validate(yaml.safe_load(arguments.model.read_text()))
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        table = measure(model, Path(folder), arguments.repeat)
+    print(table)
+    if arguments.record:
+        (REPO / "benchmarks/results/convert.md").write_text(record(table))
+    return 0
+
+
+def measure(model: Model, folder: Path, repeat: int) -> str:
+    checkpoint, out = folder / "checkpoint", folder / "out"
+    total = sum(torch.Size(weight.shape).numel() * 2 for weight in weights(model))
+    free = shutil.disk_usage(folder).free
+    if free < 2.1 * total:
+        raise SystemExit(f"{folder}: needs {2.1 * total / 1e9:.0f} GB of free disk, has {free / 1e9:.0f}")
+    (folder / "config.json").write_text(json.dumps(hf_config(model, 4096, "bfloat16", {})))
+    write_weights_only(checkpoint, RandomWeights(model), torch.bfloat16, folder)
+    rows = []
+    for i in range(1, repeat + 1):
+        results = {}
+        for name, command in (
+            ("cp", ["cp", str(checkpoint / "__0_0.distcp"), str(out)]),
+            ("to-hf", [sys.executable, "-m", "jetmoe_megatron.cli", "convert", "to-hf", str(checkpoint), str(out)]),
+        ):
+            forget(checkpoint)
+            results[name] = run(command)
+            if name == "to-hf":
+                check(out, model)
+            shutil.rmtree(out) if out.is_dir() else out.unlink()
+        cp, ours = results["cp"], results["to-hf"]
+        rows.append(
+            f"| {i} | {total / cp.seconds / 1e9:.2f} | {total / ours.seconds / 1e9:.2f} | "
+            f"{cp.seconds / ours.seconds:.2f} | {ours.peak_gb:.2f} |"
+        )
+        print(rows[-1], flush=True)
+    head = "| round | cp, GB/s | to-hf, GB/s | to-hf / cp | to-hf, peak resident GB |\n|---|---|---|---|---|\n"
+    return f"{total:,} bytes of tensors in bf16\n\n" + head + "\n".join(rows) + "\n"
+
+
+def run(command: Sequence[str]) -> Measured:
+    """To the end, from the start of the process: imports count."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, cwd=REPO)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status != 0:
+        raise SystemExit(f"{command[0]} failed")
+    return Measured(time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+
+
+def forget(folder: Path) -> None:
+    """Write out what is dirty and drop the files from the file cache."""
+    os.sync()
+    for file in folder.iterdir():
+        if file.is_file():
+            descriptor = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def check(out: Path, model: Model) -> None:
+    """The names, and for the 8B the sizes of the released files."""
+    files = sorted(out.glob("*.safetensors"))
+    names: set[str] = set()
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            names |= set(tensors.keys())
+    assert names == {weight.hugging_face for weight in weights(model)}
+    if len(names) == 266:
+        assert [file.stat().st_size for file in files] == RELEASED_SIZES
+        assert len(json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]) == 266
+
+
+def record(table: str) -> str:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True).stdout
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        "# Conversion of a model of JetMoE-8B's size\n\n"
+        f"`python benchmarks/convert.py`, commit {commit.strip()}, {date.today()}, {os.cpu_count()} CPU cores "
+        f"({platform.machine()}), {memory:.0f} GiB of memory, torch {torch.__version__}.\n"
+        "The rate is that of the whole command, imports included, from a cold file cache. All 266 names and the four "
+        f"file sizes were those of the released model in every round.\n\n{table}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
