@@ -27,7 +27,7 @@ def check_ranks_agree(model: list[DistributedDataParallel]) -> None:
     for where, group, copies in _copies(unwrap_model(model)):
         if group.size() == 1 or not copies:
             continue
-        sums = torch.stack([_bit_sum(tensor) for tensor in copies.values()])
+        sums = torch.stack([_fingerprint(tensor) for tensor in copies.values()])
         low, high = sums.clone(), sums.clone()
         torch.distributed.all_reduce(low, ReduceOp.MIN, group=group)
         torch.distributed.all_reduce(high, ReduceOp.MAX, group=group)
@@ -53,7 +53,14 @@ def _copies(chunks: list[GPTModel]) -> Iterator[tuple[str, ProcessGroup, dict[st
         yield "embedding (first and last pipeline stage)", parallel_state.get_embedding_group(), tied
 
 
-def _bit_sum(parameter: Tensor) -> Tensor:
-    """The sum of the values' bits as integers: equal for equal tensors, in any order of summation."""
-    bits = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[parameter.element_size()]
-    return parameter.detach().view(bits).sum(dtype=torch.int64)
+def _fingerprint(tensor: Tensor) -> Tensor:
+    """The values' bits as integers, summed with weights of row and column, modulo 2**64: equal for equal tensors, and
+    another for the same values in another order."""
+    bits = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[tensor.element_size()]
+    matrix = tensor.detach().view(bits).view(len(tensor), -1)
+    by_row, by_column = matrix.sum(1, dtype=torch.int64), matrix.sum(0, dtype=torch.int64)
+    return (by_row * _odd(by_row)).sum() + (by_column * _odd(by_column)).sum()
+
+
+def _odd(like: Tensor) -> Tensor:
+    return 2 * torch.arange(len(like), device=like.device) + 1

@@ -82,7 +82,7 @@ class Samples(Dataset):
 
 
 @contextlib.contextmanager
-def _training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any], StepBatches]]:
+def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any], StepBatches]]:
     """A wrapped model and its batches in a layout of as many ranks as there are processes."""
     from jetmoe_megatron.training.parallel import parallel_state
 
@@ -102,7 +102,7 @@ def _training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any]
 
 
 def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
-    with _training(tree, steps) as (run, model, batches_of_steps):
+    with training(tree, steps) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
         from jetmoe_megatron.training.step import reduce_losses, train_step
 
@@ -120,13 +120,13 @@ def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], li
 
 
 def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:
-    with _training(tree, 1) as (_, model, _):
+    with training(tree, 1) as (_, model, _):
         return _pieces(model, gradient=False)
 
 
 def _router_gradients(tree: dict[str, Any]) -> dict[str, list[_Piece]]:
     result = {}
-    with _training(tree, 1) as (run, model, batches_of_steps):
+    with training(tree, 1) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer
         from jetmoe_megatron.training.step import train_step
 
