@@ -24,7 +24,7 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout
         context = mp.get_context("spawn")
         port = _free_port()
         processes = [
-            context.Process(target=_enter, args=(rank, ranks, port, folder, function, arguments), daemon=True)
+            context.Process(target=_enter, args=(rank, ranks, port, folder, function, arguments))
             for rank in range(ranks)
         ]
         for process in processes:
