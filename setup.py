@@ -14,7 +14,13 @@ setup(
         "torch>=2.10,<2.14",  # 2.10 made torch.nn.functional.grouped_mm public
         "megatron-core==0.16.1",  # the newest for Python 3.10 and 3.11; the CPU adapter names its lines
         "transformers>=4.57,<6",  # Hugging Face's JetMoE: conversion target and ground truth of the tests
-        "tokenizers>=0.22",  # BPE training and tokenization
+        "tokenizers>=0.22",  # BPE training and tokenization: what a tokenizer.json means
+        # The same ids about 30 times as fast, compared at run time; it has no wheel for Linux on ARM.
+        "fastokens>=0.3.5,<0.4; platform_machine != 'aarch64'",
+        "sentencepiece>=0.2",  # tokenizers that are SentencePiece models
+        "orjson>=3.10",  # JSON lines, several times as fast as the standard library
+        "zstandard>=0.23",  # .zst files; Python has its own from 3.14 on
+        "pyarrow>=16",  # Parquet files
         "safetensors>=0.5",  # the weights of an exported model
         "pydantic>=2.7,<3",  # the typed YAML schema
         "PyYAML>=6,<7",

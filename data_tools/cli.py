@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data_tools.tokenize import Stats
+    from data_tools.partial import Stats
 
 _TOKENIZE_EXAMPLE = """example:
   %(prog)s shards/*.jsonl.gz --output data/web --tokenizer data/tokenizer --workers 8
-writes data/web.bin and data/web.idx, which a phase names as `path: data/web`."""
+writes data/web.bin and data/web.idx, which a phase names as `path: data/web`. Run again after a kill, it goes on."""
 
 _TOKENIZER_EXAMPLE = """example:
   %(prog)s corpus/*.jsonl --output data/tokenizer --vocab-size 32000
@@ -43,10 +43,18 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands themselves."""
-    parser = _add(subparsers, "tokenize", "tokenize JSON lines into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE)
+    parser = _add(subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE)
     _add_input(parser)
     parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
-    parser.add_argument("--tokenizer", metavar="DIR", required=True, help="folder with tokenizer.json")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", required=True, help="Hugging Face folder or SentencePiece .model file"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "fastokens", "tokenizers"),
+        default="auto",
+        help="library that encodes: fastokens where its ids are those of tokenizers (auto), or this one",
+    )
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (1); any number gives the same")
     parser.add_argument(
         "--on-error",
@@ -54,10 +62,12 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         default="fail",
         help="stop at a broken line (fail) or leave it out",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an existing dataset, and an unfinished one of other settings"
+    )
     parser.set_defaults(run=_tokenize)
 
-    parser = _add(subparsers, "tokenizer", "train a byte-level BPE tokenizer on JSON lines", _TOKENIZER_EXAMPLE)
+    parser = _add(subparsers, "tokenizer", "train a byte-level BPE tokenizer", _TOKENIZER_EXAMPLE)
     _add_input(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--vocab-size", metavar="N", type=int, required=True, help="number of ids, 259 or more")
@@ -101,14 +111,15 @@ def _add(
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT", nargs="+", help="JSONL or JSONL.gz files, folders or patterns")
-    parser.add_argument("--text-key", metavar="KEY", default="text", help="key that holds the text (text)")
+    parser.add_argument("input", metavar="INPUT", nargs="+", help="files (JSONL, Parquet, text), folders or patterns")
+    parser.add_argument("--text-key", metavar="KEY", default="text", help="key or column of the text (text)")
 
 
 # The imports below wait for their command, so that `jetmoe --help` does not load numpy and tokenizers.
 
 
 def _tokenize(args: argparse.Namespace) -> int:
+    from data_tools.partial import skipped_path
     from data_tools.tokenize import tokenize
 
     line = _ProgressLine()
@@ -119,6 +130,7 @@ def _tokenize(args: argparse.Namespace) -> int:
             args.tokenizer,
             text_key=args.text_key,
             workers=args.workers,
+            engine=args.engine,
             on_error=args.on_error,
             overwrite=args.overwrite,
             report=line.report,
@@ -126,7 +138,8 @@ def _tokenize(args: argparse.Namespace) -> int:
         )
     finally:
         line.clear()
-    print(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {stats.skipped} broken")
+    broken = f"{stats.skipped} broken" + (f" (see {skipped_path(args.output)})" if stats.skipped else "")
+    print(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
     return 0
 
 

@@ -1,55 +1,135 @@
-"""From a batch of lines to token ids: what each worker process does."""
+"""From a shard to token ids: what each worker process does."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import chain
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from data_tools.parsing import parse
-from data_tools.reading import Batch
-from data_tools.tokenizer import load_tokenizer
+from data_tools.engines import Engine, EngineName, Fastokens, Tokenizers, compare, open_reference
+from data_tools.errors import writing
+from data_tools.reading import Batch, read_texts
+from data_tools.shards import Shard
+
+# At three places of each batch the fast engine is compared with its reference, on this part of the batch's
+# characters: it is that much slower, and more would be felt.
+_COMPARED = 1 / 400
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A batch after encoding.
+@dataclass
+class Part:
+    """What a shard became: the files NAME.bin (token ids), NAME.lengths (int32) and NAME.problems in the folder.
 
-    ids: [tokens], documents end to end; lengths: tokens of each document, end of document included;
-    text_bytes: UTF-8 bytes of their texts; empty: documents without text, left out; problems: one line each.
+    documents, tokens: written, ends of documents included; bytes: UTF-8 text; empty: texts without tokens, left
+    out; lines: read; problems: lines in the file of them, each `NUMBER message`, by line from the shard's first.
     """
 
-    ids: np.ndarray
-    lengths: list[int]
-    text_bytes: int
-    empty: int
-    problems: list[str]
+    shard: Shard
+    name: str
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    empty: int = 0
+    lines: int = 0
+    problems: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes batches. It pickles small: each process loads the tokenizer itself, at its first batch."""
+    """Encodes shards into files of a folder. It pickles small: each process loads the tokenizer itself, once.
 
-    tokenizer_dir: str
+    stop_at_problem: leave the rest of a shard once a line of it is broken.
+    """
+
+    tokenizer: str
+    engine: EngineName
     text_key: str
     append_eod: bool
     dtype: type[np.integer]
+    stop_at_problem: bool
+    folder: Path = Path()
 
-    def __call__(self, batch: Batch) -> Encoded:
-        """Parse and encode a batch; broken lines come back as problems."""
-        tokenizer, eod = _load_once(self.tokenizer_dir)
-        parsed, problems = parse(batch, self.text_key)
-        texts = [text for text in parsed if text]
-        end = [eod] if self.append_eod else []
-        documents = [encoding.ids + end for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = [len(document) for document in documents]
-        return Encoded(
-            ids=np.fromiter(chain.from_iterable(documents), self.dtype, sum(lengths)),
-            lengths=lengths,
-            text_bytes=sum(len(text.encode()) for text in texts),
-            empty=len(parsed) - len(texts),
-            problems=problems,
-        )
+    def __call__(self, task: tuple[int, Shard]) -> Part:
+        """Read, parse and encode shard number task[0].
+
+        Raises:
+            InputError: its file cannot be read, or the folder not written.
+            EngineError: the fast engine failed, or gave other ids than its reference.
+        """
+        number, shard = task
+        part = Part(shard, f"{number}")
+        path = self.folder / part.name
+        with _files(path) as (ids_file, lengths_file, problems_file):
+            for batch in read_texts(shard, self.text_key):
+                ids, lengths = self._encode([text for text in batch.texts if text])
+                with writing(path):
+                    ids_file.write(ids.data)
+                    lengths_file.write(lengths.astype(np.int32).data)
+                    problems_file.writelines(_line(number, message) for number, message in batch.problems)
+                _count(part, batch, len(lengths), len(ids))
+                if batch.problems and self.stop_at_problem:
+                    break
+        return part
+
+    def _encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        engine, reference = _open_once(self.tokenizer, self.engine)
+        ids, lengths = engine.encode(texts)
+        if reference is not None:
+            compare(engine, reference, _sample(texts))
+        lengths = lengths[lengths > 0]
+        if not self.append_eod:
+            return ids.astype(self.dtype), lengths
+        ended = np.full(len(ids) + len(lengths), engine.eod, self.dtype)
+        inside: np.ndarray = np.ones(len(ended), bool)
+        inside[np.cumsum(lengths + 1) - 1] = False
+        ended[inside] = ids
+        return ended, lengths + 1
 
 
-_load_once = lru_cache(maxsize=1)(load_tokenizer)
+@lru_cache(maxsize=1)
+def _open_once(tokenizer: str, name: EngineName) -> tuple[Engine, Engine | None]:
+    """The engine, and what to compare it with."""
+    reference = open_reference(tokenizer)
+    if name == "fastokens" and isinstance(reference, Tokenizers):
+        return Fastokens(tokenizer, reference), reference
+    return reference, None
+
+
+@contextmanager
+def _files(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes], IO[bytes]]]:
+    with writing(path):
+        files = [open(f"{path}.{kind}", "wb") for kind in ("bin", "lengths", "problems")]
+    try:
+        yield files[0], files[1], files[2]
+    finally:
+        with writing(path):
+            for file in files:
+                file.close()
+
+
+def _sample(texts: list[str]) -> list[str]:
+    """A piece of the first text's start, of the middle one's middle, and of the last one's end."""
+    if not texts:
+        return []
+    size = max(64, int(sum(map(len, texts)) * _COMPARED / 3))
+    middle = texts[len(texts) // 2]
+    start = max(0, (len(middle) - size) // 2)
+    return [texts[0][:size], middle[start : start + size], texts[-1][-size:]]
+
+
+def _count(part: Part, batch: Batch, documents: int, tokens: int) -> None:
+    part.documents += documents
+    part.tokens += tokens
+    part.bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in batch.texts)
+    part.empty += len(batch.texts) - documents
+    part.lines += batch.lines
+    part.problems += len(batch.problems)
+    part.notes += batch.notes
+
+
+def _line(number: int, message: str) -> bytes:
+    return f"{number} {message}\n".encode(errors="backslashreplace")

@@ -16,7 +16,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from typing import IO
 import numpy as np
 
 from data_tools.atomic import sync, temporary_path
-from data_tools.errors import InputError
+from data_tools.errors import InputError, reading, writing
 
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
@@ -105,7 +105,7 @@ class IndexedWriter:
 
     def __enter__(self) -> "IndexedWriter":
         folder = self._bin_path.parent
-        with _writing(self._bin_path):
+        with writing(self._bin_path):
             folder.mkdir(parents=True, exist_ok=True)
             # What the index will say is kept in files without names until it is known whole.
             self._lengths: IO[bytes] = tempfile.TemporaryFile(dir=folder)
@@ -135,7 +135,7 @@ class IndexedWriter:
             limits = np.iinfo(self.dtype)
             if ids.min() < limits.min or ids.max() > limits.max:
                 raise ValueError(f"token ids {ids.min()} to {ids.max()} do not fit {self.dtype}")
-        with _writing(self._bin_path):
+        with writing(self._bin_path):
             self._bin.write(np.ascontiguousarray(ids, self.dtype).data)
         self.tokens += len(ids)
         self._add_bounds(self._sequences + np.cumsum(counts))
@@ -149,7 +149,7 @@ class IndexedWriter:
         start = self._bin.tell()
         with open(source, "rb") as stream:
             while block := stream.read(_COPY_BYTES):
-                with _writing(self._bin_path):
+                with writing(self._bin_path):
                     self._bin.write(block)
         if self._bin.tell() - start != index.tokens * self.dtype.itemsize:
             raise InputError(f"{source}: changed while it was read; run this again when it is whole")
@@ -167,14 +167,14 @@ class IndexedWriter:
         """
         if self._complete:
             return
-        with _writing(self._idx_path), open(self._idx_temporary, "wb") as stream:
+        with writing(self._idx_path), open(self._idx_temporary, "wb") as stream:
             self._lengths.flush()
             self._bounds.flush()
             lengths = _mapped(self._lengths, np.dtype(np.int32), self._sequences)
             bounds = _mapped(self._bounds, np.dtype(np.int64), self.documents + 1)
             write_index(stream, self.dtype, lengths, bounds)
             sync(stream)
-        with _writing(self._bin_path):
+        with writing(self._bin_path):
             sync(self._bin)
         self._complete = True
 
@@ -196,17 +196,17 @@ class IndexedWriter:
             self._idx_temporary.unlink(missing_ok=True)
 
     def _add_lengths(self, lengths: np.ndarray) -> None:
-        with _writing(self._idx_path):
+        with writing(self._idx_path):
             self._lengths.write(lengths.data)
         self._sequences += len(lengths)
 
     def _add_bounds(self, bounds: np.ndarray) -> None:
-        with _writing(self._idx_path):
+        with writing(self._idx_path):
             self._bounds.write(bounds.data)
         self.documents += len(bounds)
 
     def _publish(self) -> None:
-        with _writing(self._bin_path):
+        with writing(self._bin_path):
             self._idx_path.unlink(missing_ok=True)  # an older index must never stand beside the new .bin
             os.replace(self._bin_temporary, self._bin_path)
             os.replace(self._idx_temporary, self._idx_path)
@@ -233,7 +233,7 @@ class Index:
 
     def map_tokens(self) -> np.ndarray:
         """The token ids, mapped: [tokens]."""
-        with _reading(bin_path(self.prefix)):
+        with reading(bin_path(self.prefix)):
             return _mapped(bin_path(self.prefix), self.dtype, self.tokens)
 
     def token_offsets(self, first: int, last: int) -> np.ndarray:
@@ -326,10 +326,10 @@ def open_index(prefix: str | Path) -> Index:
     """
     path, data = idx_path(prefix), bin_path(prefix)
     for needed in (path, data):
-        with _reading(needed):
+        with reading(needed):
             if not needed.is_file():
                 raise InputError(f"{needed}: no such file; a dataset is a pair PREFIX.bin and PREFIX.idx")
-    with _reading(path), open(path, "rb") as stream:
+    with reading(path), open(path, "rb") as stream:
         header = stream.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise InputError(f"{path}: not a Megatron index (its first bytes are not {_MAGIC[:7].decode()})")
@@ -345,7 +345,7 @@ def open_index(prefix: str | Path) -> Index:
         lengths = _mapped(stream, np.dtype(np.int32), sequences, offset)
         offsets = _mapped(stream, np.dtype(np.int64), sequences, offset + 4 * sequences)
         documents = _mapped(stream, np.dtype(np.int64), bounds, offset + 12 * sequences)
-    with _reading(data):
+    with reading(data):
         return Index(str(prefix), dtype, lengths, offsets, documents, data.stat().st_size // dtype.itemsize)
 
 
@@ -360,19 +360,3 @@ def _wrong_size(path: Path, needed: int) -> str | None:
     if size == needed:
         return None
     return f"{path}: {'cut short' if size < needed else 'too long'}, {size} bytes instead of {needed}"
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error

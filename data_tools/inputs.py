@@ -1,22 +1,27 @@
-"""Which files the inputs of a command name."""
+"""Which files the inputs of a command name, and what they hold."""
 
 import glob
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from data_tools.errors import InputError
 
-_SUFFIXES = (".jsonl", ".jsonl.gz")
+Kind = Literal["records", "parquet", "text"]
+
+_PACKED = (".gz", ".zst")
+_KINDS: dict[str, Kind] = {".jsonl": "records", ".parquet": "parquet", ".txt": "text"}
 
 
 def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     """The files that inputs name, in the order given.
 
-    A file is taken as it is, whatever its name; a folder gives its `.jsonl` and `.jsonl.gz` files at any
-    depth, a pattern (`shards/*.jsonl.gz`, `**` for any depth) its matches, both sorted by path.
+    A file is taken as it is, whatever its name; a folder gives its files of JSON lines and Parquet, or of plain
+    text, at any depth, a pattern (`shards/*.jsonl.gz`, `**` for any depth) its matches, both sorted by path.
 
     Raises:
-        InputError: an input names nothing, a folder holds no JSON lines, or a file is named twice.
+        InputError: an input names nothing, a folder holds nothing of the kind or both text and records, or a
+            file is named twice or is no file on a disk.
     """
     files: list[Path] = []
     for name in inputs:
@@ -33,12 +38,27 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     return files
 
 
+def kind_of(path: Path) -> Kind:
+    """What a file holds by its name: one document (`.txt`), a table (`.parquet`), or else JSON lines."""
+    return _kind_by_name(path) or "records"
+
+
+def _kind_by_name(path: Path) -> Kind | None:
+    name = path.stem if path.suffix in _PACKED else path.name
+    return _KINDS.get(Path(name).suffix)
+
+
 def _files_under(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if path.is_file():
         return [path]
-    found = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
+    if not path.is_dir():
+        raise InputError(f"{path}: not a file on a disk; a run that was interrupted must be able to read it again")
+    found = sorted(p for p in path.rglob("*") if _kind_by_name(p) and p.is_file())
+    texts = [p for p in found if kind_of(p) == "text"]
     if not found:
-        raise InputError(f"{path}: no {' or '.join(_SUFFIXES)} file in this folder")
+        raise InputError(f"{path}: no {', '.join(_KINDS)} file in this folder (.jsonl and .txt also as .gz or .zst)")
+    if texts and len(texts) < len(found):
+        raise InputError(f"{path}: holds records and also text such as {texts[0]}; name what you mean by a pattern")
     return found
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -28,7 +29,10 @@ def ordered_map(
     """
     in_flight: deque[Future[Result]] = deque()
     # Spawned, not forked: a fork of a process whose tokenizer has started threads can deadlock.
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    context = get_context("spawn")
+    # Workers hold one end, and end when the other is closed: on purpose, or by the death of this process.
+    lifeline, ours = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(lifeline,))
     try:
         for item in items:
             with _interrupts_held():
@@ -39,8 +43,13 @@ def ordered_map(
             yield in_flight.popleft().result()
     except BrokenProcessPool as error:
         raise RuntimeError("a worker process died, perhaps for lack of memory: use fewer workers") from error
+    except BaseException:
+        ours.close()  # nobody waits for what they are at
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
+        ours.close()
+        lifeline.close()
 
 
 @contextmanager
@@ -53,14 +62,12 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker() -> None:
+def _start_worker(lifeline: Connection) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    threading.Thread(target=_exit_at_end_of, args=(lifeline,), daemon=True).start()
 
 
-def _exit_with_parent() -> None:
-    """A killed parent cannot stop its workers; without this they would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
+def _exit_at_end_of(lifeline: Connection) -> None:
+    lifeline.poll(None)
     os._exit(1)

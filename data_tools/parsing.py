@@ -1,38 +1,69 @@
-"""Turn raw lines of JSON into texts, and say in one line what is wrong with those that are not."""
+"""Turn a line of JSON into its text, and say in one line what is wrong with one that has none."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
-from data_tools.reading import Batch
+import orjson
+
+# Number of a line, from 1 (0: the whole file), and what is wrong with it.
+Problem = tuple[int, str]
+
+# The index counts the tokens of a document in 31 bits, and a byte can be a token.
+LONGEST = 2**31 - 2
 
 
-def parse(batch: Batch, text_key: str) -> tuple[list[str], list[str]]:
-    """Texts and problems of a batch, each in the order of its lines; a blank line is an empty text.
+def parse(lines: Iterable[bytes], first_line: int, text_key: str) -> tuple[list[str], list[Problem]]:
+    """Texts and problems of lines, each in their order; a blank line is an empty text.
 
-    A problem reads `file:line: what is wrong`. Every text returned can be encoded as UTF-8.
+    Every text returned can be encoded as UTF-8.
     """
     texts: list[str] = []
-    problems: list[str] = []
-    for number, line in enumerate(batch.lines, batch.first_line):
+    problems: list[Problem] = []
+    spelled = json.dumps(text_key, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    for number, line in enumerate(lines, first_line):
         try:
-            texts.append(_text_of(line, text_key) if line.strip() else "")
+            texts.append(_text_of(line, text_key, spelled))
         except (ValueError, RecursionError) as error:
-            problems.append(f"{batch.path}:{number}: {_describe(error)}")
-    return texts, problems + batch.problems
+            problems.append((number, _describe(error)))
+    return texts, problems
 
 
-def _text_of(line: bytes, text_key: str) -> str:
-    record = json.loads(line.decode("utf-8").rstrip())
-    if not isinstance(record, dict):
+def decode(raw: bytes) -> str:
+    """Bytes of UTF-8 as text. Raises ValueError if they are not, or too many for one document."""
+    if len(raw) > LONGEST:
+        raise ValueError(f"{len(raw)} bytes; one document may have {LONGEST}")
+    return raw.decode("utf-8")
+
+
+def _text_of(line: bytes, text_key: str, spelled: bytes) -> str:
+    if line.count(spelled) == 1:
+        try:
+            text = orjson.loads(line)[text_key]
+            if type(text) is str and len(line) <= LONGEST:
+                return text
+        except (ValueError, TypeError, KeyError):
+            pass  # what is wrong, and whether it is, is for the slower parser to say
+    if not line.strip():
+        return ""
+    record = json.loads(decode(line).rstrip(), object_pairs_hook=_Object, parse_int=float)
+    if not isinstance(record, _Object):
         raise ValueError(f"the line is {_kind(record)}, not an object with the key {text_key!r}")
-    if text_key not in record:
-        keys = ", ".join(map(repr, record))
+    values = [value for key, value in record if key == text_key]
+    if not values:
+        keys = ", ".join(repr(key) for key, _ in record)
         raise ValueError(f"no key {text_key!r} (keys of this line: {keys[:200] or 'none'})")
-    text = record[text_key]
+    if len(values) > 1:
+        raise ValueError(f"{len(values)} values of the key {text_key!r}")
+    (text,) = values
     if not isinstance(text, str):
         raise ValueError(f"the value of {text_key!r} is {_kind(text)}, not a string")
     text.encode("utf-8")  # JSON's \u escapes can spell half a surrogate pair, which no tokenizer takes
     return text
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object by its pairs: a dictionary would hide that a key occurs twice."""
 
 
 def _describe(error: ValueError | RecursionError) -> str:
@@ -52,10 +83,9 @@ def _kind(value: Any) -> str:
         return "null"
     kinds = {
         bool: "a boolean",
-        int: "a number",
         float: "a number",
         str: "a string",
         list: "a list",
-        dict: "an object",
+        _Object: "an object",
     }
     return kinds[type(value)]

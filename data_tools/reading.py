@@ -1,80 +1,247 @@
-"""Read JSON lines, plain or gzipped, into batches of raw lines. Parsing them is left to the workers."""
+"""Read the texts of a shard, batch by batch: JSON lines, Parquet or plain text, as they are or compressed."""
 
-import gzip
-import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
+
+import zstandard
 
 from data_tools.errors import InputError
+from data_tools.inputs import kind_of
+from data_tools.parsing import Problem, decode, parse
+from data_tools.shards import GZIP, ZSTD, Shard
 
-# Bounds what is in flight: a batch is closed once its lines reach this many bytes.
-_BATCH_BYTES = 1 << 18
-_GZIP_MAGIC = b"\x1f\x8b"
+# About the size of a batch, and so of what a worker holds, unless one document is longer.
+_BATCH_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 16
+_LARGEST_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` makes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-Report = Callable[[str], None]
-
-
-def report_to_stderr(message: str) -> None:
-    """Print one line for a person to read."""
-    print(message, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbouring lines of one file. problems: what is wrong with the file after them, one line each."""
+    """Neighbouring texts of a shard.
 
-    path: Path
-    first_line: int
-    lines: list[bytes]
-    problems: list[str] = field(default_factory=list)
+    lines: how many were read, broken ones included (rows of a table, 1 for a text); problems: what is wrong, by
+    line from the shard's first; notes: oddities that change no text.
+    """
+
+    texts: list[str]
+    lines: int
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def read_batches(files: Iterable[Path], report: Report = report_to_stderr) -> Iterator[Batch]:
-    """Yield the lines of all files in order, about 256 KiB at a time; no batch spans two files.
+def read_texts(shard: Shard, text_key: str) -> Iterator[Batch]:
+    """Yield all texts of a shard, about 1 MiB at a time.
 
-    A byte order mark at the start of a file is dropped; it and CRLF line ends change no text, so they are
-    only reported. An empty file and a broken gzip stream are `problems` of the file's last batch.
+    A byte order mark at the start of a file is dropped, CRLF ends a line as LF does: both are notes. An empty
+    file, and one that is broken from some line on, are problems.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: the file cannot be read.
     """
-    for path in files:
-        try:
-            with open(path, "rb") as raw:
-                packed = raw.peek(2).startswith(_GZIP_MAGIC)
-                yield from _batches_of(path, gzip.GzipFile(fileobj=raw) if packed else raw, report)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _batches_of(path: Path, stream: Iterable[bytes], report: Report) -> Iterator[Batch]:
-    number, first, size = 0, 1, 0
-    lines: list[bytes] = []
-    problems: list[str] = []
+    readers = {"records": _records, "parquet": _table, "text": _document}
     try:
-        for number, line in enumerate(stream, 1):
-            if number == 1:
-                line = _without_marks(path, line, report)
-            lines.append(line)
-            size += len(line)
-            if size >= _BATCH_BYTES:
-                yield Batch(path, first, lines)
-                first, lines, size = number + 1, [], 0
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        problems.append(f"{path}:{number + 1}: the gzip stream is broken from here on ({error})")
-    if number == 0 and not problems:
-        problems.append(f"{path}: the file is empty")
-    if lines or problems:
-        yield Batch(path, first, lines, problems)
+        yield from readers[kind_of(shard.path)](shard, text_key)
+    except OSError as error:
+        raise InputError(f"cannot read {shard.path}: {error.strerror or error}") from error
 
 
-def _without_marks(path: Path, line: bytes, report: Report) -> bytes:
-    if line.startswith(_BYTE_ORDER_MARK):
-        report(f"note: {path}:1: byte order mark ignored")
-        line = line[len(_BYTE_ORDER_MARK) :]
-    if line.endswith(b"\r\n"):
-        report(f"note: {path}:1: CRLF line ends, read like LF")
-    return line
+def locate(path: Path, before: int, number: int, message: str) -> str:
+    """A problem as `file:line: what is wrong`. before: lines of the file before the shard that has the problem."""
+    return f"{path}:{before + number}: {message}" if number else f"{path}: {message}"
+
+
+def _records(shard: Shard, text_key: str) -> Iterator[Batch]:
+    number, problems = 0, []
+    try:
+        with open(shard.path, "rb") as raw:
+            for lines in _lines(_chunks(raw, shard)):
+                at_start = number == shard.start == 0
+                notes = _take_marks(shard.path, lines) if at_start else []
+                yield Batch(*_parsed(lines, number + 1, text_key), notes)
+                number += len(lines)
+    except _BrokenStream as error:
+        problems.append((number + 1, f"{error}; lost from here on"))
+    if number == shard.start == 0 and not problems and shard.end in (None, 0):
+        problems.append((0, "the file is empty"))
+    if problems:
+        yield Batch([], 0, problems)
+
+
+def _parsed(lines: list[bytes], first: int, text_key: str) -> tuple[list[str], int, list[Problem]]:
+    texts, problems = parse(lines, first, text_key)
+    return texts, len(lines), problems
+
+
+def _take_marks(path: Path, lines: list[bytes]) -> list[str]:
+    notes = []
+    if lines[0].startswith(_BYTE_ORDER_MARK):
+        notes.append(f"{path}:1: byte order mark ignored")
+        lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
+    if lines[0].endswith(b"\r"):
+        notes.append(f"{path}:1: CRLF line ends, read like LF")
+    return notes
+
+
+def _document(shard: Shard, text_key: str) -> Iterator[Batch]:
+    notes = []
+    try:
+        with open(shard.path, "rb") as raw:
+            content = b"".join(_chunks(raw, shard))
+        if content.startswith(_BYTE_ORDER_MARK):
+            notes.append(f"{shard.path}:1: byte order mark ignored")
+            content = content.removeprefix(_BYTE_ORDER_MARK)
+        if not content:
+            yield Batch([], 0, [(0, "the file is empty")], notes)
+        else:
+            yield Batch([decode(content)], 1, [], notes)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        yield Batch([], 1, [(line, f"not valid UTF-8: {error.reason}; the whole text is left out")], notes)
+    except ValueError as error:
+        yield Batch([], 1, [(0, f"{error}; the whole text is left out")], notes)
+
+
+def _table(shard: Shard, text_key: str) -> Iterator[Batch]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    with open(shard.path, "rb"):
+        pass  # a file that cannot be opened is another matter than one that is broken
+    rows = total = 0
+    try:
+        # Buffered: else a whole row group is in memory, however large the writer made it.
+        table = ParquetFile(shard.path, buffer_size=_BATCH_BYTES)
+        groups = range(shard.start, table.metadata.num_row_groups if shard.end is None else shard.end)
+        total = sum(table.metadata.row_group(group).num_rows for group in groups)
+        if wrong := _wrong_table(table, text_key):
+            yield Batch([], total, [(0, f"{wrong}; {total} rows are left out")])
+            return
+        size = sum(table.metadata.row_group(group).total_byte_size for group in groups)
+        batch_rows = max(1, min(1 << 14, total * _BATCH_BYTES // max(1, size)))
+        for part in table.iter_batches(batch_rows, row_groups=list(groups), columns=[text_key], use_threads=False):
+            yield _cells(part.column(0), rows + 1, text_key)
+            rows += part.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        where = rows + 1 if total else 0
+        yield Batch([], total - rows, [(where, f"not readable as Parquet ({reason}); lost from here on")])
+
+
+def _wrong_table(table: Any, text_key: str) -> str | None:
+    from pyarrow import types
+
+    if not table.metadata.num_rows:
+        return "the file is empty"
+    schema = table.schema_arrow
+    if text_key not in schema.names:
+        return f"no column {text_key!r} (columns: {', '.join(map(repr, schema.names))[:200]})"
+    kind = schema.field(text_key).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_binary)):
+        return f"the column {text_key!r} is {kind}, not string"
+    return None
+
+
+def _cells(column: Any, first: int, text_key: str) -> Batch:
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    texts: list[str] = []
+    problems: list[Problem] = []
+    for number, cell in enumerate(column.cast(pyarrow.large_binary()).to_pylist(), first):
+        try:
+            if cell is None:
+                raise ValueError(f"the value of {text_key!r} is null, not a string")
+            texts.append(decode(cell))
+        except UnicodeDecodeError as error:
+            problems.append((number, f"not valid UTF-8: {error.reason} at byte {error.start + 1}"))
+        except ValueError as error:
+            problems.append((number, str(error)))
+    return Batch(texts, len(column), problems)
+
+
+class _BrokenStream(ValueError):
+    """A file that cannot be read to its end."""
+
+
+def _chunks(raw: IO[bytes], shard: Shard) -> Iterator[bytes]:
+    """The content of a file, or the lines that begin in a part of it."""
+    head = raw.peek(4)[:4] if hasattr(raw, "peek") else b""
+    if head.startswith(GZIP):
+        yield from _unpacked(raw, "gzip")
+    elif head == ZSTD:
+        yield from _unpacked(raw, "zstd")
+    else:
+        yield from _part(raw, shard)
+
+
+def _unpacked(raw: IO[bytes], method: str) -> Iterator[bytes]:
+    """Decompress member after member. What comes before damage is yielded before the error is raised."""
+    decoder: Any = None
+    try:
+        while packed := raw.read(_PACKED_BYTES):
+            while packed:
+                if decoder is None:
+                    if method == "gzip" and not (packed := packed.lstrip(b"\0")):  # padding, as gzip itself allows
+                        break
+                    decoder = _decoder(method)
+                yield decoder.decompress(packed)
+                if not decoder.eof:
+                    break
+                packed, decoder = decoder.unused_data, None
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise _BrokenStream(f"the {method} stream is broken ({error})") from error
+    if decoder is not None:
+        raise _BrokenStream(f"the {method} stream ends early")
+
+
+def _decoder(method: str) -> Any:
+    if method == "gzip":
+        return zlib.decompressobj(wbits=31)
+    return zstandard.ZstdDecompressor(max_window_size=_LARGEST_ZSTD_WINDOW).decompressobj()
+
+
+def _part(raw: IO[bytes], shard: Shard) -> Iterator[bytes]:
+    position, end = shard.start, shard.end
+    if position:
+        position = _next_line(raw, position, end)
+    chunk = b""
+    while end is None or position < end:
+        chunk = raw.read(_BATCH_BYTES if end is None else min(_BATCH_BYTES, end - position))
+        if not chunk and end is not None:
+            raise _BrokenStream("the file became shorter while it was read")
+        if not chunk:
+            return
+        position += len(chunk)
+        yield chunk
+    if chunk and not chunk.endswith(b"\n"):
+        yield raw.readline()
+
+
+def _next_line(raw: IO[bytes], position: int, end: int | None) -> int:
+    """Go to the first line that begins at position or after it, no further than to end."""
+    raw.seek(position - 1)
+    while line := raw.readline(_BATCH_BYTES):
+        if line.endswith(b"\n") or (end is not None and raw.tell() >= end):
+            break
+    return raw.tell()
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Whole lines, without their LF, of a stream of bytes."""
+    pieces: list[bytes] = []
+    for chunk in chunks:
+        cut = chunk.rfind(b"\n")
+        if cut < 0:
+            pieces.append(chunk)
+            continue
+        yield b"".join([*pieces, chunk[:cut]]).split(b"\n")
+        pieces = [chunk[cut + 1 :]]
+    if last := b"".join(pieces):
+        yield [last]

@@ -1,96 +1,158 @@
-"""Tokenize JSON lines into a Megatron indexed dataset."""
+"""Tokenize text into a Megatron indexed dataset."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from data_tools import shards
 from data_tools.encoding import Encoder
-from data_tools.errors import InputError
-from data_tools.indexed import IndexedWriter, bin_path, idx_path, smallest_dtype
+from data_tools.engines import EngineError, choose_engine, open_reference
+from data_tools.errors import InputError, reading
+from data_tools.indexed import smallest_dtype
 from data_tools.inputs import find_files
+from data_tools.outputs import check_output
 from data_tools.parallel import ordered_map
-from data_tools.reading import Report, read_batches, report_to_stderr
-from data_tools.tokenizer import load_tokenizer, vocabulary_size
+from data_tools.partial import Partial, State, Stats
 
-# Broken lines reported one by one; beyond them only their number is.
+# Broken lines, and notes, reported one by one; the file has all broken lines.
 _REPORTED = 20
+# Seconds of work that a killed run may lose, and between two waits for the disk.
+_COMMIT_SECONDS = 1.0
+
+Report = Callable[[str], None]
 
 
-@dataclass
-class Stats:
-    """What was done so far.
-
-    documents: written; tokens: with ends of documents; bytes: UTF-8 text; empty: documents without text,
-    left out; skipped: broken lines and files, left out; seconds: since the start.
-    """
-
-    documents: int = 0
-    tokens: int = 0
-    bytes: int = 0
-    empty: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
+def report_to_stderr(message: str) -> None:
+    """Print one line for a person to read."""
+    print(message, file=sys.stderr)
 
 
 def tokenize(
     inputs: Iterable[str | Path],
     out_prefix: str | Path,
-    tokenizer_dir: str | Path,
+    tokenizer: str | Path,
     text_key: str = "text",
     workers: int = 1,
+    engine: Literal["auto", "tokenizers", "fastokens"] = "auto",
     append_eod: bool = True,
     on_error: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
     report: Report = report_to_stderr,
     progress: Callable[[Stats], None] = lambda stats: None,
 ) -> Stats:
-    """Write the texts of JSON lines files to `out_prefix`.bin and .idx, in input order.
+    """Write the texts of files to `out_prefix`.bin and .idx, in input order.
 
     The content depends on the inputs and the tokenizer alone, not on the number of workers. Special tokens
-    spelled in a text are encoded as plain text, so only `append_eod` ends a document.
+    spelled in a text are encoded as plain text, so only `append_eod` ends a document. A run that was killed goes
+    on in the next call with the same arguments, and ends with the same files as one that was not.
 
-    inputs: files (plain or gzipped), folders, patterns; see `find_files`. report gets one line for each
-    broken line that is skipped (the first 20) and for each oddity that is no error; progress gets the
-    running stats.
+    inputs: files, folders, patterns; see `find_files`. tokenizer: a Hugging Face folder or a SentencePiece model.
+    engine: auto takes the fast one where its ids are those of `tokenizers`. report gets one line for each broken
+    line that is skipped (the first 20; all are in `out_prefix`.skipped.txt) and for each oddity that is no error;
+    progress gets the running stats.
 
     Raises:
         InputError: inputs, tokenizer or output cannot be used, or a line is broken and on_error is "fail".
+        KeyboardInterrupt: after what is done was saved.
     """
     if on_error not in ("fail", "skip"):
         raise InputError(f"on_error is {on_error!r}; it must be 'fail' or 'skip'")
     if workers < 1:
         raise InputError(f"workers is {workers}; it must be 1 or more")
-    for path in (bin_path(out_prefix), idx_path(out_prefix)):
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} exists; choose another output or pass --overwrite")
     files = find_files(inputs)
-    dtype = smallest_dtype(vocabulary_size(load_tokenizer(tokenizer_dir)[0]))
-    encoder = Encoder(str(tokenizer_dir), text_key, append_eod, dtype)
+    reference = open_reference(tokenizer)
+    settings: dict[str, Any] = {
+        "format": 1,
+        "tokenizer": reference.digest,
+        "text_key": text_key,
+        "engine": engine,
+        "append_eod": append_eod,
+        "shard_bytes": shards.SHARD_BYTES,
+        "inputs": [_identity(path) for path in files],
+    }
+    dtype = smallest_dtype(reference.vocab_size)
+    encoder = Encoder(str(tokenizer), "tokenizers", text_key, append_eod, dtype, on_error == "fail")
+    partial = Partial(out_prefix, dtype, settings)
+    if not partial.is_whole():
+        check_output(out_prefix, [], overwrite)
+    with partial:
+        state = partial.resume(overwrite)
+        if state is None:
+            name, why = choose_engine(tokenizer, engine)
+            if why:
+                report(f"note: {why}; encoding with tokenizers")
+            state = State(engine=name)
+        elif state.skipped and on_error == "fail":
+            raise InputError(f"{partial.folder}: has left out {state.skipped} broken lines; go on with --on-error skip")
+        else:
+            report(f"note: going on after the {state.documents} documents in {partial.folder}")
+        if not state.whole:
+            try:
+                state = _append_shards(partial, state, encoder, files, workers, report, progress)
+            except EngineError as error:
+                if engine != "auto":
+                    raise InputError(f"{error}; leave --engine at auto") from error
+                report(f"note: {error}; starting again with tokenizers")
+                state = _append_shards(partial, State(), encoder, files, workers, report, progress)
+        partial.publish(state)
+    return state
 
-    start = time.perf_counter()
-    stats = Stats()
-    with (
-        IndexedWriter(out_prefix, dtype) as writer,
-        closing(ordered_map(encoder, read_batches(files, report), workers)) as results,
-    ):
-        for encoded in results:
-            if encoded.problems and on_error == "fail":
-                raise InputError(f"{encoded.problems[0]}; mend it, or leave such lines out with --on-error skip")
-            for problem in encoded.problems[: max(0, _REPORTED - stats.skipped)]:
-                report(f"skipped: {problem}")
-            writer.add_documents(encoded.ids, encoded.lengths)
-            stats.documents += len(encoded.lengths)
-            stats.tokens += len(encoded.ids)
-            stats.bytes += encoded.text_bytes
-            stats.empty += encoded.empty
-            stats.skipped += len(encoded.problems)
-            stats.seconds = time.perf_counter() - start
-            progress(stats)
-        if stats.skipped > _REPORTED:
-            report(f"skipped: {stats.skipped - _REPORTED} more")
-        if not stats.documents:
-            raise InputError(f"no documents in the inputs: {stats.empty} empty, {stats.skipped} broken")
-    return stats
+
+def _append_shards(
+    partial: Partial,
+    state: State,
+    encoder: Encoder,
+    files: list[Path],
+    workers: int,
+    report: Report,
+    progress: Callable[[Stats], None],
+) -> State:
+    """Encode all shards after those of a state; returns the last state."""
+    folder = partial.open(state)
+    encoder = replace(encoder, engine=state.engine, folder=folder)
+    start = committed = time.perf_counter()
+    seconds, notes = state.seconds, 0
+    try:
+        todo = islice(enumerate(shards.cut(files)), state.shards, None)
+        with closing(ordered_map(encoder, todo, workers)) as parts:
+            for part in parts:
+                after, problems = partial.append(state, part, folder)
+                if problems and encoder.stop_at_problem:
+                    raise InputError(f"{problems[0]}; mend it, or leave such lines out with --on-error skip")
+                for problem in problems[: max(0, _REPORTED - state.skipped)]:
+                    report(f"skipped: {problem}")
+                for note in part.notes[: max(0, _REPORTED - notes)]:
+                    report(f"note: {note}")
+                notes += len(part.notes)
+                now = time.perf_counter()
+                state = replace(after, seconds=seconds + now - start)
+                progress(state)
+                if now - committed >= _COMMIT_SECONDS:
+                    partial.commit(state)
+                    committed = time.perf_counter()
+    except (KeyboardInterrupt, InputError):
+        if state.shards:
+            partial.commit(state)
+            report(f"note: {partial.folder} keeps {state.documents} documents; the same command goes on from there")
+        raise
+    if notes > _REPORTED:
+        report(f"note: {notes - _REPORTED} more such notes")
+    if state.skipped > _REPORTED:
+        report(f"skipped: {state.skipped - _REPORTED} more")
+    if not state.documents:
+        partial.forget()
+        raise InputError(f"no documents in the inputs: {state.empty} empty, {state.skipped} broken")
+    return state
+
+
+def _identity(path: Path) -> list[str | int]:
+    """What shows that an input is still the same file."""
+    with reading(path):
+        status = os.stat(path)
+    return [os.path.abspath(path), status.st_size, status.st_mtime_ns]

@@ -11,8 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from data_tools.atomic import temporary_path
 from data_tools.errors import InputError
 from data_tools.inputs import find_files
-from data_tools.parsing import parse
-from data_tools.reading import read_batches
+from data_tools.reading import locate, read_texts
+from data_tools.shards import cut
 
 _UNKNOWN, _BEGIN = "<unk>", "<s>"
 
@@ -25,7 +25,7 @@ def train_bpe(
     end_of_document: str = "</s>",
     overwrite: bool = False,
 ) -> int:
-    """Train on JSON lines (see `find_files`) and save a folder that `AutoTokenizer.from_pretrained` loads.
+    """Train on texts (see `find_files`) and save a folder that `AutoTokenizer.from_pretrained` loads.
 
     Ids 0, 1 and 2 are <unk>, <s> and the end of document, as in JetMoE's own tokenizer; padding is the end of
     document; nothing is put before a text. Every byte has an id, so decoding gives back any text exactly.
@@ -90,11 +90,16 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def _texts(files: list[Path], text_key: str) -> Iterator[list[str]]:
-    for batch in read_batches(files):
-        texts, problems = parse(batch, text_key)
-        if problems:
-            raise InputError(f"{problems[0]}; mend it or leave it out")
-        yield texts
+    for path in files:
+        before = 0  # lines of the shards that came first
+        for shard in cut([path]):
+            lines = 0
+            for batch in read_texts(shard, text_key):
+                for number, message in batch.problems:
+                    raise InputError(f"{locate(path, before, number, message)}; mend it or leave it out")
+                yield batch.texts
+                lines += batch.lines
+            before += lines
 
 
 def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,33 +57,49 @@ def test_bad_usage_is_status_2() -> None:
 
 
 @pytest.fixture
-def endless(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A running command whose input, a pipe, has no end, and whose workers have begun to answer."""
-    pipe = tmp_path / "in.jsonl"
-    os.mkfifo(pipe)
-    arguments = [pipe, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--workers", "2"]
+def running(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> subprocess.Popen[bytes]:
+    """A command with a minute's work before it, which has already saved some."""
+    (tmp_path / "in.jsonl").write_bytes(corpus.read_bytes() * 300)
     process = subprocess.Popen(
-        [*COMMAND, "tokenize", *arguments], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE
+        [*COMMAND, *long_run(tmp_path, tokenizer_dir)], cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE
     )
-    with pipe.open("wb", buffering=0) as stream:
-        while not any(path.stat().st_size for path in tmp_path.glob("out.bin.tmp-*")):
-            stream.write(corpus.read_bytes())
-            time.sleep(0.02)
-        yield process
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "out.partial" / "state.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    return process
 
 
-def test_an_interrupt_is_quiet_and_leaves_nothing(endless: subprocess.Popen[bytes], tmp_path: Path, tree: Tree) -> None:
+def long_run(folder: Path, tokenizer_dir: Path) -> list[str]:
+    files = [str(folder / "in.jsonl"), "--output", str(folder / "out"), "--tokenizer", str(tokenizer_dir)]
+    return ["tokenize", *files, "--workers", "2", "--engine", "tokenizers"]
+
+
+def test_an_interrupt_keeps_what_is_done(running: subprocess.Popen[bytes], tmp_path: Path, tree: Tree) -> None:
     """Ctrl-C reaches the whole process group. stderr ends once no process holds it, workers included."""
-    os.killpg(endless.pid, signal.SIGINT)
-    _, errors = endless.communicate(timeout=120)
-    assert (endless.returncode, errors) == (130, b"")
-    assert tree(tmp_path) == ["in.jsonl"]
+    os.killpg(running.pid, signal.SIGINT)
+    sent = time.monotonic()
+    _, errors = running.communicate(timeout=120)
+    assert time.monotonic() - sent < 5  # though each worker has a shard of ten seconds at hand
+    assert running.returncode == 130
+    assert errors.startswith(f"note: {tmp_path}/out.partial keeps ".encode())
+    assert errors.endswith(b" documents; the same command goes on from there\n") and errors.count(b"\n") == 1
+    assert "out.bin" not in tree(tmp_path)
 
 
-def test_workers_end_with_a_killed_parent(endless: subprocess.Popen[bytes]) -> None:
-    endless.kill()
-    endless.communicate(timeout=120)
-    assert endless.returncode == -signal.SIGKILL
+def test_a_second_process_is_refused(running: subprocess.Popen[bytes], tmp_path: Path, tokenizer_dir: Path) -> None:
+    failed = run(*long_run(tmp_path, tokenizer_dir))
+    assert failed.returncode == 2
+    message = f"error: {tmp_path}/out.partial is in use: another process is making this dataset\n"
+    assert failed.stderr == message
+    running.kill()
+    running.communicate(timeout=120)
+
+
+def test_workers_end_with_a_killed_parent(running: subprocess.Popen[bytes]) -> None:
+    running.kill()
+    running.communicate(timeout=120)
+    assert running.returncode == -signal.SIGKILL
 
 
 def parse(*arguments: str) -> argparse.Namespace:

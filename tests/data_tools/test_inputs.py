@@ -1,16 +1,18 @@
 """Which files the inputs name, and in which order."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from data_tools.errors import InputError
-from data_tools.inputs import find_files
+from data_tools.inputs import find_files, kind_of
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("b.jsonl", "a.jsonl.gz", "deep/er/c.jsonl", "notes.txt", "odd[1].jsonl"):
+    texts = ("texts/1.txt", "texts/2.txt.zst", "mixed/a.txt", "mixed/b.parquet")
+    for name in ("b.jsonl", "a.jsonl.gz", "deep/er/c.jsonl", "deep/t.parquet", "notes.md", "odd[1].jsonl", *texts):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -22,12 +24,14 @@ def folder(tmp_path: Path) -> Path:
     ("inputs", "names"),
     [
         (["b.jsonl", "a.jsonl.gz"], ["b.jsonl", "a.jsonl.gz"]),
-        (["notes.txt"], ["notes.txt"]),
+        (["notes.md"], ["notes.md"]),
         (["odd[1].jsonl"], ["odd[1].jsonl"]),
-        (["."], ["a.jsonl.gz", "b.jsonl", "deep/er/c.jsonl", "odd[1].jsonl"]),
+        (["deep"], ["deep/er/c.jsonl", "deep/t.parquet"]),
+        (["texts"], ["texts/1.txt", "texts/2.txt.zst"]),
+        (["mixed/*"], ["mixed/a.txt", "mixed/b.parquet"]),
         (["*.jsonl*"], ["a.jsonl.gz", "b.jsonl", "odd[1].jsonl"]),
         (["**/c.jsonl"], ["deep/er/c.jsonl"]),
-        (["d*", "b.jsonl"], ["deep/er/c.jsonl", "b.jsonl"]),
+        (["d*", "b.jsonl"], ["deep/er/c.jsonl", "deep/t.parquet", "b.jsonl"]),
     ],
 )
 def test_files_in_order(folder: Path, inputs: list[str], names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,12 +43,21 @@ def test_files_in_order(folder: Path, inputs: list[str], names: list[str], monke
     ("inputs", "message"),
     [
         (["missing.jsonl"], "missing.jsonl: no such file or folder"),
-        (["*.parquet"], "no file matches it"),
-        (["nothing"], "nothing: no .jsonl or .jsonl.gz file in this folder"),
-        (["b.jsonl", "."], "b.jsonl: named twice"),
+        (["*.csv"], "no file matches it"),
+        (["nothing"], "nothing: no .jsonl, .parquet, .txt file in this folder"),
+        (["mixed"], "mixed: holds records and also text such as mixed/a.txt; name"),
+        (["b.jsonl", "b*"], "b.jsonl: named twice"),
+        (["pipe"], "pipe: not a file on a disk"),
     ],
 )
 def test_refused(folder: Path, inputs: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(folder / "pipe")
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=message):
         find_files(inputs)
+
+
+def test_kinds() -> None:
+    names = ["a.jsonl", "a.jsonl.zst", "a", "a.json.gz", "a.txt", "a.txt.gz", "a.parquet", "txt", "a.txt.jsonl"]
+    kinds = ["records"] * 4 + ["text"] * 2 + ["parquet"] + ["records"] * 2
+    assert [kind_of(Path(name)) for name in names] == kinds

@@ -10,10 +10,11 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from transformers import AutoTokenizer
 
-from data_tools import tokenize as module
+from data_tools import engines, shards
 from data_tools.errors import InputError
 from data_tools.indexed import read_index
-from data_tools.tokenize import Stats, tokenize
+from data_tools.partial import Stats
+from data_tools.tokenize import tokenize
 
 Tree = Callable[[Path], list[str]]
 GOOD = b'{"text": "good"}'
@@ -23,7 +24,7 @@ BROKEN_FILES = {
     "key": (GOOD + b'\n{"body": "x"}\n' + GOOD, ":2: no key 'text'"),
     "type": (GOOD + b'\n{"text": 1}\n' + GOOD, ":2: the value of 'text' is a number"),
     "surrogate": (GOOD + b'\n{"text": "\\udc00"}\n' + GOOD, ":2: the text is not valid Unicode"),
-    "gzip": (gzip.compress(GOOD + b"\n" + GOOD + b"\n")[:-8], ":3: the gzip stream is broken"),
+    "gzip": (gzip.compress(GOOD + b"\n" + GOOD + b"\n")[:-8], ":3: the gzip stream ends early"),
 }
 
 
@@ -90,7 +91,7 @@ def test_without_ends_of_documents(tmp_path: Path, tokenizer_dir: Path, text_fil
 def test_a_large_vocabulary_takes_four_bytes(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, text_file: Path
 ) -> None:
-    monkeypatch.setattr(module, "vocabulary_size", lambda tokenizer: 100_000)
+    monkeypatch.setattr(engines, "vocabulary_size", lambda tokenizer: 100_000)
     tokenize([text_file], tmp_path / "a", tokenizer_dir)
     assert read_index(tmp_path / "a").dtype == np.int32
 
@@ -166,7 +167,7 @@ def test_refused_before_anything_is_written(
     refused("tokenizer.json: no such file", tokenizer_dir=tmp_path)
     refused("workers is 0", workers=0)
     refused("on_error is 'ignore'", on_error="ignore")
-    refused("cannot write .*good.jsonl/out.bin", output="good.jsonl/out")
+    refused("cannot write .*good.jsonl/out.partial", output="good.jsonl/out")
 
 
 def test_overwrite_replaces_only_on_success(tmp_path: Path, tokenizer_dir: Path, jsonl: Callable[..., Path]) -> None:
@@ -180,7 +181,10 @@ def test_overwrite_replaces_only_on_success(tmp_path: Path, tokenizer_dir: Path,
     assert read_index(tmp_path / "out").documents == 2
 
 
-def test_progress_ends_with_the_result(tmp_path: Path, tokenizer_dir: Path, corpus: Path) -> None:
+def test_progress_ends_with_the_result(
+    tmp_path: Path, tokenizer_dir: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
     seen: list[int] = []
     stats = tokenize([corpus], tmp_path / "out", tokenizer_dir, progress=lambda stats: seen.append(stats.documents))
     assert len(seen) > 1

@@ -1,0 +1,269 @@
+"""A dataset that is being made: the folder `PREFIX.partial`, from which a killed run goes on."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from data_tools.atomic import sync
+from data_tools.encoding import Part
+from data_tools.engines import EngineName
+from data_tools.errors import InputError, writing
+from data_tools.indexed import bin_path, idx_path, write_index
+from data_tools.reading import locate
+
+_OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|settings|state)\.tmp|parts-.*")
+
+
+def skipped_path(prefix: str | Path) -> Path:
+    """The list of broken lines that were left out of a dataset; there is none if there were none."""
+    return Path(f"{prefix}.skipped.txt")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What was done so far.
+
+    documents: written; tokens: with ends of documents; bytes: UTF-8 text; empty: texts without tokens, left out;
+    skipped: broken lines and files, left out; seconds: of all runs that it took.
+    """
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    empty: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class State(Stats):
+    """How far a run has come.
+
+    engine: what encodes; shards: how many are whole in the files; path, lines: the last one's file, and its lines so
+    far; list_bytes: of the list of broken lines; whole: all is done but to give the files their names.
+    """
+
+    engine: EngineName = "tokenizers"
+    shards: int = 0
+    path: str = ""
+    lines: int = 0
+    list_bytes: int = 0
+    whole: bool = False
+
+
+class Partial:
+    """Use as a context manager: it is locked against other processes inside.
+
+    What is appended is kept from one `commit` to the next run with the same settings. A run that ends before its
+    first commit leaves nothing behind.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: type[np.integer], settings: dict[str, Any]) -> None:
+        self.folder = Path(f"{prefix}.partial")
+        self._prefix, self._dtype, self._settings = prefix, np.dtype(dtype), settings
+        self._state_path, self._settings_path = self.folder / "state.json", self.folder / "settings.json"
+        self._index_path = self.folder / "idx"
+        self._keep = False
+        self._files: list[IO[bytes]] = []
+
+    def __enter__(self) -> "Partial":
+        with writing(self.folder):
+            self._lock = _locked(self.folder)
+        if foreign := [path for path in self.folder.iterdir() if not _OURS.fullmatch(path.name)]:
+            raise InputError(f"{foreign[0]} is not of this program; move it away or choose another output")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+        if not self._keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+    def is_whole(self) -> bool:
+        """Whether an earlier run did all but to give the files their names."""
+        try:
+            return json.loads(self._state_path.read_text())["whole"]
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def resume(self, overwrite: bool) -> State | None:
+        """The state of an earlier run with the same settings, if there is one.
+
+        Raises:
+            InputError: its settings were others; with overwrite it is forgotten instead.
+        """
+        if not self._state_path.exists():
+            return None
+        self._keep = True
+        try:
+            settings = json.loads(self._settings_path.read_text())
+            state = State(**json.loads(self._state_path.read_text()))
+            difference = _difference(settings, self._settings)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{self.folder}: cannot be read; delete it to start afresh") from error
+        if not difference:
+            return state
+        if not overwrite:
+            raise InputError(
+                f"{self.folder} is of a run with {difference}; give it the same again, or start afresh with --overwrite"
+            )
+        return None
+
+    def open(self, state: State) -> Path:
+        """Go on from a state, forgetting what came after it; returns an empty folder for the workers' files."""
+        self._close()
+        with writing(self.folder):
+            for folder in self.folder.glob("parts-*"):  # of a run that was killed
+                shutil.rmtree(folder, ignore_errors=True)
+            if not state.shards:
+                self._keep = False
+                self._state_path.unlink(missing_ok=True)
+                self._write_json(self._settings_path, self._settings)
+            self._files = [open(self.folder / name, "ab") for name in ("bin", "lengths", "skipped")]
+            sizes = (state.tokens * self._dtype.itemsize, state.documents * 4, state.list_bytes)
+            for file, size in zip(self._files, sizes, strict=True):
+                if file.tell() < size:
+                    raise InputError(f"{file.name}: {file.tell()} bytes instead of {size}; delete {self.folder}")
+                file.truncate(size)
+                file.seek(size)
+            # A new name each time: a worker that outlives its killed parent for a moment must not write here.
+            return Path(tempfile.mkdtemp(prefix="parts-", dir=self.folder))
+
+    def forget(self) -> None:
+        """Let nothing stay behind."""
+        self._keep = False
+
+    def append(self, state: State, part: Part, folder: Path) -> tuple[State, list[str]]:
+        """Take the files of the next shard over. Returns the state after it, and the first of its problems."""
+        before = state.lines if str(part.shard.path) == state.path else 0
+        ids, lengths, skipped = self._files
+        with writing(self.folder):
+            for source, target in (("bin", ids), ("lengths", lengths)):
+                with open(folder / f"{part.name}.{source}", "rb") as stream:
+                    shutil.copyfileobj(stream, target, 1 << 22)
+            first: list[str] = []
+            with open(folder / f"{part.name}.problems", encoding="utf-8", newline="\n") as lines:
+                for line in lines:
+                    number, _, message = line.rstrip("\n").partition(" ")
+                    problem = locate(part.shard.path, before, int(number), message)
+                    first += [problem] if len(first) < 20 else []
+                    skipped.write(f"{problem}\n".encode(errors="backslashreplace"))
+            for kind in ("bin", "lengths", "problems"):
+                (folder / f"{part.name}.{kind}").unlink()
+        after = replace(
+            state,
+            shards=state.shards + 1,
+            path=str(part.shard.path),
+            lines=before + part.lines,
+            documents=state.documents + part.documents,
+            tokens=state.tokens + part.tokens,
+            bytes=state.bytes + part.bytes,
+            empty=state.empty + part.empty,
+            skipped=state.skipped + part.problems,
+            list_bytes=skipped.tell(),
+        )
+        return after, first
+
+    def commit(self, state: State) -> None:
+        """Bring all that was appended to disk, and then the state that speaks of it."""
+        with writing(self.folder):
+            for file in self._files:
+                sync(file)
+            self._write_json(self._state_path, asdict(state))
+        self._keep = True
+
+    def publish(self, state: State) -> None:
+        """Give the files their names, `.idx` last, and remove the folder. Can be repeated from any point."""
+        with writing(self.folder):
+            if not state.whole:
+                self._write_index(state)
+                self.commit(replace(state, whole=True))
+            self._close()
+            if self._index_path.exists():  # else it has its name already
+                idx_path(self._prefix).unlink(missing_ok=True)  # an older one must never stand beside the new .bin
+                _move(self.folder / "bin", bin_path(self._prefix))
+                if state.skipped:
+                    _move(self.folder / "skipped", skipped_path(self._prefix))
+                else:
+                    skipped_path(self._prefix).unlink(missing_ok=True)
+                _sync_folder(idx_path(self._prefix).parent)
+                _move(self._index_path, idx_path(self._prefix))
+            _sync_folder(idx_path(self._prefix).parent)
+        self._keep = False
+
+    def _write_index(self, state: State) -> None:
+        for file in self._files:
+            file.flush()
+        temporary = self.folder / "idx.tmp"
+        with open(temporary, "wb") as stream:
+            write_index(stream, self._dtype, np.memmap(self.folder / "lengths", np.int32, "r"))
+            sync(stream)
+        os.replace(temporary, self._index_path)
+
+    def _write_json(self, path: Path, content: dict[str, Any]) -> None:
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as stream:
+            stream.write(json.dumps(content).encode())
+            sync(stream)
+        os.replace(temporary, path)
+
+    def _close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
+
+
+def _locked(folder: Path) -> IO[str]:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(folder / "lock", "w")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock")):
+                return lock
+        except BlockingIOError as error:
+            raise InputError(f"{folder} is in use: another process is making this dataset") from error
+        except FileNotFoundError:
+            pass  # the process that held it has just ended and removed the folder
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """What differs first, in words; empty if nothing does. inputs: [path, *size and time] of each file."""
+    for name in new.keys() - {"inputs"}:
+        if old[name] != new[name]:
+            return f"{name} {old[name]!r}, not {new[name]!r}"
+    before, now = ({path: about for path, *about in settings["inputs"]} for settings in (old, new))
+    for path in now:
+        if path not in before:
+            return f"other inputs, without {path}"
+        if before[path] != now[path]:
+            return f"an older or newer {path}"
+    for path in before:
+        if path not in now:
+            return f"other inputs, also {path}"
+    return "" if list(before) == list(now) else "its inputs in another order"
+
+
+def _move(source: Path, target: Path) -> None:
+    if source.exists():
+        os.replace(source, target)
+
+
+def _sync_folder(path: Path) -> None:
+    """Reach the disk with the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,64 @@
+"""Cut input files into the parts that workers read on their own."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.inputs import kind_of
+
+# Of text, about: what is lost at most when a worker is stopped, and what one worker may do while others have ended.
+SHARD_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Bytes start to end of JSON lines, or such row groups of a Parquet file; end None: to its end."""
+
+    path: Path
+    start: int = 0
+    end: int | None = None
+
+
+def cut(files: Iterable[Path]) -> Iterator[Shard]:
+    """All shards of the files, in order; they depend on nothing but the files.
+
+    A compressed file can only be read from its start and a text is one document: each is one shard.
+    """
+    for path in files:
+        kind = kind_of(path)
+        if kind == "parquet":
+            yield from _cut_parquet(path)
+        elif kind == "records" and not is_packed(path):
+            size = path.stat().st_size
+            for start in range(0, max(size, 1), SHARD_BYTES):
+                yield Shard(path, start, min(start + SHARD_BYTES, size))
+        else:
+            yield Shard(path)
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed, by its first bytes: gzip or Zstandard."""
+    with open(path, "rb") as stream:
+        return stream.read(4).startswith((GZIP, ZSTD))
+
+
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+def _cut_parquet(path: Path) -> Iterator[Shard]:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        metadata = ParquetFile(path).metadata
+    except (pyarrow.ArrowException, OSError):
+        yield Shard(path)  # who reads it says what is wrong
+        return
+    start = size = 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= SHARD_BYTES:
+            yield Shard(path, start, group + 1)
+            start, size = group + 1, 0
+    if start < metadata.num_row_groups or not metadata.num_row_groups:
+        yield Shard(path, start, metadata.num_row_groups)
