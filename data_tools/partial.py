@@ -87,6 +87,7 @@ class Partial:
     ) -> None:
         self._close()
         if not self._keep:
+            self._state_path.unlink(missing_ok=True)  # first: without it nothing here counts
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
@@ -94,7 +95,7 @@ class Partial:
         """Whether an earlier run did all but to give the files their names."""
         try:
             return json.loads(self._state_path.read_text())["whole"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError):
             return False
 
     def resume(self, overwrite: bool) -> State | None:
