@@ -32,7 +32,7 @@ def test_the_numbers_are_those_of_the_documents(
     tmp_path: Path, make: Callable[..., Path], chunk: int, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     monkeypatch.setattr(indexed, "_CHUNK", chunk)
-    for documents in (SENTENCES, random_documents(100, 5)):  # an odd and an even number
+    for documents in (SENTENCES, random_documents(100, 5), [[[1]], [[1, 2, 2, 2]]]):  # medians of odd and even numbers
         prefix = make(tmp_path / "in", documents)
         lengths = [sum(map(len, document)) for document in documents]
         status, out, err = command("inspect", prefix, "--json")
@@ -227,6 +227,8 @@ def test_missing_and_unreadable(tmp_path: Path, command: Command) -> None:
         for options in ((), ("--check",)):
             status, out, err = command("inspect", tmp_path / name, *options)
             assert (status, out) == (2, "") and f"{name}.idx: no such file" in err and err.count("\n") == 1
+        status, out, _ = command("inspect", tmp_path / name, "--check", "--json")
+        assert status == 2 and f"{name}.idx: no such file" in json.loads(out)["check"]["problems"][0]
 
 
 def damage(source: random.Random, index: bytearray, data: bytearray) -> None:

@@ -86,6 +86,7 @@ def test_refused_and_nothing_written(tmp_path: Path, command: Command, tree: Tre
     by_hand(tmp_path / "taken", SENTENCES)
     by_hand(tmp_path / "none", [])
     by_hand(tmp_path / "hollow", [[[]], [[]], [[], []]])
+    half = by_hand(tmp_path / "half_hollow", [[[]], [[5, 2]]])
     by_hand(tmp_path / "damaged", SENTENCES)
     with open(tmp_path / "damaged.idx", "r+b") as stream:
         stream.seek(34)
@@ -108,6 +109,9 @@ def test_refused_and_nothing_written(tmp_path: Path, command: Command, tree: Tre
     refused("all 5 documents would be held out; lower --fraction", prefix, "0.999999999")
     refused("none of 0 documents", tmp_path / "none")
     refused("3 documents would be held out", tmp_path / "hollow")
+    for hollow_side, message in ((True, "none of 2 documents"), (False, "all 2 documents")):
+        apart = (s for s in range(99) if held_out([[]], 0.5, s) == hollow_side != held_out([[5, 2]], 0.5, s))
+        refused(message, half, seed=str(next(apart)))
     refused("in: both an input and the output", prefix, train=prefix)
     refused("in: both an input and the output", prefix, **{"held-out": prefix})
     refused("taken.bin exists", prefix, **{"held-out": tmp_path / "taken"})
