@@ -33,12 +33,19 @@ _INSPECT_EXAMPLE = """examples:
 the first reads all and exits with 2 if it is damaged, the second shows the text of the last document."""
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add `data` with its commands. Each sets `run`: args -> exit status; InputErrors pass through."""
+def add_parser(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Add `data` with its commands, and return where more can be added.
+
+    Each sets `run`: args -> exit status; InputErrors pass through.
+    """
     parser = subparsers.add_parser(
         "data", help="turn text into datasets", description="Turn text into Megatron indexed datasets."
     )
-    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    add_commands(commands)
+    return commands
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

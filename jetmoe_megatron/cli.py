@@ -16,7 +16,7 @@ from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="jetmoe", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    data_tools.cli.add_parser(commands)
+    _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
     _add_report(commands)
     arguments = parser.parse_args(argv)
@@ -27,6 +27,61 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return 130
+
+
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    """The data commands that read a run file."""
+    mix = commands.add_parser(
+        "mix",
+        help="what a run will read of each data set",
+        epilog="example: jetmoe data mix configs/quickstart/run.yaml --plot mixture.png",
+    )
+    mix.add_argument("--plot", type=Path, metavar="FILE", help="draw the mixture too (.png, .svg or .pdf)")
+    mix.set_defaults(run=_data_mix)
+    prepare = commands.add_parser(
+        "prepare",
+        help="build all indices of a run before it starts",
+        epilog="example: jetmoe data prepare configs/quickstart/run.yaml",
+    )
+    prepare.set_defaults(run=_data_prepare)
+    for parser in (mix, prepare):
+        parser.add_argument("run_file", metavar="RUN.yaml")
+        parser.add_argument(
+            "overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file"
+        )
+
+
+def _data_mix(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.config.run_folder import RunFolder
+    from jetmoe_megatron.data.plan import draw, plan, table, warnings
+
+    run = load_run(arguments.run_file, arguments.overrides)
+    rows = plan(run, RunFolder(run).data_cache)
+    print(table(rows))
+    for line in warnings(run, rows):
+        print(line)
+    if arguments.plot:
+        draw(run, rows, arguments.plot)
+        print(f"drawn: {arguments.plot}")
+    return 0
+
+
+def _data_prepare(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.config.run_folder import RunFolder
+    from jetmoe_megatron.data.checks import check_data
+
+    run = load_run(arguments.run_file, arguments.overrides)
+    check_data(run, thorough=True)
+    from jetmoe_megatron.data.index_cache import IndexCache
+    from jetmoe_megatron.data.prepare import prepare
+    from jetmoe_megatron.training.start import find_start
+
+    folder = RunFolder(run)
+    prepare(run, IndexCache(folder.data_cache, report=print), find_start(run).ledger.began)
+    print(f"{folder.data_cache}: all indices of {run.name} are there")
+    return 0
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:

@@ -29,7 +29,7 @@ def write_dataset(prefix: Path, documents: int, seed: int, vocab: int = VOCAB) -
     return str(prefix)
 
 
-def small_run(folder: Path, data: dict[str, str], **changes: Any) -> dict[str, Any]:
+def small_run(folder: Path, data: dict[str, str], /, **changes: Any) -> dict[str, Any]:
     """A run of 8 steps with the phase switch after step 5, that takes well under a second of training."""
     tree: dict[str, Any] = {
         "name": "small",

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "monitor": {"config", "checkpoint"},
     "launch": {"config"},
     "training": {"config", "platform", "model", "data", "checkpoint", "monitor"},
-    "cli": {"convert", "checkpoint", "monitor", "config", "data_tools"},
+    "cli": {"convert", "checkpoint", "monitor", "config", "data", "training", "data_tools"},
 }
 
 

@@ -1,7 +1,8 @@
-"""The resolved run that lies in a checkpoint, and whether another run may go on from it. No torch here."""
+"""What lies in a checkpoint beside the tensors: the resolved run and its progress. No torch here."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from jetmoe_megatron.config import Run, load_run
 from jetmoe_megatron.errors import UserError
 
-RUN_FILE = "run.yaml"  # the resolved run, beside the tensors
+RUN_FILE = "run.yaml"  # the resolved run
+PROGRESS_FILE = "progress.json"  # consumed tokens, and what else a resumed run must know
 # What the losses of the steps to come depend on: a resumed run must agree in it.
 _MUST_AGREE = ("seed", "model", "losses", "precision", "batch", "optimizer", "schedule", "phases")
 
@@ -26,11 +28,22 @@ def refuse_other_run(path: Path, run: Run) -> None:
             )
 
 
+def read_progress(checkpoint: Path) -> dict[str, Any]:
+    """`tokens`, the consumed ones, and `data`, the ledger. Raises UserError if the file is missing or damaged."""
+    file = checkpoint / PROGRESS_FILE
+    try:
+        progress = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(progress["tokens"], int) and isinstance(progress["data"], dict)
+        return progress
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        raise UserError(f"{file}: missing or damaged, so that the checkpoint cannot be resumed from") from None
+
+
 def _difference(key: str, saved: Any, now: Any) -> str | None:
     if isinstance(saved, dict) and isinstance(now, dict):
         for name in {**saved, **now}:
-            # How the work is split and computed may change; what is computed may not.
-            if (key, name) in {("model", "expert_backend"), ("batch", "micro_sequences")} or name == "path":
+            # How the work is split and computed may change; what is computed may not. Data has its own fingerprint.
+            if (key, name) in {("model", "expert_backend"), ("batch", "micro_sequences")} or name == "data":
                 continue
             if found := _difference(f"{key}.{name}", saved.get(name), now.get(name)):
                 return found

@@ -6,6 +6,7 @@ there is no random state to keep.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,32 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import unwrap_model
 
 from jetmoe_megatron.checkpoint.folder import UNFINISHED, checkpoint_path, clear_unfinished, keep_last
-from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
+from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
 
 
 def save_checkpoint(
-    root: Path, run: Run, tokens: int, model: list[DistributedDataParallel], optimizer: MegatronOptimizer
+    root: Path,
+    run: Run,
+    progress: dict[str, Any],
+    model: list[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
 ) -> Path:
-    """Write `tokens_<N>.partial`, then give it its name. All ranks call it; returns the published folder."""
-    path = checkpoint_path(root, tokens)
+    """Write `tokens_<N>.partial`, then give it its name. All ranks call it; returns the published folder.
+
+    progress: `tokens` consumed, and whatever else `read_progress` is to give back.
+    """
+    path = checkpoint_path(root, progress["tokens"])
     aside = path.with_name(path.name + UNFINISHED)
     first = torch.distributed.get_rank() == 0
     if first:
         clear_unfinished(root)
         aside.mkdir(parents=True)
         (aside / RUN_FILE).write_text(dump_run(run), encoding="utf-8")
+        (aside / PROGRESS_FILE).write_text(json.dumps(progress, indent=1), encoding="utf-8")
     torch.distributed.barrier()
     state = _sharded_state(model, optimizer, is_loading=False)
-    state["tokens"] = tokens
     dist_checkpointing.save(state, str(aside))
     torch.distributed.barrier()
     if first:
@@ -46,13 +54,12 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> int:
-    """Fill model and optimizer from a published checkpoint. Returns the tokens consumed when it was written."""
+def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Fill model and optimizer from a published checkpoint. All ranks call it."""
     state = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(path))
     for i, chunk in enumerate(unwrap_model(model)):
         chunk.load_state_dict(state[_model_key(model, i)])
     optimizer.load_state_dict(state["optimizer"])
-    return state["tokens"]
 
 
 def _model_key(model: list[DistributedDataParallel], i: int) -> str:

@@ -13,6 +13,7 @@ def check_run(run: Run) -> None:
     _check_model(run.model)
     _check_batch(run)
     _check_mixtures(run)
+    _check_documents(run)
     _check_schedule(run)
     for section in (run.model, run.losses, run.optimizer, run.schedule):
         for key, value in section.model_dump().items():
@@ -55,6 +56,15 @@ def _check_mixtures(run: Run) -> None:
     held_out = [dataset.name for dataset in run.evaluation.data]
     if len(set(held_out)) < len(held_out):
         raise UserError(f"evaluation.data: two entries have the same name ({', '.join(held_out)})")
+
+
+def _check_documents(run: Run) -> None:
+    if run.data.keeps_documents_apart and not run.tokenizer:
+        raise UserError(
+            "tokenizer: data.reset_positions, mask_attention and mask_loss need it, to know where documents end"
+        )
+    if run.parallel.context > 1 and (run.data.reset_positions or run.data.mask_attention):
+        raise UserError("parallel.context: cannot split sequences with data.reset_positions or data.mask_attention")
 
 
 def _check_schedule(run: Run) -> None:

@@ -151,6 +151,23 @@ class Phase(Section):
         return {dataset.name: dataset.weight / total for dataset in self.data}
 
 
+class Data(Section):
+    """How training sequences are made of the data sets; the mixture itself stands in the phases."""
+
+    cache: str | None = None  # folder of the sample indices; default: `<output_dir>/data_index`
+    build_limit_tokens: Positive = 20_000_000_000  # training itself builds no more indices than of so many tokens
+    max_epochs: float = Field(4.0, gt=0)  # a data set that is read more often gets a warning
+    new_blend: bool = False  # go on from a checkpoint with other data or weights, which is refused otherwise
+    # The paper does not say whether documents that share a sequence were kept apart. All three need `tokenizer`.
+    reset_positions: bool = False  # rotary positions start again at each document
+    mask_attention: bool = False  # no attention across documents
+    mask_loss: bool = False  # no loss on predicting the next document's first token
+
+    @property
+    def keeps_documents_apart(self) -> bool:
+        return self.reset_positions or self.mask_attention or self.mask_loss
+
+
 class Run(Section):
     """A whole training run, its phases in order."""
 
@@ -166,7 +183,7 @@ class Run(Section):
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     tokenizer: str | None = None  # a folder with a Hugging Face tokenizer: its size is checked, exports carry it
-    data_cache: str | None = None  # where the sample indices are kept; default: `<output_dir>/data_index`
+    data: Data = Data()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()

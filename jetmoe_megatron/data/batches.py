@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import HeldOut, Run
-from jetmoe_megatron.data.indexed import sequences
-from jetmoe_megatron.data.mixture import rank_0_first
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.mixture import build_epochs
+from jetmoe_megatron.data.sequences import Sequences
 
 MicroBatch = dict[str, Tensor]  # tokens, labels, loss_mask, position_ids, each [micro_sequences, sequence_length]
 
@@ -68,11 +68,11 @@ class _Sampler:
 class HeldOutSamples(Dataset):
     """The first sequences of a held-out set, filled up to whole micro-batches on every rank with masked copies."""
 
-    def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: Path) -> None:
-        self.sequences = rank_0_first(
-            lambda: sequences(held_out.path, None, run.batch.sequence_length, run.model.vocab_size, run.seed, cache)
-        )
-        self.real = min(len(self.sequences), run.evaluation.sequences)
+    def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: IndexCache) -> None:
+        """Builds what the cache does not hold. All ranks call it."""
+        self.sequences = Sequences(held_out.path, run, cache)
+        build_epochs(run, {self.sequences: range(1)})
+        self.real = min(self.sequences.per_epoch, run.evaluation.sequences)
         self.micro_batches = -(-self.real // (layout.data * run.batch.micro_sequences))
 
     def __getitem__(self, sample: int) -> MicroBatch:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_tools.indexed import read_index
+from data_tools.indexed import open_index, read_index
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 
+_SCAN_SEQUENCES = 2**24  # a longer index would hold up the start: `jetmoe data prepare` goes through all of it
 _SCAN_TOKENS = 2**26  # token ids looked at before training; every batch is checked again when it is read
 
 
-def check_data(run: Run, look_inside: bool = True) -> None:
+def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> None:
     """Look at every data file that the run will read.
 
     Args:
         look_inside: also at token ids, evenly over each file; one rank is enough for that.
+        thorough: at every entry of every index, however long that takes.
 
     Raises:
         UserError, data_tools.errors.InputError: one line that names the file and what is wrong.
@@ -23,14 +25,18 @@ def check_data(run: Run, look_inside: bool = True) -> None:
     named = {d.name: d.path for phase in run.phases for d in phase.data if d.weight > 0}
     for name, path in [*named.items(), *((d.name, d.path) for d in run.evaluation.data)]:
         where = f"data set {name!r} ({path})"
-        index = read_index(path)
+        if "://" in path:  # object storage: looked at when it is opened
+            continue
+        index = open_index(path)
+        if thorough or (look_inside and len(index.sequence_lengths) <= _SCAN_SEQUENCES):
+            read_index(path)
         if index.tokens < run.batch.sequence_length + 1:
             raise UserError(
                 f"{where}: {index.tokens} tokens are too few for one sequence of {run.batch.sequence_length} and its "
                 "next token"
             )
         if look_inside:
-            tokens: np.ndarray = np.memmap(f"{path}.bin", dtype=index.dtype, mode="r")
+            tokens = index.map_tokens()
             block = min(len(tokens), 2**20)
             blocks = max(1, min(len(tokens), _SCAN_TOKENS) // block)
             for start in np.linspace(0, len(tokens) - block, num=blocks, dtype=np.int64):

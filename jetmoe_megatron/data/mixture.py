@@ -1,117 +1,193 @@
-"""The samples of a whole run: each phase's mixture as a Megatron blend, one after the other.
+"""The samples of a whole run: each phase's mixture, one after the other.
 
-A data set that several phases name is read on in the next phase where the one before left it, so that nothing
-repeats before an epoch is over.
+Each phase reads a data set on where the one before left it, so that nothing repeats before an epoch is over; so does a
+run that goes on with another blend in the middle of a phase.
 """
 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import itertools
-import math
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.core.datasets import helpers
 
-from jetmoe_megatron.config.layout import Layout
-from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.config.layout import phase_steps
+from jetmoe_megatron.config.schema import Phase, Run
 from jetmoe_megatron.data.checks import check_token_ids
-from jetmoe_megatron.data.indexed import sequences
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.sequences import Sequences
+from jetmoe_megatron.errors import UserError
 
 
-class _ReadOn(torch.utils.data.Dataset):
-    """A dataset from one of its samples on, as BlendedDataset wants its parts."""
+@dataclass(frozen=True)
+class Position:
+    """How far a run has read."""
 
-    def __init__(self, dataset: GPTDataset, start: int) -> None:
-        self.dataset, self.start = dataset, start
-        self.index_split = dataset.index_split
-        self.unique_identifiers = {**dataset.unique_identifiers, "start": start}
+    sample: int = 0  # in all
+    sequences: dict[str, int] = field(default_factory=dict)  # of each data set
 
-    def __len__(self) -> int:
-        return len(self.dataset) - self.start
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.dataset[self.start + int(index)]
+class Order:
+    """Which data set each sample of a phase comes from: Megatron's blend, never a whole sample off the weights."""
+
+    def __init__(self, weights: dict[str, float], size: int, cache: IndexCache) -> None:
+        self.names, self.size, self.cache = list(weights), size, cache
+        self.weights = np.array(list(weights.values())) / sum(weights.values())
+        digest = hashlib.sha256(json.dumps([self.weights.tolist(), size]).encode())
+        self.key = f"order-{digest.hexdigest()[:16]}"
+
+    def build(self) -> None:
+        self.cache.add(self.key, self._blend)
+
+    def open(self) -> Order:
+        """Map the arrays, which must have been built."""
+        self.data_set: np.ndarray = self.cache.read(self.key, "data_set")  # index into `names`
+        self.place: np.ndarray = self.cache.read(self.key, "place")  # how often that data set was drawn before
+        return self
+
+    def counts(self, first: int, last: int) -> dict[str, int]:
+        """Sequences of each data set among samples `first` up to, not including, `last` of the phase."""
+        counts = np.bincount(self.data_set[first:last], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
+
+    def totals(self) -> dict[str, int]:
+        """The counts of the whole phase, without reading it: from where each data set comes last."""
+        totals = dict.fromkeys(self.names, 0)
+        window = 1024
+        while self.size:
+            start = max(0, self.size - window)
+            tail = self.data_set[start:]
+            for index, name in enumerate(self.names):
+                if len(found := np.flatnonzero(tail == index)):
+                    totals[name] = int(self.place[start + found[-1]]) + 1
+            if start == 0 or all(totals.values()):
+                break
+            window *= 8
+        return totals
+
+    def _blend(self) -> dict[str, np.ndarray]:
+        data_set: np.ndarray = np.zeros(self.size, np.int16)
+        place: np.ndarray = np.zeros(self.size, np.int64)
+        helpers.build_blending_indices(data_set, place, self.weights, len(self.weights), self.size, False)
+        return {"data_set": data_set, "place": place}
+
+
+@dataclass
+class _Stretch:
+    """What is left of a phase when the blend begins."""
+
+    first: int  # sample of the run
+    order: Order
+    read_before: dict[str, int]  # sequences of each data set
 
 
 class RunSamples(torch.utils.data.Dataset):
-    """Sample n is the n-th sequence that the run trains on."""
+    """Sample n is the n-th sequence that the run trains on. Samples before `began` belong to an earlier blend."""
 
-    def __init__(self, run: Run, layout: Layout, cache: Path) -> None:
-        """Builds Megatron's index files on rank 0 where the cache has none. All ranks must call it."""
-        self.vocab_size = run.model.vocab_size
-        self.sequence_length = run.batch.sequence_length
-        sizes = [steps * layout.global_sequences for steps in layout.phase_steps]
-        self.starts = [0, *itertools.accumulate(sizes)]
-        self.mixtures = [{d.name: d for d in phase.data if d.weight > 0} for phase in run.phases]
-        datasets = _sources(run, self.mixtures, sizes, cache)
-        self.names = list(datasets)
-        self.blends: list[BlendedDataset] = []
-        consumed = dict.fromkeys(self.names, 0)
-        for mixture, size in zip(self.mixtures, sizes, strict=True):
-            parts = [_ReadOn(datasets[name], consumed[name]) for name in mixture]
-            weights = [d.weight for d in mixture.values()]
-            config = datasets[next(iter(mixture))].config
-            blend = rank_0_first(partial(BlendedDataset, parts, weights, size, config))
-            for name, count in _counts(mixture, blend.dataset_index).items():
-                consumed[name] += count
-            self.blends.append(blend)
+    def __init__(self, run: Run, cache: IndexCache, began: Position = Position()) -> None:  # noqa: B008 (it is frozen)
+        """Rank 0 builds what the cache does not hold. All ranks call it.
+
+        Raises:
+            UserError: on all ranks, if that is more than `data.build_limit_tokens`.
+        """
+        self.run, self.began = run, began
+        self.sequences = {name: Sequences(path, run, cache) for name, path in _paths(run.phases).items()}
+        self.stretches = [_Stretch(first, order, {}) for first, order in orders(run, cache, began.sample)]
+        for stretch in self.stretches:
+            on_rank_0(stretch.order.build)
+        self._open()
+        needed = {
+            dataset: dataset.epochs(began.sequences.get(name, 0), self.end.sequences[name])
+            for name, dataset in self.sequences.items()
+        }
+        build_epochs(run, needed)
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return self.stretches[-1].first + self.stretches[-1].order.size
 
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor]:
-        phase = bisect.bisect_right(self.starts, sample) - 1
-        item = self.blends[phase][sample - self.starts[phase]]
-        where = f"data set {list(self.mixtures[phase])[item['dataset_id']]!r}"
-        check_token_ids(item["tokens"].numpy(), self.vocab_size, where)
-        check_token_ids(item["labels"].numpy(), self.vocab_size, where)
-        return {key: item[key] for key in ("tokens", "labels", "loss_mask", "position_ids")}
+        stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
+        row = sample - stretch.first
+        name = stretch.order.names[stretch.order.data_set[row]]
+        item = self.sequences[name][stretch.read_before[name] + int(stretch.order.place[row])]
+        for key in ("tokens", "labels"):
+            check_token_ids(item[key].numpy(), self.run.model.vocab_size, f"data set {name!r}")
+        return item
 
-    def tokens_per_dataset(self, first: int, last: int) -> dict[str, int]:
-        """Tokens drawn from each data set by samples `first` up to, not including, `last`."""
-        total = dict.fromkeys(self.names, 0)
-        for start, blend, mixture in zip(self.starts, self.blends, self.mixtures, strict=False):
-            window = blend.dataset_index[max(0, first - start) : max(0, last - start)]
-            for name, count in _counts(mixture, window).items():
-                total[name] += count * self.sequence_length
-        return total
+    def advance(self, position: Position, samples: int) -> Position:
+        """The position after so many samples more."""
+        sequences, end = dict.fromkeys(self.sequences, 0) | position.sequences, position.sample + samples
+        for stretch in self.stretches:
+            first, last = position.sample - stretch.first, end - stretch.first
+            for name, count in stretch.order.counts(max(0, first), max(0, last)).items():
+                sequences[name] += count
+        return Position(end, sequences)
 
+    def ledger(self, position: Position) -> dict[str, float]:
+        """`dataset_tokens/<name>` and `dataset_epochs/<name>` read since the start of the run."""
+        length = self.run.batch.sequence_length
+        sequences = dict.fromkeys(self.sequences, 0) | position.sequences
+        return {
+            **{f"dataset_tokens/{name}": count * length for name, count in sequences.items()},
+            **{
+                f"dataset_epochs/{name}": sequences[name] / dataset.per_epoch
+                for name, dataset in self.sequences.items()
+            },
+        }
 
-def rank_0_first(build: Callable[[], Any]) -> Any:
-    """Rank 0 builds and writes the cache, then the others read it."""
-    rank = torch.distributed.get_rank()
-    if rank == 0:
-        built = build()
-    torch.distributed.barrier()
-    if rank != 0:
-        built = build()
-    torch.distributed.barrier()
-    return built
-
-
-def _sources(run: Run, mixtures: list[dict], sizes: list[int], cache: Path) -> dict[str, GPTDataset]:
-    """Each data set once, long enough for all phases together."""
-    needed: dict[str, int] = {}
-    path_of: dict[str, str] = {}
-    for phase, mixture, size in zip(run.phases, mixtures, sizes, strict=True):
-        for name, dataset in mixture.items():
-            # BlendedDataset follows the weights greedily: its error is below one sample per data set.
-            needed[name] = needed.get(name, 0) + math.ceil(size * phase.shares[name]) + len(mixture)
-            path_of[name] = dataset.path
-
-    def build(name: str) -> GPTDataset:
-        return sequences(path_of[name], needed[name], run.batch.sequence_length, run.model.vocab_size, run.seed, cache)
-
-    return {name: rank_0_first(partial(build, name)) for name in needed}
+    def _open(self) -> None:
+        read = dict.fromkeys(self.sequences, 0) | self.began.sequences
+        for stretch in self.stretches:
+            stretch.order.open()
+            stretch.read_before = dict(read)
+            for name, count in stretch.order.totals().items():
+                read[name] += count
+        self.end = Position(len(self), read)
 
 
-def _counts(mixture: dict, dataset_index: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(dataset_index, minlength=len(mixture))
-    return dict(zip(mixture, counts.tolist(), strict=True))
+def orders(run: Run, cache: IndexCache, began: int = 0) -> Iterator[tuple[int, Order]]:
+    """(first sample, order) of each phase, or of what is left of it from sample `began` on."""
+    per_step = run.batch.global_tokens // run.batch.sequence_length
+    ends = list(itertools.accumulate(steps * per_step for steps in phase_steps(run)))
+    for phase, start, end in zip(run.phases, [0, *ends], ends, strict=False):
+        first = max(start, began)
+        if first < end:
+            weights = {d.name: d.weight for d in phase.data if d.weight > 0}
+            yield first, Order(weights, end - first, cache)
+
+
+def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
+    """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it.
+
+    Raises:
+        UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through.
+    """
+    missing = {dataset: dataset.missing(epochs) for dataset, epochs in needed.items()}  # ranks agree: none builds yet
+    tokens = sum(dataset.tokens * len(epochs) for dataset, epochs in missing.items())
+    if tokens > run.data.build_limit_tokens:
+        raise UserError(
+            f"data.build_limit_tokens: the indices of {tokens:,} tokens are missing in the cache, and training builds "
+            f"no more than {run.data.build_limit_tokens:,} itself: run `jetmoe data prepare RUN.yaml` first"
+        )
+    for dataset, epochs in missing.items():
+        for epoch in epochs:
+            on_rank_0(partial(dataset.build, epoch))
+
+
+def on_rank_0(build: Callable[[], None]) -> None:
+    """The other ranks wait. Outside of a distributed run there is rank 0 alone."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        build()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _paths(phases: list[Phase]) -> dict[str, str]:
+    return {d.name: d.path for phase in phases for d in phase.data if d.weight > 0}

@@ -98,10 +98,9 @@ class MixtureOfAttention(MegatronModule):
         """
         Args:
             hidden_states: normed input [S / tp, B, H].
-            attention_mask: must be None; attention is causal.
-            rotary_pos_emb: angles [S, 1, 1, C].
+            attention_mask: bool, true where a query may not see a key [B, 1, S, S]; None: causal.
+            rotary_pos_emb: angles [S, 1 or B, 1, C].
         """
-        assert attention_mask is None, "attention is causal; no other mask is supported"
         gates_TE, _ = self.router(hidden_states)
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)
@@ -112,7 +111,7 @@ class MixtureOfAttention(MegatronModule):
         u_TH = hidden_states.flatten(0, 1)
         q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_L))
         kv, _ = self.linear_kv(hidden_states)
-        a_TKA = self._attend(q_TKA, kv, rotary_pos_emb)
+        a_TKA = self._attend(q_TKA, kv, rotary_pos_emb, attention_mask)
 
         y_TKH = dispatch.slots_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L))
         y_TH = (y_TKH * gates_TK.unsqueeze(-1).to(y_TKH.dtype)).sum(dim=1)
@@ -121,7 +120,7 @@ class MixtureOfAttention(MegatronModule):
             output = reduce_scatter_to_sequence_parallel_region(output, group=self.tp_group)
         return output, self.bias
 
-    def _attend(self, q_TKA: Tensor, kv: Tensor, rotary_pos_emb: Tensor) -> Tensor:
+    def _attend(self, q_TKA: Tensor, kv: Tensor, rotary_pos_emb: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
         sequence, batch = kv.shape[:2]
         slots, heads, channels = q_TKA.shape[1], self.local_kv_heads, self.channels
@@ -130,28 +129,30 @@ class MixtureOfAttention(MegatronModule):
         k, v = kv.view(sequence, batch, heads, 2, channels).unbind(3)
         q = apply_rotary_pos_emb(q, rotary_pos_emb, config=self.config)
         k = apply_rotary_pos_emb(k, rotary_pos_emb, config=self.config)
-        a = self.core_attention(q, k, v).view(sequence, batch, heads, slots, channels).transpose(2, 3)
+        a = self.core_attention(q, k, v, mask).view(sequence, batch, heads, slots, channels).transpose(2, 3)
         return a.reshape(sequence * batch, slots, heads * channels)
 
 
-CoreAttention = Callable[[Tensor, Tensor, Tensor], Tensor]
+CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGroupCollection) -> CoreAttention:
-    """Causal attention of queries [S, B, heads, C] over keys and values [S, B, kv heads, C] -> [S, B, heads * C].
+    """Attention of queries [S, B, heads, C] over keys and values [S, B, kv heads, C], and a mask -> [S, B, heads * C].
 
-    A sequence that is split over context-parallel ranks goes round by Transformer Engine's ring of transfers.
+    A sequence that is split over context-parallel ranks goes round by Transformer Engine's ring, causal.
     """
     if config.context_parallel_size == 1:
         return _scaled_dot_product
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     ring = TEDotProductAttention(config, layer_number, AttnMaskType.causal, "self", pg_collection=groups)
-    return lambda q, k, v: ring(q, k, v, None, AttnMaskType.causal)
+    return lambda q, k, v, _: ring(q, k, v, None, AttnMaskType.causal)
 
 
-def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """torch's fused kernel, which never holds S x S scores."""
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
-    a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    a = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=None if mask is None else ~mask, is_causal=mask is None, enable_gqa=True
+    )
     return a.permute(2, 0, 1, 3).flatten(2)

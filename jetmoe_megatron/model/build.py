@@ -10,6 +10,7 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.config import transformer_config
 from jetmoe_megatron.model.initialize import initialize_weights
+from jetmoe_megatron.model.rotary import follow_position_ids
 from jetmoe_megatron.model.spec import block_spec
 from jetmoe_megatron.platform.device import device
 
@@ -35,6 +36,8 @@ def build_model(run: Run, layout: Layout) -> list[GPTModel]:
             rotary_base=run.model.rope_theta,
             vp_stage=stage,
         )
+        if run.data.reset_positions:
+            follow_position_ids(chunk, run.model.rope_theta)
         chunk.to(device())
         initialize_weights(chunk, run.seed, run.model.init_std)
         chunks.append(chunk)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.batches import HeldOutSamples, StepBatches
+from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.training.step import evaluate
 
 
 class HeldOutLoss:
     """All ranks build it and measure together. Without held-out data it is never due."""
 
-    def __init__(self, run: Run, layout: Layout, cache: Path) -> None:
+    def __init__(self, run: Run, layout: Layout, cache: IndexCache) -> None:
         self.run, self.layout = run, layout
         self.samples = {d.name: HeldOutSamples(d, run, layout, cache) for d in run.evaluation.data}
 

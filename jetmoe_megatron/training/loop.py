@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from megatron.core import parallel_state
 
-from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.checkpoint.store import load_checkpoint, save_checkpoint
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.batches import StepBatches
+from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.errors import EXIT_RUN_ME_AGAIN
 from jetmoe_megatron.model.build import build_model
@@ -25,9 +27,9 @@ from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
 from jetmoe_megatron.training.evaluation import HeldOutLoss
 from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, wrap_for_data_parallel
-from jetmoe_megatron.training.run_folder import RunFolder
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
+from jetmoe_megatron.training.start import find_start
 from jetmoe_megatron.training.step import reduce_losses, train_step
 from jetmoe_megatron.training.sync import check_ranks_agree
 
@@ -36,21 +38,22 @@ def train(run: Run, layout: Layout) -> int:
     """Train from the newest checkpoint, or from the start, to the end. Returns the process's exit status."""
     with StopSignals() as stop:
         folder = RunFolder(run)
-        model = wrap_for_data_parallel(run, build_model(run, layout))
-        optimizer = build_optimizer(run, model)
-        samples = RunSamples(run, layout, folder.data_cache)
-        held_out = HeldOutLoss(run, layout, folder.data_cache)
-        learning_rate = schedule_of(run, layout)
+        start = find_start(run)
         tokens_per_step = run.batch.global_tokens
-
-        checkpoint = newest(folder.checkpoints)
-        step = load_checkpoint(checkpoint, model, optimizer) // tokens_per_step if checkpoint else 0
+        step, ledger = start.tokens // tokens_per_step, start.ledger
         last_step = min(layout.steps, run.debug.max_steps or layout.steps)
         if step >= last_step:
             if torch.distributed.get_rank() == 0:
                 print(f"{folder.root}: all {step} steps are done, nothing left to do", flush=True)
             return 0
-        dataset_tokens = samples.tokens_per_dataset(0, step * layout.global_sequences)
+        cache = IndexCache(folder.data_cache, report=partial(print, flush=True))
+        model = wrap_for_data_parallel(run, build_model(run, layout))
+        optimizer = build_optimizer(run, model)
+        samples = RunSamples(run, cache, ledger.began)
+        held_out = HeldOutLoss(run, layout, cache)
+        learning_rate = schedule_of(run, layout)
+        if start.checkpoint:
+            load_checkpoint(start.checkpoint, model, optimizer)
         monitor = Monitor(_writers(run, layout, folder, step))
         batches = iter(
             StepBatches(
@@ -71,9 +74,7 @@ def train(run: Run, layout: Layout) -> int:
             seconds = time.perf_counter() - started
             phase = run.phases[layout.phase_at(step)].name
             step += 1
-            sequences = step * layout.global_sequences
-            for name, tokens in samples.tokens_per_dataset(sequences - layout.global_sequences, sequences).items():
-                dataset_tokens[name] += tokens
+            ledger = replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
             record: Record = {
                 "step": step,
                 "phase": phase,
@@ -83,7 +84,7 @@ def train(run: Run, layout: Layout) -> int:
                 "grad_norm": grad_norm,
                 "tokens_per_second": tokens_per_step / seconds,
                 "step_seconds": seconds,
-                **{f"dataset_tokens/{name}": tokens for name, tokens in dataset_tokens.items()},
+                **samples.ledger(ledger.read),
             }
             if run.debug.check_sync and step % run.debug.check_sync == 0:
                 settle_weights(model)
@@ -93,7 +94,8 @@ def train(run: Run, layout: Layout) -> int:
             monitor.log(record)
             if _save_is_due(run, step) or stopping or step == last_step:
                 settle_weights(model)
-                save_checkpoint(folder.checkpoints, run, step * tokens_per_step, model, optimizer)
+                progress = {"tokens": step * tokens_per_step, "data": ledger.dump()}
+                save_checkpoint(folder.checkpoints, run, progress, model, optimizer)
                 saved = step
             if stopping:
                 break

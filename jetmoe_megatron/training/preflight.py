@@ -7,13 +7,13 @@ import json
 import os
 from pathlib import Path
 
-from jetmoe_megatron.checkpoint.folder import newest
-from jetmoe_megatron.checkpoint.saved_run import refuse_other_run
 from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.checks import check_data
+from jetmoe_megatron.data.plan import plan, warnings
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.training.run_folder import RunFolder
+from jetmoe_megatron.training.start import find_start
 
 
 def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
@@ -30,13 +30,11 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     if run.tokenizer:
         _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
     check_data(run, look_inside=rank == 0)
-    folder = RunFolder(run)
-    _check_writable(folder.root)
-    checkpoint = newest(folder.checkpoints)
-    if checkpoint and run.checkpoint.resume == "never":
-        raise UserError(f"checkpoint.resume: never, but {checkpoint} exists: choose another output_dir or resume: auto")
-    if checkpoint:
-        refuse_other_run(checkpoint, run)
+    _check_writable(RunFolder(run).root)
+    find_start(run)
+    if rank == 0:
+        for line in warnings(run, plan(run, RunFolder(run).data_cache)):
+            print(line, flush=True)
 
 
 def _check_writers(run: Run) -> None:

@@ -120,8 +120,16 @@ def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch
 def _forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
     batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it replaces what is in the dict it is given
     batch = {key: value.to(device(), non_blocking=True) for key, value in batch.items()}
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    mask = _hidden(batch["document"]) if "document" in batch else None
+    output = model(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
     return output, functools.partial(_loss, batch["loss_mask"])
+
+
+def _hidden(document_BS: Tensor) -> Tensor:
+    """bool [B, 1, S, S], true where a query (third) may not see a key (fourth): a later token, or another document."""
+    length = document_BS.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool, device=document_BS.device).triu(1)
+    return later | (document_BS[:, None, :, None] != document_BS[:, None, None, :])
 
 
 def _loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:

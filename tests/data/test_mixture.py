@@ -16,21 +16,28 @@ from tests.support import VOCAB, small_run, write_dataset
 
 
 def run_samples(tmp_path: Path, data: dict[str, str], **changes: object):  # noqa: ANN201
+    from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.mixture import RunSamples
 
     run = Run.model_validate(small_run(tmp_path, data, **changes))
-    layout = resolve_layout(run, 1)
-    return run, RunSamples(run, layout, tmp_path / "cache")
+    return run, RunSamples(run, IndexCache(tmp_path / "cache"))
+
+
+def tokens_between(samples, first: int, last: int) -> dict[str, int]:  # noqa: ANN001
+    from jetmoe_megatron.data.mixture import Position
+
+    sequences = samples.advance(Position(first), last - first).sequences
+    return {name: count * 32 for name, count in sequences.items()}
 
 
 def test_shares_and_phase_switch(tmp_path: Path, data: dict, world_of_one: None) -> None:
     _, samples = run_samples(tmp_path, data, phases__0__tokens=100 * 256, phases__1__tokens=50 * 256)
     assert len(samples) == 150 * 8
-    assert samples.tokens_per_dataset(0, 800) == {"code": 600 * 32, "prose": 200 * 32}
-    assert samples.tokens_per_dataset(800, 1200) == {"code": 200 * 32, "prose": 200 * 32}
-    before, after = samples.tokens_per_dataset(799, 800), samples.tokens_per_dataset(800, 801)
-    assert samples.tokens_per_dataset(799, 801) == {name: before[name] + after[name] for name in before}
-    assert sum(samples.tokens_per_dataset(3, 1000).values()) == 997 * 32
+    assert tokens_between(samples, 0, 800) == {"code": 600 * 32, "prose": 200 * 32}
+    assert tokens_between(samples, 800, 1200) == {"code": 200 * 32, "prose": 200 * 32}
+    before, after = tokens_between(samples, 799, 800), tokens_between(samples, 800, 801)
+    assert tokens_between(samples, 799, 801) == {name: before[name] + after[name] for name in before}
+    assert sum(tokens_between(samples, 3, 1000).values()) == 997 * 32
 
 
 def test_sample_is_a_function_of_its_number(tmp_path: Path, data: dict, world_of_one: None) -> None:
@@ -53,7 +60,7 @@ def test_a_later_phase_reads_on(tmp_path: Path, world_of_one: None) -> None:
     _, samples = run_samples(tmp_path, data, model__vocab_size=8000)
     starts = Counter(int(samples[i]["tokens"][0]) for i in range(len(samples)))
     assert len(starts) == len(samples) == 64
-    assert samples.tokens_per_dataset(0, 64) == {
+    assert tokens_between(samples, 0, 64) == {
         name: 32 * sum(start // 4000 == number for start in starts) for number, name in enumerate(data)
     }
 
@@ -78,7 +85,7 @@ def test_a_rebuilt_file_is_not_read_with_an_old_index(tmp_path: Path, world_of_o
 def test_weight_zero_leaves_a_data_set_out(tmp_path: Path, data: dict, world_of_one: None) -> None:
     missing = {**data, "prose": "no/such/file"}
     _, samples = run_samples(tmp_path, missing, phases__0__data__1__weight=0, phases__1__data__1__weight=0.0)
-    assert samples.tokens_per_dataset(0, 64) == {"code": 64 * 32}
+    assert tokens_between(samples, 0, 64) == {"code": 64 * 32}
 
 
 def test_a_token_beyond_the_vocabulary_is_named(tmp_path: Path, data: dict, world_of_one: None) -> None:
@@ -106,9 +113,12 @@ def test_ranks_read_each_sample_of_a_step_once(ranks: int) -> None:
 def test_held_out_sequences_count_once(tmp_path: Path, data: dict, world_of_one: None) -> None:
     from jetmoe_megatron.config.schema import HeldOut
     from jetmoe_megatron.data.batches import HeldOutSamples
+    from jetmoe_megatron.data.index_cache import IndexCache
 
     run = Run.model_validate(small_run(tmp_path, data, evaluation={"sequences": 5}))
-    samples = HeldOutSamples(HeldOut(name="v", path=data["held_out"]), run, resolve_layout(run, 4), tmp_path / "c")
+    samples = HeldOutSamples(
+        HeldOut(name="v", path=data["held_out"]), run, resolve_layout(run, 4), IndexCache(tmp_path / "c")
+    )
     assert samples.micro_batches == 1  # 4 ranks x 2 sequences hold all 5
     masks = [float(samples[i]["loss_mask"].sum()) for i in range(8)]
     assert masks == [32.0] * 5 + [0.0] * 3

@@ -37,7 +37,7 @@ def curve(workplace: Path, name: str, ranks: int, *overrides: str) -> list[float
         REPO / "pretrain_jetmoe.py",
         "configs/quickstart/run.yaml",
         f"output_dir={name}",
-        "data_cache=cache",
+        "data.cache=cache",
         "evaluation.data=[]",
         "debug.max_steps=50",
         *overrides,

@@ -34,7 +34,9 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     assert [r["tokens"] for r in records] == [256 * step for step in range(1, 9)]
     expected = {"lm_loss", "moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss", "grad_norm"}
     expected |= {"step", "phase", "tokens", "lr", "tokens_per_second", "step_seconds"}
-    assert expected | {"dataset_tokens/code", "dataset_tokens/prose"} == set(records[0])
+    assert expected | {f"dataset_{unit}/{name}" for unit in ("tokens", "epochs") for name in ("code", "prose")} == set(
+        records[0]
+    )
     assert [r["step"] for r in records if "held_out_loss" in r] == [4, 8]
     assert records[4]["dataset_tokens/code"] == 3 * 5 * 64
     assert records[0]["lr"] == pytest.approx(1e-3) and records[2]["lr"] == 1e-2
@@ -148,7 +150,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "another model": (["model.num_layers=4", "output_dir=OTHER"], "cannot resume with another model.num_layers"),
     "another mixture": (
         ["phases.0.data.0.weight=9", "output_dir=OTHER"],
-        "cannot resume with another phases.0.data.0.weight (saved 3.0, now 9.0)",
+        "was trained on other data: phases.stable.share.code 0.75 -> 0.9; phases.stable.share.prose 0.25 -> 0.1. Set",
     ),
 }
 

@@ -14,7 +14,6 @@ from jetmoe_megatron.config.layout import resolve_layout
 from tests.ranks import run_ranks
 from tests.support import small_run
 
-
 Change = Callable[[Any], None]  # what happens to the model on rank 1
 
 

@@ -14,4 +14,4 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.logs = self.root / "logs"
-        self.data_cache = Path(run.data_cache) if run.data_cache else self.root / "data_index"
+        self.data_cache = Path(run.data.cache) if run.data.cache else self.root / "data_index"

@@ -1,0 +1,102 @@
+"""What a run reads, kept in its checkpoints: a resumed run must read the same, or say that it wants another blend."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.mixture import Position
+from jetmoe_megatron.data.storage import content_key
+from jetmoe_megatron.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The data part of a checkpoint."""
+
+    blend: dict[str, Any]  # its fingerprint
+    began: Position = Position()  # where this blend began
+    read: Position = Position()  # where the run is
+    past: list[dict[str, Any]] = field(default_factory=list)  # blends that ended before, each as a ledger without past
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> Ledger:
+        return cls(saved["blend"], Position(**saved["began"]), Position(**saved["read"]), saved["past"])
+
+    def dump(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
+    """Everything that the samples of a run are made of. Paths are not in it: data may move."""
+    paths = {d.name: d.path for phase in run.phases for d in phase.data if d.weight > 0}
+    documents = {"reset_positions": run.data.reset_positions, "mask_attention": run.data.mask_attention}
+    return {
+        "seed": run.seed,
+        "sequence_length": run.batch.sequence_length,
+        "tokenizer": _tokenizer_key(Path(run.tokenizer)) if run.tokenizer else None,
+        "documents": {**documents, "mask_loss": run.data.mask_loss},
+        "content": {name: content_key(path, cache) for name, path in sorted(paths.items())},
+        "phases": {
+            phase.name: {
+                "tokens": phase.tokens,
+                "share": {d: round(share, 12) for d, share in phase.shares.items() if share},
+            }
+            for phase in run.phases
+        },
+    }
+
+
+def ledger_of(run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, where: Path | None) -> Ledger:
+    """The ledger that a run goes on with: a new one, that of the checkpoint `where`, or a new blend after that.
+
+    A data set whose content has changed counts as another one, of which nothing has been read.
+
+    Raises:
+        UserError: the checkpoint's blend is another and `data.new_blend` does not allow it; names all that differs.
+    """
+    if saved is None:
+        return Ledger(blend)
+    ledger = Ledger.load(saved)
+    changes = differences(ledger.blend, blend)
+    if not changes:
+        return ledger
+    if not run.data.new_blend:
+        raise UserError(
+            f"{where}: was trained on other data: {'; '.join(changes)}. Set it back, or go on with the new blend from "
+            "here: data.new_blend=true"
+        )
+    before = ledger.blend["content"]
+    still = {name for name, content in blend["content"].items() if before.get(name) == content}
+    read = Position(ledger.read.sample, {name: n for name, n in ledger.read.sequences.items() if name in still})
+    ended = {key: value for key, value in ledger.dump().items() if key != "past"}
+    return Ledger(blend, began=read, read=read, past=[*ledger.past, ended])
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], key: str = "") -> list[str]:
+    """One short text for each entry that was added, left out or changed."""
+    found = []
+    for name in sorted({**before, **now}):
+        a, b = before.get(name), now.get(name)
+        where = f"{key}.{name}" if key else name
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, where)
+        elif a != b:
+            found.append(f"{where} {_shown(a)} -> {_shown(b)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items()) + "}"
+    return "none" if value is None else str(value)
+
+
+def _tokenizer_key(folder: Path) -> str | None:
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).is_file():
+            return hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16]
+    return None

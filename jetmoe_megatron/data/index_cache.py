@@ -1,0 +1,55 @@
+"""Arrays that are costly to build, kept on disk: a folder of .npy files per key, there only when it is whole.
+
+No pickled array is ever read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.atomic import temporary_path
+from jetmoe_megatron.errors import UserError
+
+Build = Callable[[], dict[str, np.ndarray]]
+
+
+class IndexCache:
+    def __init__(self, root: Path, report: Callable[[str], None] = lambda line: None) -> None:
+        """report: is told of each key that is built, once it is."""
+        self.root, self.report = root, report
+
+    def __contains__(self, key: str) -> bool:
+        return (self.root / key).is_dir()
+
+    def add(self, key: str, build: Build) -> None:
+        """Build what is missing. One process per cache folder calls it; a second one that does so loses nothing."""
+        if key in self:
+            return
+        path = self.root / key
+        aside = temporary_path(path)
+        started = time.perf_counter()
+        try:
+            aside.mkdir(parents=True)
+            for name, array in build().items():
+                np.save(aside / f"{name}.npy", array, allow_pickle=False)
+            os.rename(aside, path)
+            self.report(f"built {path} in {time.perf_counter() - started:.1f} s")
+        except OSError as error:
+            if key not in self:
+                raise UserError(f"data.cache: cannot write {path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def read(self, key: str, name: str) -> np.ndarray:
+        """A mapped array. Raises UserError if it is not there, damaged or pickled."""
+        path = self.root / key / f"{name}.npy"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"data.cache: {path} is damaged: delete {path.parent} ({error})") from error

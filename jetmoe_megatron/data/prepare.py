@@ -1,0 +1,22 @@
+"""Build all indices of a run ahead of training, on a machine without GPUs (`jetmoe data prepare`)."""
+
+from __future__ import annotations
+
+import sys
+
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.mixture import Position, RunSamples, build_epochs
+from jetmoe_megatron.data.sequences import Sequences
+
+
+def prepare(run: Run, cache: IndexCache, began: Position) -> None:
+    """Build what the cache does not hold: for training from `began` on, and for the held-out sets.
+
+    Raises:
+        UserError, data_tools.errors.InputError: a data set or the cache cannot be used.
+    """
+    unlimited = run.data.model_copy(update={"build_limit_tokens": sys.maxsize})
+    run = run.model_copy(update={"data": unlimited})
+    RunSamples(run, cache, began)
+    build_epochs(run, {Sequences(d.path, run, cache): range(1) for d in run.evaluation.data})

@@ -1,0 +1,117 @@
+"""One Megatron indexed dataset as an endless row of training sequences, epoch after epoch.
+
+Each epoch puts the documents in a new order, joins them, cuts them into sequences and shuffles these. Sequence n is
+fixed by the content, the seed and the sequence length alone: not by how much of the dataset a run reads, so that a
+change of the mixture repeats nothing and loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.datasets import helpers
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.utils import Split
+
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.documents import document_of_tokens, end_of_document
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.storage import content_key, count_tokens, open_dataset
+
+_OPEN_EPOCHS = 2  # the one that is read and, around its end, the next
+
+
+class Sequences(torch.utils.data.Dataset):
+    def __init__(self, path: str, run: Run, cache: IndexCache) -> None:
+        """Opens the dataset; builds nothing."""
+        self.path, self.run, self.cache = path, run, cache
+        self.indexed = open_dataset(path, cache.root)
+        self.content = content_key(path, cache.root)
+        self.tokens = count_tokens(self.indexed)
+        self.per_epoch = (self.tokens - 1) // run.batch.sequence_length
+        self._epoch = lru_cache(_OPEN_EPOCHS)(self._open)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        """`tokens`, `labels`, `position_ids` (int64) and `loss_mask` (float32), each [sequence_length].
+
+        With `data.mask_attention` also `document`: see `document_of_tokens`.
+        """
+        epoch, place = divmod(number, self.per_epoch)
+        item = self._epoch(epoch)[place]
+        if self.run.data.mask_attention:
+            item["document"] = document_of_tokens(item["tokens"], end_of_document(self.run).eod)
+        return item
+
+    def __getstate__(self) -> dict[str, Any]:  # for the workers of a DataLoader
+        return {key: value for key, value in vars(self).items() if key != "_epoch"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch = lru_cache(_OPEN_EPOCHS)(self._open)
+
+    def epochs(self, first: int, last: int) -> range:
+        """Those that sequences `first` up to, not including, `last` lie in."""
+        return range(first // self.per_epoch, -(-last // self.per_epoch))
+
+    def missing(self, epochs: range) -> list[int]:
+        return [epoch for epoch in epochs if self._key(epoch) not in self.cache]
+
+    def build(self, epoch: int) -> None:
+        """Write the epoch's order into the cache."""
+        self.cache.add(self._key(epoch), lambda: self._order(epoch))
+
+    def _key(self, epoch: int) -> str:
+        return f"{self.content}-{self.run.batch.sequence_length}-seed{self.run.seed}-epoch{epoch}"
+
+    def _order(self, epoch: int) -> dict[str, np.ndarray]:
+        """The three indices of Megatron's GPTDataset, for one epoch."""
+        digest = hashlib.sha256(f"{self.run.seed}, epoch {epoch}".encode()).digest()
+        random = np.random.RandomState(int.from_bytes(digest[:4], "little"))
+        documents: np.ndarray = np.arange(len(self.indexed), dtype=np.int32)
+        random.shuffle(documents)
+        sample_index = helpers.build_sample_idx(
+            np.array(self.indexed.sequence_lengths),
+            documents,
+            self.run.batch.sequence_length,
+            1,  # epoch
+            self.tokens,
+            True,  # leave out the last, partial sequence
+            1,  # each sequence is followed by a label
+        )
+        places: np.ndarray = np.arange(len(sample_index) - 1, dtype=np.uint32)
+        random.shuffle(places)
+        return {"document_index": documents, "sample_index": sample_index, "shuffle_index": places}
+
+    def _open(self, epoch: int) -> GPTDataset:
+        data = self.run.data
+        config = GPTDatasetConfig(
+            random_seed=self.run.seed,
+            sequence_length=self.run.batch.sequence_length,
+            blend=([self.path], None),
+            split="1,0,0",
+            tokenizer=end_of_document(self.run),
+            reset_position_ids=data.reset_positions,
+            reset_attention_mask=False,  # the mask of a batch is made where it is used: see documents.py
+            eod_mask_loss=data.mask_loss,
+            create_attention_mask=False,
+        )
+        documents: np.ndarray = np.arange(len(self.indexed), dtype=np.int32)
+        arrays = tuple(
+            self.cache.read(self._key(epoch), name) for name in ("document_index", "sample_index", "shuffle_index")
+        )
+        return _CachedDataset(arrays, self.indexed, self.path, documents, None, Split.train, config)
+
+
+class _CachedDataset(GPTDataset):
+    """Megatron's dataset over indices that are there already."""
+
+    def __init__(self, arrays: tuple[np.ndarray, ...], *arguments: Any) -> None:
+        self._arrays = arrays
+        super().__init__(*arguments)
+
+    def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, ...]:
+        return self._arrays
