@@ -2,19 +2,27 @@
 
 import gzip
 import json
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+import zstandard
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from data_tools import engines, shards
 from data_tools.errors import InputError
-from data_tools.indexed import read_index
+from data_tools.indexed import open_index, read_index
 from data_tools.partial import Stats
 from data_tools.tokenize import tokenize
+from data_tools.tokenizer import load_tokenizer
 
 Tree = Callable[[Path], list[str]]
 GOOD = b'{"text": "good"}'
@@ -55,6 +63,37 @@ def test_documents_are_what_auto_tokenizer_gives(
     assert stats.seconds > 0
 
 
+def test_files_are_those_of_the_published_format(
+    reference: tuple[Path, Stats], corpus: Path, tokenizer_dir: Path
+) -> None:
+    """Written here by hand, with ids by `tokenizers` alone."""
+    theirs = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    theirs.encode_special_tokens = True
+    texts = [json.loads(line)["text"] for line in corpus.open()]
+    documents = [[*theirs.encode(text, add_special_tokens=False).ids, 2] for text in texts]
+    count, sizes = len(documents), [len(document) for document in documents]
+    starts = [2 * sum(sizes[:i]) for i in range(count)]
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, count, count + 1)
+    index += struct.pack(f"<{count}i{count}q{count + 1}q", *sizes, *starts, *range(count + 1))
+    data = b"".join(struct.pack(f"<{len(document)}H", *document) for document in documents)
+    assert content(reference[0]) == (data, index)
+
+
+@pytest.mark.parametrize("vocabulary", [400, 65_499, 65_500])
+def test_files_are_those_of_megatrons_builder(
+    tmp_path: Path, tokenizer_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: int
+) -> None:
+    monkeypatch.setattr(engines, "vocabulary_size", lambda tokenizer: vocabulary)
+    tokenize([text_file], tmp_path / "ours", tokenizer_dir)
+    theirs = AutoTokenizer.from_pretrained(tokenizer_dir, split_special_tokens=True)
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(vocabulary))
+    for line in text_file.open():
+        ids = [*theirs.encode(json.loads(line)["text"]), 2]
+        builder.add_document(ids, [len(ids)])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    assert content(tmp_path / "ours") == content(tmp_path / "theirs")
+
+
 def test_any_number_of_workers_gives_the_same(
     reference: tuple[Path, Stats], tmp_path: Path, corpus: Path, tokenizer_dir: Path
 ) -> None:
@@ -86,14 +125,6 @@ def test_without_ends_of_documents(tmp_path: Path, tokenizer_dir: Path, text_fil
     tokenize([text_file], tmp_path / "a", tokenizer_dir, append_eod=False)
     dataset = IndexedDataset(str(tmp_path / "a"))
     assert not any(2 in dataset[i] for i in range(len(dataset)))  # though one of the texts spells </s>
-
-
-def test_a_large_vocabulary_takes_four_bytes(
-    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, text_file: Path
-) -> None:
-    monkeypatch.setattr(engines, "vocabulary_size", lambda tokenizer: 100_000)
-    tokenize([text_file], tmp_path / "a", tokenizer_dir)
-    assert read_index(tmp_path / "a").dtype == np.int32
 
 
 def test_empty_documents_are_left_out_and_counted(
@@ -147,6 +178,92 @@ def test_many_broken_lines_are_all_counted(tmp_path: Path, tokenizer_dir: Path, 
     assert stats.skipped == 33
     assert len(messages) == 21
     assert messages[-1] == "skipped: 13 more"
+    skipped = (tmp_path / "out.skipped.txt").read_text().splitlines()
+    assert [line.partition(": ")[0] for line in skipped] == [f"{path}:{i + 1}" for i in range(33)]
+    tokenize([jsonl("b.jsonl", GOOD)], tmp_path / "out", tokenizer_dir, overwrite=True)
+    assert not (tmp_path / "out.skipped.txt").exists()
+
+
+def test_notes_do_not_fill_the_screen(tmp_path: Path, tokenizer_dir: Path) -> None:
+    for i in range(23):
+        (tmp_path / f"{i:02}.jsonl").write_bytes(GOOD + b"\r\n")
+    messages: list[str] = []
+    tokenize([tmp_path], tmp_path / "out", tokenizer_dir, report=messages.append)
+    assert len(messages) == 21
+    assert messages[-1] == "note: 3 more such notes"
+
+
+def test_every_format_in_one_run(
+    reference: tuple[Path, Stats], tmp_path: Path, tokenizer_dir: Path, corpus: Path
+) -> None:
+    texts = [json.loads(line)["text"] for line in corpus.open()]
+    lines = corpus.read_bytes().splitlines(keepends=True)
+    (tmp_path / "0.jsonl.zst").write_bytes(zstandard.compress(b"".join(lines[:500])))
+    pq.write_table(pyarrow.table({"text": texts[500:1599]}), tmp_path / "1.parquet", row_group_size=100)
+    (tmp_path / "2.txt").write_text(texts[1599], newline="")
+    inputs = [tmp_path / name for name in ("0.jsonl.zst", "1.parquet", "2.txt")]
+    tokenize(inputs, tmp_path / "out", tokenizer_dir, workers=2)
+    assert content(tmp_path / "out") == content(reference[0])
+
+
+def test_numbers_of_lines_go_on_over_shards(
+    tmp_path: Path, tokenizer_dir: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 10_000)
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    first.write_bytes(corpus.read_bytes() + b"{\n")
+    second.write_bytes(corpus.read_bytes() + b"[]\n")
+    tokenize([first, second], tmp_path / "out", tokenizer_dir, on_error="skip", workers=2, report=lambda message: None)
+    assert (tmp_path / "out.skipped.txt").read_text().splitlines() == [
+        f"{first}:1601: not valid JSON: Expecting property name enclosed in double quotes at column 2",
+        f"{second}:1601: the line is a list, not an object with the key 'text'",
+    ]
+
+
+def peak_memory(arguments: list[object]) -> int:
+    """Bytes of the largest process of a command, and its documents."""
+    measure = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True, timeout=500)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-c", measure, sys.executable, "-m", "data_tools", "tokenize", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Path, corpus: Path, kind: str) -> None:
+    """Also where all is in one file, in one row group; a text is 300 bytes."""
+    peaks = []
+    for copies in (60, 240):
+        path = tmp_path / f"in.{kind}"
+        if kind == "parquet":
+            texts = [json.loads(line)["text"] for line in corpus.open()]
+            pq.write_table(pyarrow.table({"text": texts * copies}), path, row_group_size=10**9)
+        else:
+            content = corpus.read_bytes() * copies
+            path.write_bytes(gzip.compress(content, 1) if kind == "jsonl.gz" else content)
+        arguments = [path, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--workers", 2, "--overwrite"]
+        peaks.append(peak_memory(arguments))
+    assert peaks[1] < 1.15 * peaks[0], peaks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["fastokens", "tokenizers"])
+def test_a_line_of_100_megabytes(tmp_path: Path, tokenizer_dir: Path, corpus: Path, engine: str) -> None:
+    """Longer than several shards, between lines of usual length."""
+    text = "".join(json.loads(line)["text"] for line in corpus.open()) * 210
+    assert len(text) > 100e6
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join([GOOD, json.dumps({"text": text}).encode(), GOOD]))
+    arguments = [path, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--engine", engine]
+    peak_memory(arguments)
+    index = open_index(tmp_path / "out")
+    assert index.documents == 3
+    assert load_tokenizer(tokenizer_dir)[0].decode(index.map_tokens()[-4:-1].tolist()).endswith("d")
 
 
 def test_refused_before_anything_is_written(
