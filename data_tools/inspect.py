@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.engines import open_reference
 from data_tools.errors import InputError
 from data_tools.indexed import Fault, Index, bin_path, idx_path, open_index, read_index
-from data_tools.tokenizer import load_tokenizer, vocabulary_size
 
 _BAR = 40
 
@@ -150,23 +150,21 @@ def _decode(index: Index, number: int, tokenizer_dir: str | Path) -> Document:
     if not -index.documents <= number < index.documents:
         raise InputError(f"{index.prefix}: no document {number}; it has {index.documents}, counted from 0")
     number %= index.documents
-    tokenizer, _ = load_tokenizer(tokenizer_dir)
+    tokenizer = open_reference(tokenizer_dir)
     start, end = index.token_offsets(number, number + 1)
     ids = index.map_tokens()[start:end].tolist()
-    size = vocabulary_size(tokenizer)
-    if ids and not 0 <= min(ids) <= max(ids) < size:
+    if ids and not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
         raise InputError(
             f"{index.prefix}: document {number} holds ids from {min(ids)} to {max(ids)}, the vocabulary of "
-            f"{tokenizer_dir} ends at {size - 1}: was it made with another tokenizer?"
+            f"{tokenizer_dir} ends at {tokenizer.vocab_size - 1}: was it made with another tokenizer?"
         )
     first, last = index.document_bounds[number : number + 2]
-    text = tokenizer.decode(ids, skip_special_tokens=False)
-    return Document(number, index.sequence_lengths[first:last].tolist(), text)
+    return Document(number, index.sequence_lengths[first:last].tolist(), tokenizer.decode(ids))
 
 
 def _vocabulary(tokenizer_dir: str | Path) -> tuple[int, int]:
-    tokenizer, eod = load_tokenizer(tokenizer_dir)
-    return vocabulary_size(tokenizer), eod
+    tokenizer = open_reference(tokenizer_dir)
+    return tokenizer.vocab_size, tokenizer.eod
 
 
 def _check_tokens(index: Index, vocabulary: tuple[int, int] | None, report: Report) -> None:

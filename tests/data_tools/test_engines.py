@@ -18,6 +18,7 @@ from data_tools import engines
 from data_tools.engines import PROBES, EngineError, Fastokens, Tokenizers, choose_engine, compare, open_reference
 from data_tools.errors import InputError
 from data_tools.indexed import open_index
+from data_tools.inspect import inspect
 from data_tools.tokenize import tokenize
 
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -264,6 +265,9 @@ def test_a_sentencepiece_model_gives_its_own_ids(tmp_path: Path, model: Path, co
     assert (reference.eod, reference.vocab_size) == (2, 400)
     assert reference.decode(theirs.encode("a b")) == "a b"
     assert choose_engine(model, "auto") == ("sentencepiece", "")
+    seen = inspect(tmp_path / "out", model, document=0, check=True)
+    assert not seen.problems and not seen.warnings and seen.document is not None
+    assert seen.document.text.startswith(theirs.decode(documents[0][:-1]))
 
 
 def test_sentencepiece_refusals(tmp_path: Path, model: Path, corpus: Path) -> None:
