@@ -12,6 +12,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from data_tools.errors import InputError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -24,7 +26,7 @@ def ordered_map(
     At most 2 * workers + 1 items or results are held at a time. Close the generator to stop early.
 
     Raises:
-        RuntimeError: a worker process died.
+        InputError: a worker process died.
         Exception: whatever `function` raised.
     """
     in_flight: deque[Future[Result]] = deque()
@@ -42,7 +44,7 @@ def ordered_map(
         while in_flight:
             yield in_flight.popleft().result()
     except BrokenProcessPool as error:
-        raise RuntimeError("a worker process died, perhaps for lack of memory: use fewer workers") from error
+        raise InputError("a worker process died, perhaps for lack of memory: use fewer workers") from error
     except BaseException:
         ours.close()  # nobody waits for what they are at
         raise

@@ -4,8 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools.errors import reading
 from data_tools.inputs import kind_of
 
+# The first bytes of compressed files.
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # Of text, about: what is lost at most when a worker is stopped, and what one worker may do while others have ended.
 SHARD_BYTES = 1 << 24
 
@@ -23,26 +26,25 @@ def cut(files: Iterable[Path]) -> Iterator[Shard]:
     """All shards of the files, in order; they depend on nothing but the files.
 
     A compressed file can only be read from its start and a text is one document: each is one shard.
+
+    Raises:
+        InputError: a file cannot be read.
     """
     for path in files:
         kind = kind_of(path)
         if kind == "parquet":
             yield from _cut_parquet(path)
-        elif kind == "records" and not is_packed(path):
+        elif kind == "text" or _is_packed(path):
+            yield Shard(path)
+        else:
             size = path.stat().st_size
             for start in range(0, max(size, 1), SHARD_BYTES):
                 yield Shard(path, start, min(start + SHARD_BYTES, size))
-        else:
-            yield Shard(path)
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a file is compressed, by its first bytes: gzip or Zstandard."""
-    with open(path, "rb") as stream:
+def _is_packed(path: Path) -> bool:
+    with reading(path), open(path, "rb") as stream:
         return stream.read(4).startswith((GZIP, ZSTD))
-
-
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 def _cut_parquet(path: Path) -> Iterator[Shard]:

@@ -27,6 +27,11 @@ def _holds_interrupts_back(item: int) -> bool:
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+def _sleep_long(item: int) -> int:
+    time.sleep(60 * item)
+    return item
+
+
 def _die(item: int) -> int:
     os._exit(1)
 
@@ -53,8 +58,17 @@ def test_an_error_of_the_function_arrives_as_it_is() -> None:
     assert multiprocessing.active_children() == []
 
 
+def test_who_closes_it_does_not_wait_for_what_workers_are_at() -> None:
+    results = ordered_map(_sleep_long, range(3), 2)
+    assert next(results) == 0
+    closed = time.monotonic()
+    results.close()
+    assert time.monotonic() - closed < 20
+    assert multiprocessing.active_children() == []
+
+
 def test_a_dead_worker_is_an_error_and_not_a_wait() -> None:
-    with pytest.raises(RuntimeError, match="a worker process died"):
+    with pytest.raises(InputError, match="a worker process died"):
         list(ordered_map(_die, range(10), 2))
 
 

@@ -221,6 +221,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         with pytest.raises(InputError, match=f"cannot read {tmp_path / name}: Is a directory"):
             list(read_texts(Shard(tmp_path / name), "text"))
+    with pytest.raises(InputError, match="cannot read .*gone.jsonl: No such file or directory"):
+        list(cut([tmp_path / "gone.jsonl"]))
+    with pytest.raises(InputError, match="cannot read .*gone.parquet: No such file or directory"):
+        read(tmp_path / "gone.parquet")
 
 
 def test_a_file_that_shrinks_is_a_problem(tmp_path: Path) -> None:
