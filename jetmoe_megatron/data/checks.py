@@ -1,15 +1,16 @@
-"""The checks of data files that Megatron leaves out. They need neither torch nor Megatron."""
+"""The checks of data files that Megatron leaves out. On local files they need neither torch nor Megatron."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from data_tools.indexed import open_index, read_index
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 
-_SCAN_SEQUENCES = 2**24  # a longer index would hold up the start: `jetmoe data prepare` goes through all of it
-_SCAN_TOKENS = 2**26  # token ids looked at before training; every batch is checked again when it is read
+_SCAN_SEQUENCES = 2**22  # a longer index would hold up the start: `jetmoe data prepare` goes through all of it
+_SCAN_TOKENS = 2**23  # token ids looked at before training; every batch is checked again when it is read
 
 
 def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> None:
@@ -25,7 +26,10 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
     named = {d.name: d.path for phase in run.phases for d in phase.data if d.weight > 0}
     for name, path in [*named.items(), *((d.name, d.path) for d in run.evaluation.data)]:
         where = f"data set {name!r} ({path})"
-        if "://" in path:  # object storage: looked at when it is opened
+        if "://" in path:  # object storage
+            from jetmoe_megatron.data.storage import fetch_index
+
+            fetch_index(path, RunFolder(run).data_cache)  # now: later only rank 0 could
             continue
         index = open_index(path)
         if thorough or (look_inside and len(index.sequence_lengths) <= _SCAN_SEQUENCES):

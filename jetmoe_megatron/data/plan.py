@@ -8,6 +8,7 @@ from pathlib import Path
 from data_tools.indexed import open_index
 from jetmoe_megatron.config.layout import phase_steps
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def warnings(run: Run, rows: list[Share]) -> list[str]:
         f"warning: data set {name!r} is read {row.epochs:.1f} times, more often than data.max_epochs "
         f"({run.data.max_epochs:g})"
         for name, row in last.items()
-        if row.epochs > run.data.max_epochs
+        if row.epochs > 1.001 * run.data.max_epochs  # phases are rounded up to whole steps
     ]
 
 
@@ -78,15 +79,22 @@ def table(rows: list[Share]) -> str:
 
 
 def draw(run: Run, rows: list[Share], path: Path) -> None:
-    """A bar for each phase, in shares, and a bar for each data set, in epochs read. Needs matplotlib."""
-    import matplotlib
+    """A bar for each phase, in shares, and a bar for each data set, in epochs read.
+
+    Raises:
+        UserError: matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise UserError("drawing needs matplotlib: pip install 'jetmoe-megatron[plot]'") from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row.dataset for row in rows))
     phases = list(dict.fromkeys(row.phase for row in rows))
-    colours = dict(zip(names, pyplot.get_cmap("tab20").colors * (1 + len(names) // 20), strict=False))
+    colours = {name: pyplot.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
     height = 1.8 + 0.5 * len(phases) + 0.32 * len(names)
     figure, (shares, epochs) = pyplot.subplots(
         2, 1, figsize=(9, height), height_ratios=(len(phases) + 1, 0.7 * len(names) + 1), layout="constrained"
@@ -108,5 +116,9 @@ def draw(run: Run, rows: list[Share], path: Path) -> None:
     epochs.invert_yaxis()
     epochs.margins(x=0.1)
     epochs.set(title=f"epochs read by the end (dashed: data.max_epochs, {run.data.max_epochs:g})")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot draw there ({error})") from error
+    finally:
+        pyplot.close(figure)
