@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -31,6 +32,7 @@ from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.from_hf import write_weights_only
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.names import Weight, weights
+from jetmoe_megatron.convert.streaming import BLOCK
 
 REPO = Path(__file__).parent.parent
 # Of the released model (Hugging Face commit e289db5).
@@ -50,13 +52,14 @@ class RandomWeights:
 
     def __init__(self, model: Model) -> None:
         self.model, self.weights = model, weights(model)
-        self._numbers = torch.empty(1 << 24).normal_(0, 0.01, generator=torch.Generator().manual_seed(0)).bfloat16()
+        self._numbers = torch.empty(BLOCK).normal_(0, 0.01, generator=torch.Generator().manual_seed(0)).bfloat16()
 
-    def read(self, weight: Weight) -> torch.Tensor:
-        size = torch.Size(weight.shape).numel()
-        shift = hash((weight.hugging_face, 7919)) % self._numbers.numel()
-        numbers = self._numbers.roll(shift)
-        return numbers.repeat(-(-size // numbers.numel()))[:size].view(weight.shape)
+    def blocks(self, weight: Weight) -> Iterator[torch.Tensor]:
+        left = torch.Size(weight.shape).numel()
+        numbers = self._numbers.roll(zlib.crc32(weight.hugging_face.encode()) % BLOCK)
+        while left:
+            yield numbers[: min(left, BLOCK)]
+            left -= min(left, BLOCK)
 
 
 def main() -> int:

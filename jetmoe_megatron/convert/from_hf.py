@@ -26,7 +26,7 @@ from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MODEL_FILE
 from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Folder, Progress, choose_dtype, no_progress, read_as
+from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress
 
 # What Megatron wants to hear before it loads: importing it to have it said takes seconds.
 _FORMAT = {
@@ -91,7 +91,8 @@ class _Planner(DefaultSavePlanner):
             torch.save([None], nothing)
             return nothing
         weight = self._weights[write_item.index]
-        tensor = weight.from_hf(read_as(self._source, weight, self._dtype)).contiguous()
+        tensor = joined(cast(self._source.blocks(weight), weight, self._dtype), weight)
+        tensor = weight.from_hf(tensor).contiguous()
         self._done += tensor.nbytes
         self._progress(self._done, self._total)
         return tensor if weight.layer is None else tensor[None]  # a stack of one layer

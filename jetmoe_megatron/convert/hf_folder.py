@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.names import EMBEDDING, Weight, weights
 from jetmoe_megatron.convert.safetensors_file import INDEX
+from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
 _TOKENIZER_FILES = (
@@ -46,11 +48,14 @@ class HuggingFaceFolder:
         self._file_of = _files(path)
         self.weights = weights(self.model)
         self._refuse_other_tensors()
-        dtypes = {self.read(weight).dtype for weight in self.weights}
+        dtypes = {self._checked(weight).dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
 
-    def read(self, weight: Weight) -> Tensor:
-        """The file is mapped for each tensor anew, so that what has been read does not stay in memory."""
+    def blocks(self, weight: Weight) -> Iterator[Tensor]:
+        """Its numbers as stored; the file is mapped for each tensor anew, so that what is read leaves memory again."""
+        return iter(self._checked(weight).flatten().split(BLOCK))
+
+    def _checked(self, weight: Weight) -> Tensor:
         tensor = self._read(weight.hugging_face)
         if tuple(tensor.shape) != weight.shape:
             raise UserError(

@@ -8,6 +8,9 @@ tensor lie, and those pieces of the `.distcp` files that hold the model. The opt
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from jetmoe_megatron.checkpoint.saved_run import RUN_FILE, read_saved_run
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.names import Weight, weights
+from jetmoe_megatron.convert.safetensors_file import as_bytes
+from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
 MODEL_FILE = "model.yaml"  # in the place of a run, in a checkpoint that comes from a Hugging Face folder
@@ -55,25 +60,36 @@ class MegatronFolder:
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
 
-    def read(self, weight: Weight) -> Tensor:
-        """In Hugging Face's layout. Holds this one tensor in memory, and one piece of it."""
-        whole: Tensor | None = None
+    def blocks(self, weight: Weight) -> Iterator[Tensor]:
+        """Its numbers as stored, in the order of Hugging Face's tensor; each block is valid until the next one.
+
+        In memory is one block, or the tensor where its pieces do not simply follow each other.
+        """
+        pieces = self._pieces(weight)
+        shape = weight.megatron_shape
+        if weight.name.same_order and all(piece.shape[1:] == shape[1:] for piece in pieces):
+            for piece in sorted(pieces, key=lambda piece: piece.place[0].start):
+                yield from piece.blocks()
+            return
+        whole = torch.empty(shape, dtype=pieces[0].dtype)
+        for piece in pieces:
+            whole[piece.place] = torch.cat([block.clone() for block in piece.blocks()]).view(piece.shape)
+        yield from weight.to_hf(whole).flatten().split(BLOCK)
+
+    def _pieces(self, weight: Weight) -> list[_Piece]:
+        """Of this layer, as the ranks have written them."""
+        pieces = []
         for chunk in self._stored(weight).chunks:
-            place = [slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)]
-            if weight.layer is not None:
-                in_stack = place.pop(0)
-                if not in_stack.start <= weight.layer < in_stack.stop:
+            piece = self._find(weight, chunk)
+            if weight.layer is not None:  # the first axis is the layers'
+                stack, *place = piece.place
+                if not stack.start <= weight.layer < stack.stop:
                     continue
-            piece = self._read_piece(weight, chunk)
-            if weight.layer is not None:
-                piece = piece[weight.layer - in_stack.start]
-            if piece.shape == weight.megatron_shape:
-                return weight.to_hf(piece)
-            if whole is None:
-                whole = torch.empty(weight.megatron_shape, dtype=piece.dtype)
-            whole[tuple(place)] = piece
-        assert whole is not None, "torch.distributed.checkpoint's metadata covers every tensor"
-        return weight.to_hf(whole)
+                shape = piece.shape[1:]
+                start = piece.start + (weight.layer - stack.start) * prod(shape) * piece.dtype.itemsize
+                piece = replace(piece, start=start, shape=shape, place=tuple(place))
+            pieces.append(piece)
+        return pieces
 
     def _stored(self, weight: Weight) -> TensorStorageMetadata:
         entry = self._metadata.state_dict_metadata.get(weight.megatron)
@@ -87,20 +103,45 @@ class MegatronFolder:
             )
         return entry
 
-    def _read_piece(self, weight: Weight, chunk: ChunkStorageMetadata) -> Tensor:
+    def _find(self, weight: Weight, chunk: ChunkStorageMetadata) -> _Piece:
         place = self._metadata.storage_data[MetadataIndex(weight.megatron, chunk.offsets)]
         file = self.path / place.relative_path
         try:
             with open(file, "rb") as stream:
                 view: Any = _create_file_view(stream, place.offset, place.length)
-                piece = torch.load(view, map_location="cpu", weights_only=True)
+                tensor = torch.load(view, map_location="meta", weights_only=True)
+            if tensor.shape != chunk.sizes or not tensor.is_contiguous():
+                raise ValueError("another shape than .metadata says")
+            start = place.offset + tensor.untyped_storage()._checkpoint_offset
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
         except Exception as error:  # torch raises of its own and of many kinds
             raise UserError(f"{file}: damaged: {weight.megatron} cannot be read ({type(error).__name__})") from None
-        if not isinstance(piece, Tensor) or piece.shape != chunk.sizes:
-            raise UserError(f"{file}: damaged: {weight.megatron} has not the shape that .metadata says")
-        return piece
+        where = tuple(slice(begin, begin + size) for begin, size in zip(chunk.offsets, chunk.sizes, strict=True))
+        return _Piece(file, start, tuple(tensor.shape), tensor.dtype, where)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Numbers that lie together in a file."""
+
+    file: Path
+    start: int  # byte
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    place: tuple[slice, ...]  # in the whole tensor
+
+    def blocks(self) -> Iterator[Tensor]:
+        left = prod(self.shape)
+        memory = torch.empty(min(left, BLOCK), dtype=self.dtype)
+        with open(self.file, "rb") as stream:
+            stream.seek(self.start)
+            while left:
+                block = memory[: min(left, BLOCK)]
+                if stream.readinto(as_bytes(block)) < block.nbytes:
+                    raise UserError(f"{self.file}: damaged: it ends too early")
+                yield block
+                left -= block.numel()
 
 
 def _read_metadata(path: Path) -> Metadata:

@@ -47,6 +47,7 @@ class Name:
     dimensions: str  # of Hugging Face's tensor
     to_hf: Reshape = _same
     from_hf: Reshape = _same
+    same_order: bool = True  # of the numbers
 
 
 EMBEDDING = Name("model.embed_tokens.weight", "embedding.word_embeddings.weight", "V H")
@@ -59,7 +60,7 @@ LAYER = (
     Name("self_attention.experts.input_linear.weight", "self_attention.linear_q.weight", "E A H"),
     Name("self_attention.experts.output_linear.weight", "self_attention.linear_out.weight", "E H A"),
     Name("self_attention.experts.router.layer.weight", "self_attention.router.weight", "E H"),
-    Name("self_attention.kv_proj.weight", "self_attention.linear_kv.weight", "2A H", _kv_to_hf, _kv_from_hf),
+    Name("self_attention.kv_proj.weight", "self_attention.linear_kv.weight", "2A H", _kv_to_hf, _kv_from_hf, False),
     Name("post_attention_layernorm.weight", "pre_mlp_layernorm.weight", "H"),
     Name("mlp.bias", "mlp.bias", "H"),
     Name("mlp.input_linear.weight", "mlp.experts.linear_in.weight", "E 2F H", _glu_to_hf, _glu_from_hf),

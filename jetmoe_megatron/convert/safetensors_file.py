@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 
 import torch
 
@@ -69,10 +68,6 @@ def index_json(shards: Sequence[Shard], dtype: torch.dtype) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def write_shard(shard: Shard, folder: Path, tensors: Iterator[torch.Tensor]) -> Iterator[int]:
-    """Write the shard's tensors, given in the order of its weights. Yields the bytes of each when it is written."""
-    with open(folder / shard.file, "wb") as file:
-        file.write(shard.header)
-        for _, tensor in zip(shard.weights, tensors, strict=False):
-            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
-            yield tensor.nbytes
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor."""
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())

@@ -1,10 +1,12 @@
-"""Tensors one after the other, cast and checked, the next one read while the last one is written."""
+"""Tensors in blocks of about half a megabyte, which stay in the processor's cache between being read and being written.
+
+That is several times as fast as reading and writing tensors of hundreds of megabytes whole, and takes no memory.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from math import isfinite, prod
 from typing import Protocol
 
 import torch
@@ -15,6 +17,8 @@ from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+BLOCK = 1 << 18  # numbers: half a megabyte in bf16
+
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -29,7 +33,8 @@ class Folder(Protocol):
     weights: list[Weight]
     dtype: torch.dtype | None  # of all tensors, or None if they differ
 
-    def read(self, weight: Weight) -> Tensor: ...
+    def blocks(self, weight: Weight) -> Iterator[Tensor]:
+        """Its numbers as stored, in the order of Hugging Face's tensor; each block is valid until the next one."""
 
 
 def choose_dtype(folder: Folder, name: str | None) -> torch.dtype:
@@ -41,26 +46,25 @@ def choose_dtype(folder: Folder, name: str | None) -> torch.dtype:
     return folder.dtype
 
 
-def read_ahead(folder: Folder, weights: Iterable[Weight], dtype: torch.dtype) -> Iterator[Tensor]:
-    """In the order of `weights`. Two tensors are in memory at a time."""
-    with ThreadPoolExecutor(1) as reader:
-        pending: deque[Future[Tensor]] = deque()
-        for weight in weights:
-            pending.append(reader.submit(read_as, folder, weight, dtype))
-            if len(pending) == 2:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+def cast(blocks: Iterator[Tensor], weight: Weight, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Raises UserError if a value is not a finite number, or has no place in `dtype`."""
+    for block in blocks:
+        result = block.to(dtype)
+        if not all(isfinite(value) for value in result.aminmax()):
+            if block.isnan().any():
+                raise UserError(f"{weight.hugging_face}: holds values that are not numbers (NaN)")
+            name = next(name for name, known in DTYPES.items() if known == dtype)
+            largest = block.abs().max()
+            raise UserError(f"{weight.hugging_face}: holds {largest:g}, which {name} cannot: choose another --dtype")
+        yield result
 
 
-def read_as(folder: Folder, weight: Weight, dtype: torch.dtype) -> Tensor:
-    """Raises UserError if a value is not a number or has no place in `dtype`."""
-    tensor = folder.read(weight)
-    low, high = (value.item() for value in tensor.aminmax())
-    if low != low or high != high:
-        raise UserError(f"{weight.hugging_face}: holds values that are not numbers (NaN)")
-    largest = max(-low, high)
-    if largest > torch.finfo(dtype).max:
-        name = next(name for name, known in DTYPES.items() if known == dtype)
-        raise UserError(f"{weight.hugging_face}: holds {largest:g}, which {name} cannot: choose another --dtype")
-    return tensor.to(dtype).contiguous()
+def joined(blocks: Iterator[Tensor], weight: Weight) -> Tensor:
+    """The whole tensor, in Hugging Face's shape."""
+    whole, done = torch.empty(0), 0
+    for block in blocks:
+        if done == 0:
+            whole = torch.empty(prod(weight.shape), dtype=block.dtype)
+        whole[done : done + block.numel()] = block
+        done += block.numel()
+    return whole.view(weight.shape)

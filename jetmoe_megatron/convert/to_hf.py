@@ -11,8 +11,8 @@ from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import copy_tokenizer, read_json, write_json
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
-from jetmoe_megatron.convert.safetensors_file import INDEX, index_json, nbytes, split_into_shards, write_shard
-from jetmoe_megatron.convert.streaming import Progress, choose_dtype, no_progress, read_ahead
+from jetmoe_megatron.convert.safetensors_file import INDEX, as_bytes, index_json, nbytes, split_into_shards
+from jetmoe_megatron.convert.streaming import Progress, cast, choose_dtype, no_progress
 from jetmoe_megatron.errors import UserError
 
 SHARD_BYTES = 5 * 10**9  # of the released model
@@ -69,12 +69,15 @@ def write_hf_folder(
         write_json(aside / "generation_config.json", {"_from_model_config": True, **special})
         if len(shards) > 1:
             (aside / INDEX).write_text(index_json(shards, dtype), encoding="utf-8")
-        tensors = read_ahead(source, (weight for shard in shards for weight in shard.weights), dtype)
         done = 0
         for shard in shards:
-            for written in write_shard(shard, aside, tensors):
-                done += written
-                progress(done, total)
+            with open(aside / shard.file, "wb") as file:
+                file.write(shard.header)
+                for weight in shard.weights:
+                    for block in cast(source.blocks(weight), weight, dtype):
+                        file.write(as_bytes(block))
+                        done += block.nbytes
+                        progress(done, total)
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:
