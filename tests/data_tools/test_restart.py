@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on(
 
     def interrupt(stats: Stats) -> None:
         seen.append(stats.documents)
-        if len(seen) == 5:
+        if len(seen) in (5, 6):
             raise KeyboardInterrupt
 
     def run(prefix: Path, **options: object) -> None:
@@ -147,8 +147,13 @@ def test_an_interrupted_run_goes_on(
         f"note: {tmp_path}/out.partial keeps {seen[-1]} documents; the same command goes on from there"
     )
     assert not (tmp_path / "out.bin").exists()
+    for kind in ("bin", "lengths", "skipped"):  # what a kill leaves behind that was not saved
+        with open(tmp_path / "out.partial" / kind, "ab") as stream:
+            stream.write(b"\1\0\2\0" * 1000)
     before = seen[-1]
-    run(tmp_path / "out", workers=2, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", workers=2, progress=interrupt)
+    run(tmp_path / "out", progress=interrupt)
     assert f"note: going on after the {before} documents in {tmp_path}/out.partial" in messages
     assert all(documents > before for documents in seen[5:])
     assert content(tmp_path / "out") == want
