@@ -46,7 +46,7 @@ class Model(Section):
     # norm's can be chosen (`rms_norm_eps` of the Hugging Face config).
     norm_eps: float = Field(1e-5, gt=0)
     init_std: float = Field(0.01, gt=0)  # `initializer_range` of the released config
-    expert_backend: Literal["auto", "loop", "torch"] = "auto"
+    expert_backend: Literal["auto", "loop", "torch", "megablocks", "te", "te_fp8"] = "auto"
 
 
 class Losses(Section):

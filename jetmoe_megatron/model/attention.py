@@ -106,15 +106,14 @@ class MixtureOfAttention(MegatronModule):
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)
             gates_TE = gather_from_sequence_parallel_region(gates_TE, group=self.tp_group)
         gates_TK, expert_TK = gates_TE.topk(self.router.topk, dim=-1)
-        dispatch = Dispatch(expert_TK, self.config.num_moe_experts, self.expert_group)
+        dispatch = Dispatch(expert_TK, self.config.num_moe_experts, self.expert_group, self.linear_q.backend)
 
         u_TH = hidden_states.flatten(0, 1)
         q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_L))
         kv, _ = self.linear_kv(hidden_states)
         a_TKA = self._attend(q_TKA, kv, rotary_pos_emb, attention_mask)
 
-        y_TKH = dispatch.slots_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L))
-        y_TH = (y_TKH * gates_TK.unsqueeze(-1).to(y_TKH.dtype)).sum(dim=1)
+        y_TH = dispatch.tokens_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L), gates_TK)
         output = y_TH.unflatten(0, hidden_states.shape[:2])
         if self.config.sequence_parallel:
             output = reduce_scatter_to_sequence_parallel_region(output, group=self.tp_group)

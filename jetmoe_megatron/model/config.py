@@ -9,7 +9,7 @@ from megatron.core.transformer import TransformerConfig
 
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.model.experts import resolve_backend
+from jetmoe_megatron.model.experts.choose import choose_backend
 
 # The released code builds the norms inside the layers with this eps whatever its config says
 # (transformers/models/jetmoe/modeling_jetmoe.py: `JetMoeRMSNorm(config.hidden_size)`), so training does too.
@@ -96,5 +96,5 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
         shard_attention_experts=run.parallel.attention_experts == "sharded",
         global_balance=run.losses.scope == "global_batch",
-        expert_backend=resolve_backend(model, run.precision),
+        expert_backend=choose_backend(model, run.precision).name,
     )
