@@ -215,6 +215,15 @@ def test_a_run_that_failed_goes_on_by_skipping(
     assert content(tmp_path / "out") == content(tmp_path / "want")
 
 
+def test_nothing_stays_where_there_is_no_document(
+    tmp_path: Path, tokenizer_dir: Path, small_shards: None, jsonl: Callable[..., Path], tree: Tree
+) -> None:
+    path = jsonl("in.jsonl", *[b'{"text": ""}'] * 10_000)
+    with pytest.raises(InputError, match="no documents in the inputs: 10000 empty, 0 broken"):
+        tokenize([path], tmp_path / "out", tokenizer_dir)
+    assert tree(tmp_path) == ["in.jsonl"]
+
+
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, source: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").write_text("mine")
