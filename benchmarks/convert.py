@@ -1,6 +1,6 @@
 """How fast and in how little memory `jetmoe convert to-hf` writes a model of JetMoE-8B's size, beside `cp`.
 
-    python benchmarks/convert.py [--model configs/models/jetmoe_8b.yaml] [--folder /tmp] [--repeat 3] [--record]
+    python -m benchmarks.convert [--model configs/models/jetmoe_8b.yaml] [--folder /tmp] [--repeat 3] [--record]
 
 Writes a checkpoint with that many random weights, 17 GB for the 8B, and needs twice that of free disk; all of it is
 deleted at the end. Each round copies the checkpoint's tensors with `cp` and converts them with the command, both in
@@ -146,7 +146,7 @@ def record(table: str) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         "# Conversion of a model of JetMoE-8B's size\n\n"
-        f"`python benchmarks/convert.py`, commit {commit.strip()}, {date.today()}, {os.cpu_count()} CPU cores "
+        f"`python -m benchmarks.convert`, commit {commit.strip()}, {date.today()}, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), {memory:.0f} GiB of memory, torch {torch.__version__}.\n"
         "The rate is that of the whole command, imports included, from a cold file cache. All 266 names and the four "
         f"file sizes were those of the released model in every round.\n\n{table}"

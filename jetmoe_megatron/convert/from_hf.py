@@ -65,8 +65,11 @@ def write_weights_only(
         with warnings.catch_warnings():  # that it runs in one process is what is wanted
             warnings.simplefilter("ignore", UserWarning)
             planner = _Planner(source, dtype, progress)
-            dcp.save({}, storage_writer=FileSystemWriter(aside), planner=planner, no_dist=True)
-        torch.save({"tokens": 0}, aside / "common.pt")
+            try:
+                dcp.save({}, storage_writer=FileSystemWriter(aside), planner=planner, no_dist=True)
+            except dcp.api.CheckpointException as error:
+                raise error.failures[0][0] from None  # what was raised while writing
+        torch.save({}, aside / "common.pt")
         write_json(aside / "metadata.json", _FORMAT)
 
 

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from jetmoe_megatron.checkpoint.saved_run import RUN_FILE, read_saved_run
+from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.names import Weight, weights
@@ -41,20 +40,13 @@ class MegatronFolder:
         dtype: of all its tensors, or None if they differ.
         max_positions: the longest sequence it is meant for.
         tokenizer: the folder of its tokenizer, if it has one.
+        weights: its tensors.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises UserError if this is not a whole checkpoint, or of another shape than its run says."""
         self.path = path
-        self.tokenizer: Path | None
-        if (path / MODEL_FILE).is_file() and not (path / RUN_FILE).exists():
-            self.model = _read_model(path / MODEL_FILE)
-            self.tokenizer = path / COMPANIONS
-            _, self.max_positions = read_hf_config(json.loads((self.tokenizer / "config.json").read_text("utf-8")))
-        else:
-            run = read_saved_run(path)
-            self.model, self.max_positions = run.model, run.batch.sequence_length
-            self.tokenizer = Path(run.tokenizer) if run.tokenizer else None
+        self.model, self.max_positions, self.tokenizer = _read_shape(path)
         self._metadata = _read_metadata(path)
         self.weights = weights(self.model)
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
@@ -153,8 +145,19 @@ def _read_metadata(path: Path) -> Metadata:
         raise UserError(f"{path}/.metadata: damaged ({type(error).__name__})") from None
 
 
-def _read_model(file: Path) -> Model:
+def _read_shape(path: Path) -> tuple[Model, int, Path | None]:
+    """The model, its longest sequence and its tokenizer. What else a run says may come from another version."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    file = next((path / name for name in (RUN_FILE, MODEL_FILE) if (path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{path}: not a checkpoint of this program: it has neither {RUN_FILE} nor {MODEL_FILE}")
     try:
-        return Model.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{file}: not a model's shape as `jetmoe convert from-hf` writes it") from None
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file.name == MODEL_FILE:
+            _, max_positions = read_hf_config(json.loads((path / COMPANIONS / "config.json").read_text("utf-8")))
+            return Model.model_validate(tree), max_positions, path / COMPANIONS
+        tokenizer = Path(tree["tokenizer"]) if tree.get("tokenizer") else None
+        return Model.model_validate(tree["model"]), int(tree["batch"]["sequence_length"]), tokenizer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: damaged, or of another program ({type(error).__name__})") from None

@@ -24,7 +24,7 @@ def save_and_load(tree: dict[str, Any], root: str, checkpoint: str | None) -> li
     with training(tree, 1) as (run, model, batches_of_steps):
         disturb(model)
         optimizer = build_optimizer(run, model)
-        save_checkpoint(Path(root), run, 0, model, optimizer)
+        save_checkpoint(Path(root), run, {"tokens": 0, "data": {}}, model, optimizer)
         if checkpoint is None:
             return []
         named = [item for chunk in model for item in chunk.named_parameters()]
