@@ -6,7 +6,8 @@ experts give it K groups of query heads. Head h of every group attends to key-va
     q_j = W_q[e_j] u            o = sum_j gate_j * W_o[e_j] a_j + bias
     k, v = W_kv u               a_j = softmax(rope(q_j) rope(k)^T / sqrt(d)) v
 
-To a grouped-query kernel that is the order [kv head, slot], while tokens carry [slot, kv head]: hence the transposes.
+To a grouped-query kernel that is the order [kv head, slot], while tokens carry [slot, kv head]: hence the transposes,
+the first of which is part of the rotation.
 
 Tensor parallelism splits the heads, and with them the rows of every W_q and the columns of every W_o.
 
@@ -16,12 +17,12 @@ A = N * C.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
@@ -32,11 +33,13 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetmoe_megatron.model.config import JetMoEConfig
 from jetmoe_megatron.model.dispatch import Dispatch
 from jetmoe_megatron.model.experts.weight import ExpertLinear
 from jetmoe_megatron.model.mlp import output_bias
+from jetmoe_megatron.model.rotary import turn
 
 
 @dataclass
@@ -123,15 +126,15 @@ class MixtureOfAttention(MegatronModule):
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
         sequence, batch = kv.shape[:2]
         slots, heads, channels = q_TKA.shape[1], self.local_kv_heads, self.channels
-        q = q_TKA.view(sequence, batch, slots, heads, channels).transpose(2, 3)
-        q = q.reshape(sequence, batch, heads * slots, channels)
         k, v = kv.view(sequence, batch, heads, 2, channels).unbind(3)
-        q = apply_rotary_pos_emb(q, rotary_pos_emb, config=self.config)
-        k = apply_rotary_pos_emb(k, rotary_pos_emb, config=self.config)
+        q = turn(q_TKA.view(sequence, batch, slots, heads, channels), rotary_pos_emb)
+        k = turn(k.unsqueeze(2), rotary_pos_emb)
         a = self.core_attention(q, k, v, mask).view(sequence, batch, heads, slots, channels).transpose(2, 3)
         return a.reshape(sequence * batch, slots, heads * channels)
 
 
+# Without the one that holds S x S scores: a shape that none of these can serve is an error, not a slow surprise.
+GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -149,9 +152,16 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
 
 
 def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's fused kernel, which never holds S x S scores."""
+    """torch's fused kernels, which never hold S x S scores.
+
+    On a GPU the flash kernel lets groups of heads share keys and values as they are. It takes neither a mask nor fp32;
+    the one that does wants them once for each head (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    """
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
-    a = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if mask is None else ~mask, is_causal=mask is None, enable_gqa=True
-    )
+    if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    with sdpa_kernel(GPU_KERNELS) if q.is_cuda else contextlib.nullcontext():
+        a = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if mask is None else ~mask, is_causal=mask is None, enable_gqa=True
+        )
     return a.permute(2, 0, 1, 3).flatten(2)
