@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,7 @@ RELEASED_SIZES = [4_879_573_992, 4_933_084_288, 4_933_084_344, 2_298_765_576]
 @dataclass
 class Measured:
     seconds: float
+    processor: float  # seconds
     peak_gb: float  # resident
 
 
@@ -101,10 +103,14 @@ def measure(model: Model, folder: Path, repeat: int) -> str:
         cp, ours = results["cp"], results["to-hf"]
         rows.append(
             f"| {i} | {total / cp.seconds / 1e9:.2f} | {total / ours.seconds / 1e9:.2f} | "
-            f"{cp.seconds / ours.seconds:.2f} | {ours.peak_gb:.2f} |"
+            f"{cp.seconds / ours.seconds:.2f} | {cp.processor:.0f} | {ours.processor:.0f} | {ours.peak_gb:.2f} | "
+            f"{os.getloadavg()[0]:.1f} |"
         )
         print(rows[-1], flush=True)
-    head = "| round | cp, GB/s | to-hf, GB/s | to-hf / cp | to-hf, peak resident GB |\n|---|---|---|---|---|\n"
+    head = (
+        "| round | cp, GB/s | to-hf, GB/s | to-hf / cp | cp, processor s | to-hf, processor s | "
+        "to-hf, peak resident GB | load of the machine |\n|---|---|---|---|---|---|---|---|\n"
+    )
     return f"{total:,} bytes of tensors in bf16\n\n" + head + "\n".join(rows) + "\n"
 
 
@@ -112,10 +118,21 @@ def run(command: Sequence[str]) -> Measured:
     """To the end, from the start of the process: imports count."""
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=REPO)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
+    peak = 0
+    while (waited := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        peak = max(peak, peak_of(process.pid))  # wait4's own would be that of this process, if it is larger
+        time.sleep(0.02)
+    seconds = time.perf_counter() - started
+    if waited[1] != 0:
         raise SystemExit(f"{command[0]} failed")
-    return Measured(time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9)
+    return Measured(seconds, waited[2].ru_utime + waited[2].ru_stime, peak / 1e9)
+
+
+def peak_of(pid: int) -> int:
+    """The most memory the process has had resident, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0
 
 
 def forget(folder: Path) -> None:
