@@ -10,7 +10,8 @@ or on PYTHONPATH. Writes the table to benchmarks/results/tokenize.md.
 
 import sys
 
-sys.path.pop(0)  # this folder, where this file would stand for the module `tokenize` of the standard library
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, where this file would stand for the module `tokenize` of the standard library
 
 import argparse
 import datetime
