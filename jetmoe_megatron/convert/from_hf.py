@@ -26,7 +26,7 @@ from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MODEL_FILE
 from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress
+from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread
 
 # What Megatron wants to hear before it loads: importing it to have it said takes seconds.
 _FORMAT = {
@@ -57,7 +57,7 @@ def write_weights_only(
     out: Path, source: Folder, dtype: torch.dtype, companions: Path, progress: Progress = no_progress
 ) -> None:
     """What megatron.core.dist_checkpointing.save writes, but tensor by tensor and without ranks."""
-    with new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
+    with one_thread(), new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
         (aside / COMPANIONS).mkdir()
         shutil.copy(companions / "config.json", aside / COMPANIONS)
         copy_tokenizer(companions, aside / COMPANIONS)

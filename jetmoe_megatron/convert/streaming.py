@@ -6,6 +6,7 @@ That is several times as fast as reading and writing tensors of hundreds of mega
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import isfinite, prod
 from typing import Protocol
 
@@ -35,6 +36,17 @@ class Folder(Protocol):
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
         """Its numbers as stored, in the order of Hugging Face's tensor; each block is valid until the next one."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A block is too small to be worth sharing, and threads that wait for each other suffer where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_dtype(folder: Folder, name: str | None) -> torch.dtype:
