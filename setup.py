@@ -15,7 +15,7 @@ setup(
         "megatron-core==0.16.1",  # the newest for Python 3.10 and 3.11; the CPU adapter names its lines
         "transformers>=4.57,<6",  # Hugging Face's JetMoE: conversion target and ground truth of the tests
         "tokenizers>=0.22",  # BPE training and tokenization: what a tokenizer.json means
-        # The same ids about 30 times as fast, compared at run time; it has no wheel for Linux on ARM.
+        # The same ids, many times as fast, compared at run time; it has no wheel for Linux on ARM.
         "fastokens>=0.3.5,<0.4; platform_machine != 'aarch64'",
         "sentencepiece>=0.2",  # tokenizers that are SentencePiece models
         "orjson>=3.10",  # JSON lines, several times as fast as the standard library
