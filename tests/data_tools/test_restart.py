@@ -73,7 +73,7 @@ def test_killed_at_random_moments_with_other_numbers_of_workers(
     while kills < 10 or resumed < 3:
         process = start("out", rng.choice([1, 2, 3]))
         try:
-            _, errors = process.communicate(timeout=rng.uniform(0.3, 1.0) * duration)
+            _, errors = process.communicate(timeout=rng.uniform(0.5, 1.0) * duration)
             assert process.returncode == 0, errors
         except subprocess.TimeoutExpired:
             process.kill()
