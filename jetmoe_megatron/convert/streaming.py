@@ -1,4 +1,4 @@
-"""Tensors in blocks of about half a megabyte, which stay in the processor's cache between being read and being written.
+"""Tensors in blocks of a quarter of a megabyte, which stay in the processor's cache between being read and being written.
 
 That is several times as fast as reading and writing tensors of hundreds of megabytes whole, and takes no memory.
 """
@@ -18,7 +18,7 @@ from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-BLOCK = 1 << 18  # numbers: half a megabyte in bf16
+BLOCK = 1 << 17  # numbers: a quarter of a megabyte in bf16
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
