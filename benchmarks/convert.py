@@ -33,6 +33,7 @@ from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.from_hf import write_weights_only
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.names import Weight, weights
+from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import BLOCK
 
 REPO = Path(__file__).parent.parent
@@ -45,6 +46,7 @@ class Measured:
     seconds: float
     processor: float  # seconds
     peak_gb: float  # resident
+    load: float  # of the machine, at the end: processes that run or wait for a core or the disk
 
 
 class RandomWeights:
@@ -73,45 +75,56 @@ def main() -> int:
     arguments = parser.parse_args()
     model = Model.model_validate(yaml.safe_load(arguments.model.read_text()))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        table = measure(model, Path(folder), arguments.repeat)
+        rounds = measure(model, Path(folder), arguments.repeat)
+    table = table_of(model, rounds)
     print(table)
     if arguments.record:
         (REPO / "benchmarks/results/convert.md").write_text(record(table))
     return 0
 
 
-def measure(model: Model, folder: Path, repeat: int) -> str:
+def measure(model: Model, folder: Path, repeat: int) -> list[tuple[Measured, Measured]]:
+    """`cp` and `to-hf`, in turn."""
     checkpoint, out = folder / "checkpoint", folder / "out"
-    total = sum(torch.Size(weight.shape).numel() * 2 for weight in weights(model))
+    needed = 2.1 * total_bytes(model)
     free = shutil.disk_usage(folder).free
-    if free < 2.1 * total:
-        raise SystemExit(f"{folder}: needs {2.1 * total / 1e9:.0f} GB of free disk, has {free / 1e9:.0f}")
+    if free < needed:
+        raise SystemExit(f"{folder}: needs {needed / 1e9:.0f} GB of free disk, has {free / 1e9:.0f}")
     (folder / "config.json").write_text(json.dumps(hf_config(model, 4096, "bfloat16", {})))
     write_weights_only(checkpoint, RandomWeights(model), torch.bfloat16, folder)
-    rows = []
-    for i in range(1, repeat + 1):
-        results = {}
-        for name, command in (
-            ("cp", ["cp", str(checkpoint / "__0_0.distcp"), str(out)]),
-            ("to-hf", [sys.executable, "-m", "jetmoe_megatron.cli", "convert", "to-hf", str(checkpoint), str(out)]),
-        ):
-            forget(checkpoint)
-            results[name] = run(command)
-            if name == "to-hf":
-                check(out, model)
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
-        cp, ours = results["cp"], results["to-hf"]
-        rows.append(
-            f"| {i} | {total / cp.seconds / 1e9:.2f} | {total / ours.seconds / 1e9:.2f} | "
-            f"{cp.seconds / ours.seconds:.2f} | {cp.processor:.0f} | {ours.processor:.0f} | {ours.peak_gb:.2f} | "
-            f"{os.getloadavg()[0]:.1f} |"
-        )
-        print(rows[-1], flush=True)
-    head = (
+    rounds = []
+    for _ in range(repeat):
+        forget(checkpoint)
+        cp = run(["cp", str(checkpoint / "__0_0.distcp"), str(out)])
+        out.unlink()
+        forget(checkpoint)
+        ours = run([sys.executable, "-m", "jetmoe_megatron.cli", "convert", "to-hf", str(checkpoint), str(out)])
+        check(out, model)
+        shutil.rmtree(out)
+        rounds.append((cp, ours))
+    return rounds
+
+
+def total_bytes(model: Model) -> int:
+    return sum(nbytes(weight, torch.bfloat16) for weight in weights(model))
+
+
+def table_of(model: Model, rounds: Sequence[tuple[Measured, Measured]]) -> str:
+    gigabytes = total_bytes(model) / 1e9
+    lines = [
+        f"{total_bytes(model):,} bytes of tensors in bf16.",
+        "",
         "| round | cp, GB/s | to-hf, GB/s | to-hf / cp | cp, processor s | to-hf, processor s | "
-        "to-hf, peak resident GB | load of the machine |\n|---|---|---|---|---|---|---|---|\n"
-    )
-    return f"{total:,} bytes of tensors in bf16\n\n" + head + "\n".join(rows) + "\n"
+        "to-hf, peak resident GB | load of the machine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for i, (cp, ours) in enumerate(rounds, 1):
+        lines.append(
+            f"| {i} | {gigabytes / cp.seconds:.2f} | {gigabytes / ours.seconds:.2f} | "
+            f"{cp.seconds / ours.seconds:.2f} | {cp.processor:.0f} | {ours.processor:.0f} | {ours.peak_gb:.2f} | "
+            f"{cp.load:.1f}, {ours.load:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def run(command: Sequence[str]) -> Measured:
@@ -125,7 +138,7 @@ def run(command: Sequence[str]) -> Measured:
     seconds = time.perf_counter() - started
     if waited[1] != 0:
         raise SystemExit(f"{command[0]} failed")
-    return Measured(seconds, waited[2].ru_utime + waited[2].ru_stime, peak / 1e9)
+    return Measured(seconds, waited[2].ru_utime + waited[2].ru_stime, peak / 1e9, os.getloadavg()[0])
 
 
 def peak_of(pid: int) -> int:

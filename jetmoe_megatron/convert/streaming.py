@@ -1,4 +1,4 @@
-"""Tensors in blocks of a quarter of a megabyte, which stay in the processor's cache between being read and being written.
+"""Tensors in blocks that stay in the processor's cache between being read and being written.
 
 That is several times as fast as reading and writing tensors of hundreds of megabytes whole, and takes no memory.
 """
