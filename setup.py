@@ -22,6 +22,7 @@ setup(
         "zstandard>=0.23",  # .zst files; Python has its own from 3.14 on
         "pyarrow>=16",  # Parquet files
         "safetensors>=0.5",  # the weights of an exported model
+        "tqdm>=4.66",  # progress of a conversion
         "pydantic>=2.7,<3",  # the typed YAML schema
         "PyYAML>=6,<7",
         "numpy>=1.26",
@@ -37,6 +38,7 @@ setup(
         "s3": ["boto3>=1.34"],  # data sets in object storage
         "eval": ["lm-eval>=0.4"],
         "dev": [
+            "accelerate>=1.1",  # what transformers' Trainer asks for, in examples/finetune_hf.py
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
