@@ -169,7 +169,9 @@ def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
     Raises:
         UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through.
     """
-    missing = {dataset: dataset.missing(epochs) for dataset, epochs in needed.items()}  # ranks agree: none builds yet
+    missing = {dataset: dataset.missing(epochs) for dataset, epochs in needed.items()}
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # none builds before all have looked: they must agree on what is missing
     tokens = sum(dataset.tokens * len(epochs) for dataset, epochs in missing.items())
     if tokens > run.data.build_limit_tokens:
         raise UserError(
