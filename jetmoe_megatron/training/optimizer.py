@@ -73,8 +73,11 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
     )
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
     for part in optimizer.chained_optimizers:
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
-            _let_torch_adamw_resume(part)
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                group["fused"] = True  # one kernel instead of a dozen passes; Megatron has no way to ask for it
+            if isinstance(part, DistributedOptimizer):
+                _let_torch_adamw_resume(part)
     return optimizer
 
 
@@ -88,7 +91,7 @@ def _let_torch_adamw_resume(optimizer: DistributedOptimizer) -> None:
     for group in optimizer.optimizer.param_groups:
         for parameter in group["params"]:
             state = optimizer.optimizer.state[parameter]
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device=parameter.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
     copy_state = optimizer._set_main_param_and_optimizer_states
 
