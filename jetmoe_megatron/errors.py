@@ -1,4 +1,5 @@
 EXIT_BAD_INPUT = 2
+EXIT_NOT_SAVED = 1  # trained, but the last checkpoint could not be written
 EXIT_RUN_ME_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped on a signal after saving
 
 

@@ -1,34 +1,75 @@
-"""Where a run goes on: at its newest checkpoint, or at the beginning."""
+"""Where a run goes on: at its newest whole checkpoint, at one that it starts from, or at the beginning."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jetmoe_megatron.checkpoint.folder import newest
-from jetmoe_megatron.checkpoint.saved_run import read_progress, refuse_other_run
+import torch
+
+from jetmoe_megatron.checkpoint.folder import DAMAGED, newest, set_aside
+from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
+from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, read_progress, refuse_other_run
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.blend import Ledger, fingerprint, ledger_of
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.training.branch import source_of
 
 
 @dataclass(frozen=True)
 class Start:
     checkpoint: Path | None
-    tokens: int  # consumed
+    weights_only: bool  # of it: the optimizer and everything else begin anew
+    progress: dict[str, Any]  # `tokens` consumed, and what else the checkpoint holds
     ledger: Ledger
 
 
 def find_start(run: Run) -> Start:
-    """Raises UserError with one line if the run may not go on from its newest checkpoint, and says why."""
+    """Looks at names, sizes and small files; no process group is needed.
+
+    Raises:
+        UserError: one line that says why the run may not go on from there.
+    """
     folder = RunFolder(run)
-    checkpoint = newest(folder.checkpoints)
+    checkpoint = newest_whole(folder.checkpoints)
     blend = fingerprint(run, folder.data_cache)
-    if checkpoint is None:
-        return Start(None, 0, ledger_of(run, blend, None, None))
-    if run.checkpoint.resume == "never":
-        raise UserError(f"checkpoint.resume: never, but {checkpoint} exists: choose another output_dir or resume: auto")
-    refuse_other_run(checkpoint, run)
-    progress = read_progress(checkpoint)
-    return Start(checkpoint, progress["tokens"], ledger_of(run, blend, progress["data"], checkpoint))
+    if checkpoint is not None:
+        if run.checkpoint.resume == "never":
+            raise UserError(
+                f"checkpoint.resume: never, but {checkpoint} exists: choose another output_dir or resume: auto"
+            )
+        refuse_other_run(checkpoint, run)
+        progress = read_progress(checkpoint)
+        return Start(checkpoint, False, progress, ledger_of(run, blend, progress["data"], checkpoint))
+    if left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
+        raise UserError(
+            f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or begin anew in another output_dir"
+        )
+    if run.start_from is None:
+        return Start(None, False, {"tokens": 0}, Ledger(blend))
+    source = source_of(run.start_from)
+    if not (source / PROGRESS_FILE).is_file():  # made of a Hugging Face model
+        return Start(source, True, {"tokens": 0}, Ledger(blend))
+    progress = read_progress(source)
+    allowed = run.model_copy(update={"data": run.data.model_copy(update={"new_blend": True})})
+    ledger = ledger_of(allowed, blend, progress["data"], source)
+    return Start(source, False, {"tokens": progress["tokens"], "branched_at": progress["tokens"]}, ledger)
+
+
+def set_damaged_aside(run: Run) -> None:
+    """Check the newest checkpoint byte by byte, each rank its share, until one is whole. All ranks call it."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    root = RunFolder(run).checkpoints
+    while checkpoint := newest(root):
+        found: list[str | None] = [None] * world
+        torch.distributed.all_gather_object(found, find_damage(checkpoint, share=(rank, world)))
+        damage = next((reason for reason in found if reason), None)
+        if damage is None:
+            return
+        if rank == 0:
+            aside = set_aside(checkpoint)
+            print(f"warning: {checkpoint} is damaged: {damage}; set aside as {aside.name}", file=sys.stderr, flush=True)
+        torch.distributed.barrier()
