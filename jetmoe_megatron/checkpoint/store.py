@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, refuse_code
@@ -87,8 +88,8 @@ class Saver:
             return
         try:
             self._queue.maybe_finalize_async_calls(blocking=wait)
-        except Exception as error:  # Megatron raises on all ranks what a writer of any rank could not do
-            self._fail(str(error).splitlines()[-1])
+        except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
+            self._fail(_in_short(error))
 
     def _begin(self, path: Path, progress: dict[str, Any], size: int) -> Path | None:
         """Rank 0 makes the folder where there is room for it; all ranks learn its name."""
@@ -145,10 +146,18 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
         parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
         state["optimizer"] = sharded(empty_state(optimizer), state)
         loaded = dist_checkpointing.load(state, str(path))
-    except Exception as error:  # the libraries raise of their own and of many kinds
-        raise UserError(f"{path}: cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}") from error
+    except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
+        raise UserError(f"{path}: cannot be loaded: {_in_short(error)}") from error
     fill_model(model, loaded)
     set_state(optimizer, unsharded(loaded["optimizer"], parameters), loaded["optimizer_steps"])
+
+
+def _in_short(error: BaseException) -> str:
+    """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _bytes(state: dict[str, Any]) -> int:

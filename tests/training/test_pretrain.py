@@ -147,7 +147,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "output": (["output_dir=setup.py/run"], "output_dir: setup.py is a file"),
     "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
-    "another model": (["model.num_layers=4", "output_dir=OTHER"], "cannot resume with another model.num_layers"),
+    "another model": (
+        ["model.num_layers=4", "output_dir=OTHER"],
+        "was made with another model.num_layers (saved 2, now 4). Set it back, or start another run from it",
+    ),
     "another mixture": (
         ["phases.0.data.0.weight=9", "output_dir=OTHER"],
         "was trained on other data: phases.stable.share.code 0.75 -> 0.9; phases.stable.share.prose 0.25 -> 0.1. Set",
