@@ -66,13 +66,11 @@ def gather_state(optimizer: MegatronOptimizer) -> State:
 
 
 def steps_done(optimizer: MegatronOptimizer) -> int:
-    for part in _parts(optimizer):
-        for group in part.optimizer.param_groups:
-            if "step" in group:  # where Transformer Engine and Apex keep it
-                return int(group["step"])
-            for main in group["params"]:
-                return int(part.optimizer.state[main]["step"])
-    return 0
+    part = _parts(optimizer)[0]
+    group = next(group for group in part.optimizer.param_groups if group["params"])
+    if isinstance(part.optimizer, torch.optim.AdamW):
+        return int(part.optimizer.state[group["params"][0]]["step"])
+    return int(group.get("step", 0))  # where Transformer Engine and Apex keep it
 
 
 @torch.no_grad()
@@ -81,7 +79,7 @@ def set_state(optimizer: MegatronOptimizer, state: State, steps: int) -> None:
     for part in _parts(optimizer):
         _allocate(part)
         for group in part.optimizer.param_groups:
-            if not isinstance(part.optimizer, torch.optim.Optimizer) or "step" in group:
+            if not isinstance(part.optimizer, torch.optim.AdamW):
                 group["step"] = steps
         if isinstance(part, DistributedOptimizer):
             for parameter, place in _own_ranges(part):
