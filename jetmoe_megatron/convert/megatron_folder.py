@@ -53,7 +53,7 @@ class MegatronFolder:
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
-        """Its numbers as stored, in the order of Hugging Face's tensor; each block is valid until the next one.
+        """Its numbers as stored, in the order of Hugging Face's tensor.
 
         In memory is one block, or the tensor where its pieces do not simply follow each other.
         """
@@ -65,7 +65,7 @@ class MegatronFolder:
             return
         whole = torch.empty(shape, dtype=pieces[0].dtype)
         for piece in pieces:
-            whole[piece.place] = torch.cat([block.clone() for block in piece.blocks()]).view(piece.shape)
+            whole[piece.place] = torch.cat(list(piece.blocks())).view(piece.shape)
         yield from weight.to_hf(whole).flatten().split(BLOCK)
 
     def _pieces(self, weight: Weight) -> list[_Piece]:
@@ -125,11 +125,10 @@ class _Piece:
 
     def blocks(self) -> Iterator[Tensor]:
         left = prod(self.shape)
-        memory = torch.empty(min(left, BLOCK), dtype=self.dtype)
         with open(self.file, "rb") as stream:
             stream.seek(self.start)
             while left:
-                block = memory[: min(left, BLOCK)]
+                block = torch.empty(min(left, BLOCK), dtype=self.dtype)
                 if stream.readinto(as_bytes(block)) < block.nbytes:
                     raise UserError(f"{self.file}: damaged: it ends too early")
                 yield block
