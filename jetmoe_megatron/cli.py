@@ -160,9 +160,9 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(path: Path) -> Path:
-    from jetmoe_megatron.checkpoint.folder import newest
+    from jetmoe_megatron.checkpoint.integrity import newest_whole
 
-    return newest(path / "checkpoints") or path
+    return newest_whole(path / "checkpoints") or path
 
 
 def _token_ids(text: str | None) -> list[int] | None:

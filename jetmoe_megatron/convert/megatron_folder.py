@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
+from jetmoe_megatron.checkpoint.integrity import METADATA, refuse_code
 from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
@@ -136,12 +137,13 @@ class _Piece:
 
 
 def _read_metadata(path: Path) -> Metadata:
-    if not (path / ".metadata").is_file():
-        raise UserError(f"{path}: not a whole checkpoint: it has no .metadata")
+    if not (path / METADATA).is_file():
+        raise UserError(f"{path}: not a whole checkpoint: it has no {METADATA}")
     try:
+        refuse_code(path)
         return FileSystemReader(path).read_metadata()
-    except Exception as error:
-        raise UserError(f"{path}/.metadata: damaged ({type(error).__name__})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _read_shape(path: Path) -> tuple[Model, int, Path | None]:

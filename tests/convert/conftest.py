@@ -43,7 +43,7 @@ def save(world_of_one: None, tmp_path_factory: pytest.TempPathFactory) -> Callab
     """Write a checkpoint from this one process; keyword arguments change the run."""
 
     def save(**changes: Any) -> Saved:
-        from jetmoe_megatron.checkpoint.store import save_checkpoint
+        from jetmoe_megatron.checkpoint.store import Saver
         from jetmoe_megatron.config import Run
         from jetmoe_megatron.config.layout import resolve_layout
         from jetmoe_megatron.model.build import build_model
@@ -57,9 +57,9 @@ def save(world_of_one: None, tmp_path_factory: pytest.TempPathFactory) -> Callab
         model = wrap_for_data_parallel(run, build_model(run, resolve_layout(run, 1)))
         disturb(model)
         optimizer = build_optimizer(run, model)
-        progress = {"tokens": 2048, "data": {}}
-        checkpoint = save_checkpoint(folder / "run/checkpoints", run, progress, model, optimizer)
-        return Saved(checkpoint, model[0], tree)
+        saver = Saver(folder / "run/checkpoints", run, is_permanent=lambda tokens: False)
+        saver.save({"tokens": 2048, "data": {}}, model, optimizer, wait=True)
+        return Saved(folder / "run/checkpoints/tokens_2048", model[0], tree)
 
     return save
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
@@ -137,6 +138,15 @@ def damaged_metadata(checkpoint: Path) -> None:
     (checkpoint / ".metadata").write_bytes(b"nothing")
 
 
+class Crafted:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/jetmoe-was-here",)
+
+
+def crafted_metadata(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Crafted()))
+
+
 def truncated(checkpoint: Path) -> None:
     for file in checkpoint.glob("*.distcp"):
         os.truncate(file, file.stat().st_size // 4)
@@ -168,13 +178,17 @@ def other_program(checkpoint: Path) -> None:
     for file in [*checkpoint.glob("*.distcp"), checkpoint / ".metadata"]:
         file.unlink()
     dcp.save({"weight": torch.zeros(3)}, checkpoint_id=checkpoint, no_dist=True)
+    metadata = dcp.FileSystemReader(checkpoint).read_metadata()
+    metadata.storage_meta = None  # which has a path, that no checkpoint of ours needs
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
 
 
 REFUSED: dict[Callable[[Path], None], str] = {
     no_folder: "no such checkpoint folder",
     empty_folder: "not a checkpoint of this program: it has neither run.yaml nor model.yaml",
     no_tensors: "not a whole checkpoint: it has no .metadata",
-    damaged_metadata: ".metadata: damaged",
+    damaged_metadata: ".metadata cannot be read: ",
+    crafted_metadata: ".metadata cannot be read: it names posix.mkdir, which no checkpoint needs",
     truncated: "damaged: ",
     missing_file: "No such file",
     another_width: "has the shape [2, 6, 2, 48, 32], but by the model of the checkpoint it is [2, 6, 2, 50, 32]",
