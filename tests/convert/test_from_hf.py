@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 from data_tools.tokenizer import train_bpe
 from jetmoe_megatron.convert.from_hf import convert_from_hf
 from jetmoe_megatron.convert.to_hf import convert_to_hf
+from jetmoe_megatron.convert.verify import compare_tensors
 from jetmoe_megatron.errors import UserError
 from tests.convert.conftest import ORIGINAL, Saved
-from tests.support import command
+from tests.support import command, pretrain, small_run, write_run
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -40,7 +41,6 @@ def test_the_checkpoint_computes_what_transformers_does(released: Path, tmp_path
     from jetmoe_megatron.config.layout import resolve_layout
     from jetmoe_megatron.model.build import build_model
     from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-    from tests.support import small_run
 
     convert_from_hf(released, tmp_path / "checkpoint")
     tree = small_run(tmp_path, {"code": "unused", "prose": "unused"})
@@ -58,6 +58,18 @@ def test_the_checkpoint_computes_what_transformers_does(released: Path, tmp_path
         (loaded,) = (parameter for name, parameter in model[0].named_parameters() if name.endswith(end))
         stored = truth.get_parameter("model.layers.1.mlp.output_linear.weight")
         assert torch.equal(loaded, stored.to(loaded.dtype))
+
+
+def test_training_goes_on_from_it(released: Path, tmp_path: Path, data: dict[str, str]) -> None:
+    """A step too small to see, on two tensor-parallel ranks, leaves the weights that Hugging Face had."""
+    convert_from_hf(released, tmp_path / "base")
+    tree = small_run(tmp_path, data, start_from=str(tmp_path / "base"), parallel={"tensor": 2}, schedule={})
+    tree |= {"model": str(tmp_path / "base/model.yaml"), "optimizer": {"max_lr": 1e-9, "weight_decay": 0.0}}
+    result = pretrain(2, write_run(tmp_path, tree), "debug.max_steps=1")
+    assert result.returncode == 0, result.stderr
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    comparison = compare_tensors(checkpoint, released)
+    assert 0 < comparison.different and comparison.largest < 1e-7, comparison
 
 
 @pytest.mark.parametrize("form", ["single", "sharded", "original names", "fp16", "bf16"])
