@@ -30,7 +30,7 @@ setup(
     ],
     extras_require={
         # MegaBlocks pins torch and packaging to versions that exclude Megatron-Core's, so it cannot be named here:
-        # install it with --no-deps. NVIDIA's Apex is not on the package index; the package of that name is another.
+        # scripts/install_gpu.sh installs it. NVIDIA's Apex is not on the index; the package of that name is another.
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 declares
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.16"],
