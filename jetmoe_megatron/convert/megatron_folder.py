@@ -71,17 +71,17 @@ class MegatronFolder:
 
     def _pieces(self, weight: Weight) -> list[_Piece]:
         """Of this layer, as the ranks have written them."""
-        pieces = []
+        layer, pieces = weight.layer, []
         for chunk in self._stored(weight).chunks:
-            piece = self._find(weight, chunk)
-            if weight.layer is not None:  # the first axis is the layers'
-                stack, *place = piece.place
-                if not stack.start <= weight.layer < stack.stop:
-                    continue
+            if layer is None:
+                pieces.append(self._find(weight, chunk))
+            elif 0 <= layer - chunk.offsets[0] < chunk.sizes[0]:  # the first axis is the layers'
+                piece = self._find(weight, chunk)
                 shape = piece.shape[1:]
-                start = piece.start + (weight.layer - stack.start) * prod(shape) * piece.dtype.itemsize
-                piece = replace(piece, start=start, shape=shape, place=tuple(place))
-            pieces.append(piece)
+                start = piece.start + (layer - chunk.offsets[0]) * prod(shape) * piece.dtype.itemsize
+                pieces.append(replace(piece, start=start, shape=shape, place=piece.place[1:]))
+        if sum(prod(piece.shape) for piece in pieces) != prod(weight.megatron_shape):
+            raise UserError(f"{self.path}: {weight.hugging_face} is not whole: parts of it are missing")
         return pieces
 
     def _stored(self, weight: Weight) -> TensorStorageMetadata:
@@ -97,7 +97,9 @@ class MegatronFolder:
         return entry
 
     def _find(self, weight: Weight, chunk: ChunkStorageMetadata) -> _Piece:
-        place = self._metadata.storage_data[MetadataIndex(weight.megatron, chunk.offsets)]
+        place = self._metadata.storage_data.get(MetadataIndex(weight.megatron, chunk.offsets))
+        if place is None:
+            raise UserError(f"{self.path}: {weight.megatron} is not whole: parts of it are missing")
         file = self.path / place.relative_path
         try:
             with open(file, "rb") as stream:
