@@ -19,7 +19,7 @@ from tests.ranks import run_ranks
 def gather_and_attend(config: Any, layer_number: int, groups: Any) -> Any:
     from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, _mask: None) -> Tensor:
         ranks, rank, local = groups.cp.size(), groups.cp.rank(), q.shape[0]
         chunks = torch.arange(ranks * local).view(2 * ranks, -1)  # rank r has chunks r and 2 * ranks - 1 - r
         positions = torch.cat([torch.cat([chunks[r], chunks[2 * ranks - 1 - r]]) for r in range(ranks)])
