@@ -20,6 +20,7 @@ from torch.distributed import checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_tools.tokenizer import train_bpe
+from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from jetmoe_megatron.errors import UserError
 from tests.convert.conftest import Saved
@@ -104,15 +105,14 @@ def test_progress_ends_at_the_total(saved: Saved, tmp_path: Path) -> None:
     assert seen[-1] == (sum(t.nbytes for t in load_file(tmp_path / "hf/model.safetensors").values()),) * 2
 
 
-def test_command(saved: Saved, tmp_path: Path) -> None:
-    run_folder = saved.checkpoint.parent.parent
-    result = command("jetmoe", "convert", "to-hf", run_folder, tmp_path / "hf")
+def test_command(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = command("jetmoe", "convert", "to-hf", saved.checkpoint.parent.parent, tmp_path / "hf")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert (tmp_path / "hf/model.safetensors").is_file()
-    again = command("jetmoe", "convert", "to-hf", saved.checkpoint, tmp_path / "hf")
-    assert again.returncode == 2
-    assert again.stderr == f"error: {tmp_path}/hf: exists already; remove it or choose another folder\n"
+    assert main(["convert", "to-hf", str(saved.checkpoint), str(tmp_path / "hf")]) == 2
+    error = f"error: {tmp_path}/hf: exists already; remove it or choose another folder\n"
+    assert capsys.readouterr().err == error
 
 
 def copy(saved: Saved, tmp_path: Path) -> Path:
