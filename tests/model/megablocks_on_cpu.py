@@ -44,6 +44,11 @@ def main() -> int:
         if importlib.util.find_spec(package) is None:
             print(f"{package} is not installed")
             return 3
+    import triton
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
+        print(f"the interpreter of triton {triton.__version__} does not work with numpy 2.4: 3.9 does")
+        return 3
     stand_ins()
     import torch
 

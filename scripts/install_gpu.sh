@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Install what a GPU needs, with versions that work together: docs/install.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() {
+  cat <<'TEXT'
+usage: scripts/install_gpu.sh [--te] [--megablocks] [--all] [--wheels FOLDER] [--dry-run]
+
+Installs jetmoe-megatron into the environment of $PYTHON (default: python3). torch is left as it is if it is there.
+  --te            Transformer Engine: fused attention for context parallelism, FusedAdam, expert_backend te and te_fp8
+  --megablocks    MegaBlocks and its grouped matmul: expert_backend megablocks
+  --all           both
+  --wheels FOLDER from the wheels of a folder, without a network
+  --dry-run       print the commands and run none
+TEXT
+}
+
+te=false megablocks=false dry_run=false wheels=""
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --te) te=true ;;
+    --megablocks) megablocks=true ;;
+    --all) te=true megablocks=true ;;
+    --wheels)
+      wheels=${2:?--wheels: name a folder}
+      shift
+      ;;
+    --dry-run) dry_run=true ;;
+    -h | --help)
+      usage
+      exit 0
+      ;;
+    *)
+      usage >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+if [[ -n $wheels && ! -d $wheels ]]; then
+  echo "error: --wheels: $wheels is not a folder" >&2
+  exit 2
+fi
+if [[ -n $wheels ]]; then
+  wheels=$(cd "$wheels" && pwd)
+fi
+
+python=${PYTHON:-python3}
+run() {
+  printf '+%s\n' "$(printf ' %q' "$@")"
+  if [[ $dry_run == false ]]; then
+    "$@"
+  fi
+}
+pip() {
+  if [[ -n $wheels ]]; then
+    run "$python" -m pip install --no-index --find-links "$wheels" "$@"
+  else
+    run "$python" -m pip install "$@"
+  fi
+}
+# Torch's version and CUDA, the GPU's architecture (Hopper's where there is none), and whether the packages work.
+facts() {
+  "$python" -W ignore -c '
+import importlib, importlib.metadata, torch
+
+def works(*names):
+    try:
+        return [importlib.import_module(name) for name in names] and 1
+    except (ImportError, OSError):
+        return 0
+
+capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+print(importlib.metadata.version("torch"), (torch.version.cuda or "none").split(".")[0], "%d.%d" % capability,
+      works("transformer_engine.pytorch"), works("grouped_gemm", "megablocks.ops"))' 2> /dev/null
+}
+
+if ! "$python" -c 'import importlib.util as u; raise SystemExit(u.find_spec("torch") is None)'; then
+  pip 'torch==2.11.0' # its wheel on the package index is the one for CUDA 13
+fi
+read -r torch cuda arch has_te has_megablocks < <(facts || echo "2.11.0 13 9.0 0 0")
+# A container's torch must stay what it is: pip is held to it.
+held=$(mktemp)
+trap 'rm -rf "$held" "${source:-}"' EXIT
+echo "torch==$torch" > "$held"
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$arch}
+pip setuptools wheel
+pip -c "$held" --no-build-isolation .
+
+# What is built from source needs the compiler of the CUDA that torch was built for.
+if [[ -z $wheels && $dry_run == false ]] && { $te || $megablocks; }; then
+  nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
+  if [[ $cuda == none ]]; then
+    echo "error: this torch is built without CUDA: install one that is, or set PYTHON to a Python that has it" >&2
+    exit 2
+  fi
+  if ! "$nvcc" --version 2> /dev/null | grep -q "release $cuda\."; then
+    echo "error: building needs nvcc of CUDA $cuda: install the toolkit and set CUDA_HOME to its folder" >&2
+    exit 2
+  fi
+fi
+
+if $te && [[ $has_te == 0 ]]; then
+  # Its torch part is built from source, against the torch that is here: no isolated build with another one.
+  NVTE_FRAMEWORK=pytorch pip -c "$held" --no-build-isolation 'transformer-engine[pytorch]>=2.9,<2.12' pybind11 ninja
+fi
+
+if $megablocks && [[ $has_megablocks == 0 ]]; then
+  pip 'stanford-stk==0.7.1'
+  # --no-deps: MegaBlocks pins torch 2.7 and a `packaging` that Megatron-Core does not accept.
+  # --no-build-isolation: else it is built against torch 2.7.
+  # --no-cache-dir: built once without CUDA, a wheel without the extension would be taken from the cache ever after.
+  options=(--no-deps --no-build-isolation --no-cache-dir)
+  if [[ -n $wheels ]]; then
+    pip "${options[@]}" 'grouped_gemm==0.3.0' 'megablocks==0.10.0'
+  else
+    pip "${options[@]}" 'grouped_gemm==0.3.0'
+    source=$(mktemp -d)
+    run "$python" -m pip download "${options[@]}" --no-binary :all: --dest "$source" 'megablocks==0.10.0'
+    run tar -xzf "$source/megablocks-0.10.0.tar.gz" -C "$source"
+    # CUDA 13 dropped the last argument of these two calls of CUB.
+    run sed -i -z -E 's/stream,[[:space:]]+debug_synchronous\)/stream)/g' "$source/megablocks-0.10.0/csrc/cumsum.h"
+    pip "${options[@]}" "$source/megablocks-0.10.0"
+  fi
+fi
+
+# NVIDIA's Apex is used where it is installed, as in NVIDIA's containers. The package index has another `apex`.
+run "$python" scripts/gpu_packages.py

@@ -1,0 +1,100 @@
+"""The installer's commands, and the script that runs everything there is for a GPU, as far as they go without one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import REPO, environment
+
+INSTALL = REPO / "scripts/install_gpu.sh"
+
+
+def install(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(INSTALL), *arguments],
+        env={**environment(), "PYTHON": python},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def commands(*arguments: str) -> str:
+    result = install("--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert all(line.startswith("+ ") for line in result.stdout.splitlines())
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def everything() -> str:
+    return commands("--all")
+
+
+def test_nothing_but_the_package_itself() -> None:
+    text = commands()
+    assert re.search(r"pip install -c \S+ --no-build-isolation \.$", text, re.MULTILINE)  # torch is held
+    assert "torch==" not in text and "transformer" not in text and "megablocks==" not in text
+
+
+def test_megablocks_is_built_around_its_traps(everything: str) -> None:
+    lines = everything.splitlines()
+    built = [line for line in lines if "grouped_gemm==" in line or "megablocks" in line and "pip" in line]
+    assert len(built) == 3
+    for line in built:
+        assert "--no-deps --no-build-isolation --no-cache-dir" in line
+    (patch,) = [line for line in lines if "cumsum.h" in line and "sed" in line]
+    assert "debug_synchronous" in patch
+    assert lines.index(patch) < lines.index(built[2])
+
+
+def test_apex_is_never_asked_for(everything: str) -> None:
+    assert "apex" not in everything.lower()
+
+
+def test_wheels_of_a_folder(tmp_path: Path) -> None:
+    lines = [line for line in commands("--all", "--wheels", str(tmp_path)).splitlines() if " pip " in line]
+    assert len(lines) >= 4
+    assert all(f"--no-index --find-links {tmp_path}" in line for line in lines)
+    assert "is not a folder" in install("--wheels", str(tmp_path / "none")).stderr
+
+
+def test_torch_without_cuda_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    """A Python whose pip does nothing stands for one that has all there is on the index."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\n[[ $2 == pip ]] && exit 0\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    result = install("--megablocks", python=str(python))
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("error: this torch is built without CUDA")
+    assert "grouped_gemm" not in result.stdout
+
+
+def test_unknown_option() -> None:
+    result = install("--cuda")
+    assert result.returncode == 2 and "usage:" in result.stderr
+
+
+@pytest.mark.parametrize("script", ["install_gpu.sh", "gpu_check.sh"])
+def test_shellcheck(script: str) -> None:
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    assert shellcheck.exists(), "install the extra `dev`"
+    checked = subprocess.run([shellcheck, REPO / "scripts" / script], capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.slow
+def test_gpu_check_without_a_gpu(tmp_path: Path) -> None:
+    command = ["bash", str(REPO / "scripts/gpu_check.sh"), str(tmp_path / "out")]
+    result = subprocess.run(
+        command, env={**environment(), "PYTHON": sys.executable}, capture_output=True, text=True, timeout=500
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "needs a CUDA GPU" in (tmp_path / "out/tests.txt").read_text()
+    assert "figures of no interest" in (tmp_path / "out/gpu_step.md").read_text()
+    assert "not usable" in (tmp_path / "out/packages.txt").read_text()
