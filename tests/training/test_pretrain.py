@@ -141,7 +141,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "too few for one sequence",
     ),
     "tokenizer": (["tokenizer=no/such/folder"], "tokenizer: no/such/folder is not a folder"),
-    "backend": (["model.expert_backend=torch", "model.ffn_hidden_size=50"], "use loop"),
+    "backend": (["model.expert_backend=torch", "model.ffn_hidden_size=50"], "ffn_hidden_size (50) is not"),
     "layout without its package": (
         ["parallel.context=2", "--dry-run", "--world=2"],
         "parallel.context: context parallelism needs Transformer Engine, which is not installed",
