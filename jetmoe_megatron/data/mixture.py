@@ -12,7 +12,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
@@ -100,8 +99,7 @@ class RunSamples(torch.utils.data.Dataset):
         self.run, self.began = run, began
         self.sequences = {name: Sequences(path, run, cache) for name, path in _paths(run.phases).items()}
         self.stretches = [_Stretch(first, order, {}) for first, order in orders(run, cache, began.sample)]
-        for stretch in self.stretches:
-            on_rank_0(stretch.order.build)
+        on_rank_0(lambda: [stretch.order.build() for stretch in self.stretches])
         self._open()
         needed = {
             dataset: dataset.epochs(began.sequences.get(name, 0), self.end.sequences[name])
@@ -169,24 +167,25 @@ def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
     Raises:
         UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through.
     """
-    missing = {dataset: dataset.missing(epochs) for dataset, epochs in needed.items()}  # ranks agree: none builds yet
+    missing = {dataset: dataset.missing(epochs) for dataset, epochs in needed.items()}
     tokens = sum(dataset.tokens * len(epochs) for dataset, epochs in missing.items())
     if tokens > run.data.build_limit_tokens:
         raise UserError(
             f"data.build_limit_tokens: the indices of {tokens:,} tokens are missing in the cache, and training builds "
             f"no more than {run.data.build_limit_tokens:,} itself: run `jetmoe data prepare RUN.yaml` first"
         )
-    for dataset, epochs in missing.items():
-        for epoch in epochs:
-            on_rank_0(partial(dataset.build, epoch))
+    on_rank_0(lambda: [dataset.build(epoch) for dataset, epochs in missing.items() for epoch in epochs])
 
 
-def on_rank_0(build: Callable[[], None]) -> None:
-    """The other ranks wait. Outside of a distributed run there is rank 0 alone."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+def on_rank_0(build: Callable[[], object]) -> None:
+    """Once all ranks are here, so that they have seen the same cache; the others wait until it is done."""
+    if not torch.distributed.is_initialized():
         build()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        return
+    torch.distributed.barrier()
+    if torch.distributed.get_rank() == 0:
+        build()
+    torch.distributed.barrier()
 
 
 def _paths(phases: list[Phase]) -> dict[str, str]:

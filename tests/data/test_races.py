@@ -1,0 +1,32 @@
+"""Ranks that come late see a cache in another state than the first one saw."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from jetmoe_megatron.config import Run
+from tests.ranks import run_ranks
+from tests.support import small_run
+
+
+def read_late(folder: str, data: dict[str, str]) -> list[int]:
+    """Rank 1 takes its time before it looks at the cache."""
+    from jetmoe_megatron.data.index_cache import IndexCache
+    from jetmoe_megatron.data.mixture import RunSamples
+    from jetmoe_megatron.data.sequences import Sequences
+    from jetmoe_megatron.platform.device import process_group
+
+    run = Run.model_validate(small_run(Path(folder), data))
+    with process_group():
+        if os.environ["RANK"] == "1":
+            look = Sequences.missing
+            Sequences.missing = lambda self, epochs: (time.sleep(0.5), look(self, epochs))[1]  # type: ignore
+        samples = RunSamples(run, IndexCache(Path(folder) / "cache"))
+        return samples[63]["tokens"].tolist()
+
+
+def test_a_late_rank(tmp_path: Path, data: dict[str, str]) -> None:
+    first, second = run_ranks(2, read_late, str(tmp_path), data, timeout=60)
+    assert first == second
