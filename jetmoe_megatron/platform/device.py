@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 
 from jetmoe_megatron.platform import cpu
+from jetmoe_megatron.platform.lost_ranks import is_lost_connection, name_lost_ranks
 
 
 def has_gpu() -> bool:
@@ -28,8 +29,12 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def process_group(timeout_minutes: int = 30) -> Iterator[None]:
-    """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere."""
+def process_group(timeout_minutes: float = 30) -> Iterator[None]:
+    """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
+
+    Raises:
+        SystemExit: over gloo, with status 1 after naming the ranks that died, or kept the others waiting so long.
+    """
     if "RANK" not in os.environ:  # started without torchrun: a world of one
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
@@ -43,8 +48,13 @@ def process_group(timeout_minutes: int = 30) -> Iterator[None]:
     )
     try:
         yield
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            name_lost_ranks(error)
+        raise
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

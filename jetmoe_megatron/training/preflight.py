@@ -30,10 +30,14 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     if run.tokenizer:
         _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
     check_data(run, look_inside=rank == 0)
-    _check_writable(RunFolder(run).root)
-    find_start(run)
+    folder = RunFolder(run)
+    _check_writable(folder.root)
+    if find_start(run).checkpoint and run.checkpoint.resume == "never":
+        raise UserError(
+            f"checkpoint.resume: never, but {folder.checkpoints} has some: choose another output_dir or resume: auto"
+        )
     if rank == 0:
-        for line in warnings(run, plan(run, RunFolder(run).data_cache)):
+        for line in warnings(run, plan(run, folder.data_cache)):
             print(line, flush=True)
 
 
