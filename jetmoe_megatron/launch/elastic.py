@@ -30,13 +30,13 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_LOST_RANKS, EXIT_RUN_ME_AGAIN
 
 PROGRAM = "jetmoe_megatron.launch.elastic"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-# With these the workers have said all there is to say, and starting them again at once would not help.
-SAID_BY_WORKERS = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
+# With these starting the workers again at once, which --max-restarts is for, would not help.
+DECIDED = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
 
 # How long the other workers of a node may take to end by themselves once one has exited 75.
 PATIENCE_SECONDS = 120.0
@@ -93,8 +93,8 @@ class _PatientAgent(LocalElasticAgent):
             time.sleep(0.1)
         result = super()._monitor_workers(worker_group)
         codes = [failure.exitcode for failure in result.failures.values()]
-        if codes and exit_status(codes, self._relay.passed_on) in SAID_BY_WORKERS:
-            self._remaining_restarts = 0  # --max-restarts is for crashes
+        if codes and exit_status(codes, self._relay.passed_on) in DECIDED:
+            self._remaining_restarts = 0
             # The first node hosts the rendezvous: if its launcher left before the others, they would fail.
             self._exit_barrier_timeout = LEAVE_TOGETHER_SECONDS
             self._exit_barrier()
@@ -150,7 +150,7 @@ def _report_failures(error: ChildFailedError, passed_on: Collection[int]) -> int
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in failures]
     status = exit_status(codes, passed_on)
-    if status not in SAID_BY_WORKERS:
+    if status not in (*DECIDED, EXIT_LOST_RANKS):  # there the workers have said all there is to say
         code = _culprits(codes, passed_on)[0]
         rank, failure = failures[codes.index(code)]
         how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"

@@ -33,7 +33,7 @@ def process_group(timeout_minutes: float = 30) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
 
     Raises:
-        SystemExit: over gloo, with status 1 after naming the ranks that died, or kept the others waiting so long.
+        SystemExit: over gloo, with status 4 after naming the ranks that died, or kept the others waiting so long.
     """
     if "RANK" not in os.environ:  # started without torchrun: a world of one
         os.environ.update(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from typing import NoReturn
 
 import torch
+
+from jetmoe_megatron.errors import EXIT_LOST_RANKS
 
 _GRACE_SECONDS = 5.0  # for the others to notice, once one has given up
 
@@ -17,7 +20,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
 
 
 def name_lost_ranks(error: RuntimeError) -> NoReturn:
-    """Leave the process group and exit with status 1, after a line of one rank on stderr.
+    """Leave the process group and exit with status 4, after a line of one rank on stderr.
 
     A rank that gives up says so in the rendezvous store, and closes its connections, which makes those that wait for
     it give up as well. Who does not say so within a few seconds is the one that died, or hangs.
@@ -34,5 +37,6 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     except torch.distributed.DistError:  # the store was on the rank, or on the node, that is gone
         is_first, who = True, f"rank {rank} lost the others, and the rendezvous too"
     if is_first:
-        print(f"error: {who}: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
-    raise SystemExit(1) from None
+        reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        print(f"error: {who}: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_LOST_RANKS) from None

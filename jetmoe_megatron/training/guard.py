@@ -6,7 +6,8 @@ A step is bad if its loss or gradient norm is NaN or infinite, or spikes: is abo
 
 of the last `window` good steps, where MAD is the median distance from the median and 1.4826 makes it the standard
 deviation of a normal distribution; neither is moved by a few outliers. Both numbers are tested: the loss shows the
-harm when it is done, the gradient norm before the update that does it. The norm varies by factors: its logarithm counts.
+harm when it is done, the gradient norm before the update that does it. The norm varies by factors, so it is tested as
+a logarithm.
 
 A window that is not full decides nothing. A new phase begins with an empty one: its mixture has a loss of its own.
 """
