@@ -44,7 +44,8 @@ class Fault:
     step: int  # from 1, as in metrics.jsonl
     rank: int = 0
     factor: float = float("nan")
-    times: int = 1  # the first steps of this number in a process: after a rollback it comes again
+    first: int = 1  # after a rollback a step comes again: the fault is in its first time,
+    times: int = 1  # and in as many from there, counted in this process
 
 
 def pretrain_with(
@@ -81,7 +82,7 @@ def install(faults: list[Fault]) -> None:
     def now(*kinds: Kind) -> Iterator[Fault]:
         for fault in faults:
             if fault.kind in kinds and fault.rank == int(os.environ.get("RANK", "0")) and seen[-1:] == [fault.step]:
-                if seen.count(fault.step) <= fault.times:
+                if fault.first <= seen.count(fault.step) < fault.first + fault.times:
                     yield fault
 
     def count_steps(original: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
