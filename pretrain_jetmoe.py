@@ -16,6 +16,7 @@ from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
+from jetmoe_megatron.training.branch import branch
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     started = False
     try:
-        run = load_run(arguments.run, arguments.overrides)
+        run = branch(load_run(arguments.run, arguments.overrides))
         layout = resolve_layout(run, arguments.world or world)
         if rank == 0:
             print(describe(run, layout), flush=True)

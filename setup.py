@@ -15,13 +15,14 @@ setup(
         "megatron-core==0.16.1",  # the newest for Python 3.10 and 3.11; the CPU adapter names its lines
         "transformers>=4.57,<6",  # Hugging Face's JetMoE: conversion target and ground truth of the tests
         "tokenizers>=0.22",  # BPE training and tokenization: what a tokenizer.json means
-        # The same ids about 30 times as fast, compared at run time; it has no wheel for Linux on ARM.
+        # The same ids, many times as fast, compared at run time; it has no wheel for Linux on ARM.
         "fastokens>=0.3.5,<0.4; platform_machine != 'aarch64'",
         "sentencepiece>=0.2",  # tokenizers that are SentencePiece models
         "orjson>=3.10",  # JSON lines, several times as fast as the standard library
         "zstandard>=0.23",  # .zst files; Python has its own from 3.14 on
         "pyarrow>=16",  # Parquet files
         "safetensors>=0.5",  # the weights of an exported model
+        "tqdm>=4.66",  # progress of a conversion
         "pydantic>=2.7,<3",  # the typed YAML schema
         "PyYAML>=6,<7",
         "numpy>=1.26",
@@ -29,7 +30,7 @@ setup(
     ],
     extras_require={
         # MegaBlocks pins torch and packaging to versions that exclude Megatron-Core's, so it cannot be named here:
-        # install it with --no-deps. NVIDIA's Apex is not on the package index; the package of that name is another.
+        # scripts/install_gpu.sh installs it. NVIDIA's Apex is not on the index; the package of that name is another.
         "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 declares
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.16"],
@@ -37,6 +38,7 @@ setup(
         "s3": ["boto3>=1.34"],  # data sets in object storage
         "eval": ["lm-eval>=0.4"],
         "dev": [
+            "accelerate>=1.1",  # what transformers' Trainer asks for, in examples/finetune_hf.py
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.6",

@@ -1,6 +1,6 @@
 """Measure `jetmoe data tokenize` beside the libraries below it and Megatron-LM's own tool, in one run.
 
-    python benchmarks/tokenize.py --work DIR [--megatron CHECKOUT] [--workers 2] [--repeat 2]
+    python benchmarks/tokenize.py --work DIR [--megatron CHECKOUT] [--megabytes 100] [--workers 2] [--repeat 2]
 
 The corpus is the Python sources of the running interpreter's installed packages; the tokenizer, a BPE of 4096 ids,
 is trained on a part of it by our own command. Everything runs on the same cores in a process of its own, and must
@@ -10,7 +10,8 @@ or on PYTHONPATH. Writes the table to benchmarks/results/tokenize.md.
 
 import sys
 
-sys.path.pop(0)  # this folder, where this file would stand for the module `tokenize` of the standard library
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, where this file would stand for the module `tokenize` of the standard library
 
 import argparse
 import datetime
@@ -43,10 +44,10 @@ class Row:
     digest: str  # of the token ids
 
 
-def main(work: Path, megatron: Path | None, workers: int, repeat: int) -> None:
+def main(work: Path, megatron: Path | None, megabytes: int, workers: int, repeat: int) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    corpus, small, text_bytes, documents = make_corpus(work)
-    tokenizer = make_tokenizer(work, small)
+    corpus, text_bytes, documents = make_corpus(work, megabytes * 10**6)
+    tokenizer = make_tokenizer(work, corpus)
     environment = {**os.environ, "RAYON_NUM_THREADS": str(workers), "OMP_NUM_THREADS": "1"}
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])  # and so for all processes below
@@ -75,49 +76,51 @@ def main(work: Path, megatron: Path | None, workers: int, repeat: int) -> None:
     if megatron is not None:
         paths = [str(megatron), *filter(None, [os.environ.get("PYTHONPATH")])]
         settings = {**environment, "PYTHONPATH": ":".join(paths)}
-        for source in (small, corpus):
+
+        def theirs(source: Path) -> Row:
             command = [sys.executable, str(megatron / "tools" / "preprocess_data.py"), "--input", str(source)]
             command += ["--output-prefix", str(work / "theirs"), "--workers", str(workers), "--append-eod"]
             command += ["--tokenizer-type", "HuggingFaceTokenizer", "--tokenizer-model", str(plain(tokenizer))]
             name = f"Megatron-LM `tools/preprocess_data.py`, {workers} workers"
-            row = measure(name, command, work / "theirs_text_document", settings)
-            if source == small:
-                startup = row.seconds
-        # The two sizes give its rate without its start, which is the fairer measure for a large corpus.
-        share = small.stat().st_size / corpus.stat().st_size
-        startup -= (row.seconds - startup) * share / (1 - share)
-        rows.append(row)
+            return measure(name, command, work / "theirs_text_document", settings)
+
+        startup = theirs(part_of(corpus, work / "one.jsonl", 1)).seconds
+        rows.append(theirs(corpus))
     different = [row.name for row in rows if row.digest != rows[0].digest]
     if different:
         raise SystemExit(f"other token ids than ours: {', '.join(different)}")
-    report = describe(rows, text_bytes, documents, startup, megatron, workers, repeat)
+    report = describe(rows, text_bytes, documents, startup, megatron, megabytes, workers, repeat)
     RESULTS.write_text(report)
     print(report)
 
 
-def make_corpus(work: Path) -> tuple[Path, Path, int, int]:
-    """JSON lines of all sources, and of the first of them; bytes of text and number of documents."""
-    corpus, small = work / "corpus.jsonl", work / "small.jsonl"
+def make_corpus(work: Path, limit: int) -> tuple[Path, int, int]:
+    """JSON lines of the first sources, about limit bytes of text; bytes of text and number of documents."""
+    corpus = work / "corpus.jsonl"
     documents = text_bytes = 0
-    with open(corpus, "w") as everything, open(small, "w") as part:
+    with open(corpus, "w") as stream:
         for path in sorted(Path(sysconfig.get_path("purelib")).rglob("*.py")):
             try:
                 text = path.read_bytes().decode()
             except (UnicodeDecodeError, OSError):
                 continue
-            if text.strip():
-                line = json.dumps({"text": text, "source": path.name}) + "\n"
-                everything.write(line)
-                if text_bytes < TRAINING_BYTES:
-                    part.write(line)
+            if text.strip() and text_bytes < limit:
+                stream.write(json.dumps({"text": text, "source": path.name}) + "\n")
                 documents += 1
                 text_bytes += len(text.encode())
-    return corpus, small, text_bytes, documents
+    return corpus, text_bytes, documents
+
+
+def part_of(corpus: Path, part: Path, size: int) -> Path:
+    """The first lines of a corpus, at least size bytes."""
+    with open(corpus) as stream:
+        part.write_text("".join(stream.readlines(size)))
+    return part
 
 
 def make_tokenizer(work: Path, corpus: Path) -> Path:
-    folder = work / "tokenizer"
-    command = [sys.executable, "-m", "data_tools", "tokenizer", str(corpus), "--output", str(folder)]
+    folder, part = work / "tokenizer", part_of(corpus, work / "part.jsonl", TRAINING_BYTES)
+    command = [sys.executable, "-m", "data_tools", "tokenizer", str(part), "--output", str(folder)]
     subprocess.run([*command, "--vocab-size", "4096", "--overwrite"], cwd=REPOSITORY, check=True, timeout=LIMIT)
     return folder
 
@@ -189,6 +192,7 @@ def describe(
     documents: int,
     startup: float,
     megatron: Path | None,
+    megabytes: int,
     workers: int,
     repeat: int,
 ) -> str:
@@ -199,10 +203,10 @@ def describe(
     lines = [
         "# Rates of tokenization",
         "",
-        f"{documents} Python sources, {text_bytes / 1e6:.1f} MB of text, a byte-level BPE of 4096 ids, {workers} cores. "
+        f"{documents} Python sources, {text_bytes / 1e6:.1f} MB of text; BPE of 4096 ids; {workers} cores.",
         "The token ids are the same in all rows.",
-        f"A command's time is all of it, from its start to its end; the best of {repeat} runs. The processor's time is "
-        "that of all its processes, and depends less on what else runs on the machine.",
+        f"A command's time is all of it, from its start to its end; the best of {repeat} runs.",
+        "The processor's time is that of all its processes, and depends less on what else runs on the machine.",
         "",
         "| what | seconds | MB/s | our command is faster by | processor seconds | less by | memory, MB | load |",
         "|---|---|---|---|---|---|---|---|",
@@ -216,8 +220,8 @@ def describe(
         steady = text_bytes / 1e6 / (rows[-1].seconds - startup)
         lines += [
             "",
-            f"Megatron-LM's tool takes {startup:.1f} s to start (from its times for two sizes). Without that it does "
-            f"{steady:.1f} MB/s, and our command, with its start, is {rate(ours) / steady:.1f} times as fast.",
+            f"Megatron-LM's tool takes {startup:.1f} s for one document. Without that it does {steady:.1f} MB/s, and "
+            f"our command, with its own start, is {rate(ours) / steady:.1f} times as fast.",
         ]
     git = ["git", "-C", str(REPOSITORY)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
@@ -227,7 +231,7 @@ def describe(
     lines += [
         "",
         f"- command: `python benchmarks/tokenize.py --work DIR{' --megatron CHECKOUT' if megatron else ''} "
-        f"--workers {workers} --repeat {repeat}`",
+        f"--megabytes {megabytes} --workers {workers} --repeat {repeat}`",
         f"- commit: {commit}{' with changes in data_tools' if changed else ''}",
         f"- hardware: {cpu()}, {os.cpu_count()} cores, {memory_gib()} GiB, shared with other work: see the loads",
         f"- software: Python {platform.python_version()}, {versions}"
@@ -266,7 +270,8 @@ if __name__ == "__main__":
         )
         parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and all outputs")
         parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM")
+        parser.add_argument("--megabytes", type=int, default=100, help="text to encode, if there is as much (100)")
         parser.add_argument("--workers", type=int, default=2, help="processes, and cores (2)")
         parser.add_argument("--repeat", type=int, default=2, help="runs of each, of which the best counts (2)")
         options = parser.parse_args()
-        main(options.work.resolve(), options.megatron, options.workers, options.repeat)
+        main(options.work.resolve(), options.megatron, options.megabytes, options.workers, options.repeat)

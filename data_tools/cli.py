@@ -60,7 +60,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         "--engine",
         choices=("auto", "fastokens", "tokenizers"),
         default="auto",
-        help="library that encodes: fastokens where its ids are those of tokenizers (auto), or this one",
+        help="library that encodes; auto: fastokens where it gives the ids of tokenizers",
     )
     parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (1); any number gives the same")
     parser.add_argument(

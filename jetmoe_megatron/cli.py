@@ -55,8 +55,9 @@ def _data_mix(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.run_folder import RunFolder
     from jetmoe_megatron.data.plan import draw, plan, table, warnings
+    from jetmoe_megatron.training.branch import branch
 
-    run = load_run(arguments.run_file, arguments.overrides)
+    run = branch(load_run(arguments.run_file, arguments.overrides))
     rows = plan(run, RunFolder(run).data_cache)
     print(table(rows))
     for line in warnings(run, rows):
@@ -71,8 +72,9 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.run_folder import RunFolder
     from jetmoe_megatron.data.checks import check_data
+    from jetmoe_megatron.training.branch import branch
 
-    run = load_run(arguments.run_file, arguments.overrides)
+    run = branch(load_run(arguments.run_file, arguments.overrides))
     check_data(run, thorough=True)
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.prepare import prepare
@@ -158,9 +160,9 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(path: Path) -> Path:
-    from jetmoe_megatron.checkpoint.folder import newest
+    from jetmoe_megatron.checkpoint.integrity import newest_whole
 
-    return newest(path / "checkpoints") or path
+    return newest_whole(path / "checkpoints") or path
 
 
 def _token_ids(text: str | None) -> list[int] | None:

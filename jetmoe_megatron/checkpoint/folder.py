@@ -1,21 +1,30 @@
-"""The folders `checkpoints/tokens_<N>` of a run: which there are, publishing, retention. No tensors here."""
+"""The folders `checkpoints/tokens_<N>` of a run: publishing, setting aside, retention. No tensors here."""
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 _NAME = re.compile(r"tokens_(\d+)")
-UNFINISHED = ".partial"  # a folder that is being written has this at its end
+_UNFINISHED = "tokens_*.partial-*"
+DAMAGED = ".damaged"  # a folder that failed its check has this at its end
 
 
 def checkpoint_path(root: Path, tokens: int) -> Path:
     return root / f"tokens_{tokens}"
 
 
+def unfinished_path(path: Path) -> Path:
+    """Where a checkpoint is written; another one each time, as a process of a killed run may still be writing."""
+    return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+
+
 def published(root: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Oldest first."""
     if not root.is_dir():
         return []
     found = [(int(match[1]), path) for path in root.iterdir() if (match := _NAME.fullmatch(path.name))]
@@ -27,12 +36,40 @@ def newest(root: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def publish(unfinished: Path, path: Path) -> None:
+    """Give a whole checkpoint its name, once its files have reached the disk."""
+    for file in [*unfinished.iterdir(), unfinished]:
+        _sync(file)
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.rename(path)
+    _sync(path.parent)
+
+
+def set_aside(path: Path) -> Path:
+    """Take a damaged checkpoint out of the way; it is not deleted."""
+    aside = path.with_name(path.name + DAMAGED)
+    while aside.exists():
+        aside = path.with_name(f"{path.name}{DAMAGED}-{secrets.token_hex(2)}")
+    path.rename(aside)
+    return aside
+
+
 def clear_unfinished(root: Path) -> None:
-    """Remove what an interrupted save has left."""
-    for path in root.glob(f"tokens_*{UNFINISHED}"):
+    """Remove what interrupted saves have left."""
+    for path in root.glob(_UNFINISHED):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def keep_last(root: Path, count: int) -> None:
-    for path in published(root)[:-count]:
-        shutil.rmtree(path, ignore_errors=True)
+def retain(root: Path, keep_last: int, is_permanent: Callable[[int], bool]) -> None:
+    """Delete all but the last ones and those whose number of tokens is permanent."""
+    for path in published(root)[:-keep_last]:
+        if not is_permanent(int(path.name.removeprefix("tokens_"))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

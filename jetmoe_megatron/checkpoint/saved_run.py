@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from jetmoe_megatron.config import Run, load_run
 from jetmoe_megatron.errors import UserError
 
@@ -15,17 +13,24 @@ RUN_FILE = "run.yaml"  # the resolved run
 PROGRESS_FILE = "progress.json"  # consumed tokens, and what else a resumed run must know
 # What the losses of the steps to come depend on: a resumed run must agree in it.
 _MUST_AGREE = ("seed", "model", "losses", "precision", "batch", "optimizer", "schedule", "phases")
+_NEVER = ("seed", "model", "precision", "batch")  # no option permits these: the position would mean something else
 
 
-def refuse_other_run(path: Path, run: Run) -> None:
-    """Raises UserError that names the first key in which `run` differs from the run saved in `path`."""
-    saved, now = yaml.safe_load((path / RUN_FILE).read_text(encoding="utf-8")), run.model_dump()
-    for section in _MUST_AGREE:
-        difference = _difference(section, saved.get(section), now[section])
-        if difference:
-            raise UserError(
-                f"{path}: cannot resume with another {difference}: set it back or choose another output_dir"
-            )
+def refuse_other_run(path: Path, run: Run, sections: tuple[str, ...] = _MUST_AGREE) -> None:
+    """Raises UserError that names all keys in which `run` differs from the run saved in `path`."""
+    saved, now = read_saved_run(path).model_dump(), run.model_dump()
+    found = [line for section in sections for line in _differences(section, saved[section], now[section])]
+    permitted = tuple(run.checkpoint.may_change)
+    refused = [(key, text) for key, text in found if not _under(key, permitted)]
+    if not refused:
+        return
+    fixed = [key for key, _ in refused if _under(key, _NEVER)]
+    way = (
+        "start another run from it with start_from and its own output_dir"
+        if fixed
+        else f"permit it with checkpoint.may_change=[{','.join(key for key, _ in refused)}]"
+    )
+    raise UserError(f"{path}: was made with another {'; '.join(text for _, text in refused)}. Set it back, or {way}")
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
@@ -39,21 +44,22 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
         raise UserError(f"{file}: missing or damaged, so that the checkpoint cannot be resumed from") from None
 
 
-def _difference(key: str, saved: Any, now: Any) -> str | None:
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _differences(key: str, saved: Any, now: Any) -> list[tuple[str, str]]:
+    """(key, what it was and is) of each value that differs."""
+    # How the work is split and computed may change; what is computed may not. Data has its own fingerprint.
+    if key in {"model.expert_backend", "batch.micro_sequences"} or key.endswith(".data"):
+        return []
     if isinstance(saved, dict) and isinstance(now, dict):
-        for name in {**saved, **now}:
-            # How the work is split and computed may change; what is computed may not. Data has its own fingerprint.
-            if (key, name) in {("model", "expert_backend"), ("batch", "micro_sequences")} or name == "data":
-                continue
-            if found := _difference(f"{key}.{name}", saved.get(name), now.get(name)):
-                return found
-        return None
+        return [found for name in now for found in _differences(f"{key}.{name}", saved.get(name), now[name])]
     if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        for i, (a, b) in enumerate(zip(saved, now, strict=True)):
-            if found := _difference(f"{key}.{i}", a, b):
-                return found
-        return None
-    return None if saved == now else f"{key} (saved {saved!r}, now {now!r})"
+        return [
+            found for i, pair in enumerate(zip(saved, now, strict=True)) for found in _differences(f"{key}.{i}", *pair)
+        ]
+    return [] if saved == now else [(key, f"{key} (saved {saved!r}, now {now!r})")]
 
 
 def read_saved_run(checkpoint: Path) -> Run:

@@ -1,81 +1,185 @@
-"""Save and load model, optimizer and position through megatron.core.dist_checkpointing.
+"""Save and load model, optimizer and progress through megatron.core.dist_checkpointing.
 
 Nothing in training is random (no dropout, no jitter; data order and weights come from the seed and the position), so
 there is no random state to keep.
+
+Saving goes off the training path: tensors are copied to the host where they are not there, a forked process writes and
+checksums them, and the ranks agree a step or more later that all is written; then the folder gets its name.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.utils import unwrap_model
+from torch.distributed.checkpoint.api import CheckpointException
 
-from jetmoe_megatron.checkpoint.folder import UNFINISHED, checkpoint_path, clear_unfinished, keep_last
+from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, refuse_code
+from jetmoe_megatron.checkpoint.optimizer_state import (
+    empty_state,
+    gather_state,
+    set_state,
+    sharded,
+    steps_done,
+    unsharded,
+)
 from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
+from jetmoe_megatron.checkpoint.weights import fill_model, sharded_model
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
 
 
-def save_checkpoint(
-    root: Path,
-    run: Run,
-    progress: dict[str, Any],
-    model: list[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-) -> Path:
-    """Write `tokens_<N>.partial`, then give it its name. All ranks call it; returns the published folder.
+class Saver:
+    """Saves checkpoints of one run, one at a time. All ranks call its methods together."""
 
-    progress: `tokens` consumed, and whatever else `read_progress` is to give back.
-    """
-    path = checkpoint_path(root, progress["tokens"])
-    aside = path.with_name(path.name + UNFINISHED)
-    first = torch.distributed.get_rank() == 0
-    if first:
-        clear_unfinished(root)
-        aside.mkdir(parents=True)
-        (aside / RUN_FILE).write_text(dump_run(run), encoding="utf-8")
-        (aside / PROGRESS_FILE).write_text(json.dumps(progress, indent=1), encoding="utf-8")
-    torch.distributed.barrier()
-    state = _sharded_state(model, optimizer, is_loading=False)
-    dist_checkpointing.save(state, str(aside))
-    torch.distributed.barrier()
-    if first:
-        shutil.rmtree(path, ignore_errors=True)
-        aside.rename(path)
-        keep_last(root, run.checkpoint.keep_last)
-    torch.distributed.barrier()
-    return path
+    def __init__(self, root: Path, run: Run, is_permanent: Callable[[int], bool]) -> None:
+        self.root, self.run, self.is_permanent = root, run, is_permanent
+        self.failed: str | None = None  # why the last save did not succeed
+        self._queue = AsyncCallsQueue()
+        self._on_rank_0 = torch.distributed.get_rank() == 0
+        if self._on_rank_0:
+            clear_unfinished(root)
+
+    def save(
+        self, progress: dict[str, Any], model: list[DistributedDataParallel], optimizer: MegatronOptimizer, wait: bool
+    ) -> None:
+        """Begin to save, once the save before has ended. A failure leaves older checkpoints as they are.
+
+        progress: `tokens` consumed, and whatever else `read_progress` is to give back.
+        wait: come back when the checkpoint has its name, or `failed` says why not.
+        """
+        self.poll(wait=True)
+        path = checkpoint_path(self.root, progress["tokens"])
+        state = {**sharded_model(model), "optimizer_steps": steps_done(optimizer)}
+        state["optimizer"] = sharded(gather_state(optimizer), state)
+        aside = self._begin(path, progress, _bytes(state))
+        if aside is None:
+            return
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), group)
+        request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
+        if request.async_fn is not None:
+            rank = torch.distributed.get_rank()
+            request = request._replace(async_fn=partial(_write_and_sum, request.async_fn, aside, rank))
+        request.add_finalize_fn(partial(self._publish, aside, path))
+        self._queue.schedule_async_request(request)
+        self.poll(wait=wait or not self.run.checkpoint.asynchronous)
+
+    def poll(self, wait: bool = False) -> None:
+        """Publish a checkpoint whose files all ranks have written."""
+        if not self._queue.get_num_unfinalized_calls():
+            return
+        try:
+            self._queue.maybe_finalize_async_calls(blocking=wait)
+        except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
+            self._fail(_in_short(error))
+
+    def _begin(self, path: Path, progress: dict[str, Any], size: int) -> Path | None:
+        """Rank 0 makes the folder where there is room for it; all ranks learn its name."""
+        answer: list[Any] = [None, None]
+        if self._on_rank_0:
+            aside = unfinished_path(path)
+            try:
+                aside.mkdir(parents=True)
+                if size > (free := shutil.disk_usage(aside).free):
+                    raise OSError(0, f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+                (aside / RUN_FILE).write_text(dump_run(self.run), encoding="utf-8")
+                (aside / PROGRESS_FILE).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+                answer = [aside, None]
+            except OSError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                answer = [None, f"{path}: {error.strerror}"]
+        torch.distributed.broadcast_object_list(answer)
+        if answer[1]:
+            self._fail(answer[1])
+        return answer[0]
+
+    def _publish(self, aside: Path, path: Path) -> None:
+        """Megatron has written its metadata; all ranks are here."""
+        answer: list[Any] = [None]
+        if self._on_rank_0:
+            try:
+                _collect_checksums(aside)
+                publish(aside, path)
+                retain(self.root, self.run.checkpoint.keep_last, self.is_permanent)
+            except OSError as error:
+                answer = [f"{path}: {error.strerror}"]
+        torch.distributed.broadcast_object_list(answer)
+        if answer[0]:
+            self._fail(answer[0])
+        else:
+            self.failed = None
+
+    def _fail(self, reason: str) -> None:
+        self.failed = reason
+        if self._on_rank_0:
+            clear_unfinished(self.root)
+            print(f"error: this checkpoint was not saved: {reason}", file=sys.stderr, flush=True)
 
 
 def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
-    """Fill model and optimizer from a published checkpoint. All ranks call it."""
-    state = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(path))
-    for i, chunk in enumerate(unwrap_model(model)):
-        chunk.load_state_dict(state[_model_key(model, i)])
-    optimizer.load_state_dict(state["optimizer"])
+    """Fill model and optimizer from a checkpoint, whatever layout has written it. All ranks call it.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+    try:
+        refuse_code(path)
+        state = {**sharded_model(model), "optimizer_steps": None}
+        parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
+        state["optimizer"] = sharded(empty_state(optimizer), state)
+        loaded = dist_checkpointing.load(state, str(path))
+    except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
+        raise UserError(f"{path}: cannot be loaded: {_in_short(error)}") from error
+    fill_model(model, loaded)
+    set_state(optimizer, unsharded(loaded["optimizer"], parameters), loaded["optimizer_steps"])
 
 
-def _model_key(model: list[DistributedDataParallel], i: int) -> str:
-    return "model" if len(model) == 1 else f"model{i}"
+def _in_short(error: BaseException) -> str:
+    """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _sharded_state(
-    model: list[DistributedDataParallel], optimizer: MegatronOptimizer, is_loading: bool
-) -> dict[str, Any]:
-    metadata = {
-        "singleton_local_shards": False,
-        "chained_optim_avoid_prefix": True,
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-    }
-    chunks = unwrap_model(model)
-    state = {_model_key(model, i): chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(chunks)}
-    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
-    return state
+def _bytes(state: dict[str, Any]) -> int:
+    """Of the whole checkpoint, all ranks together; what several ranks hold counts once."""
+    tensors = [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
+    own = sum(tensor.data.nbytes for tensor in tensors if is_main_replica(tensor.replica_id))
+    total = torch.tensor([own], dtype=torch.int64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(total)
+    return int(total)
+
+
+def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *arguments: Any) -> None:
+    """In the writing process: read back what this rank has written while it is in the page cache."""
+    write(*arguments)
+    sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*.distcp")}
+    (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
+
+
+def _collect_checksums(folder: Path) -> None:
+    sums: dict[str, Any] = {}
+    for part in folder.glob(f"{CHECKSUMS}.*"):
+        sums |= json.loads(part.read_text())
+        os.remove(part)
+    sums |= {path.name: checksum(path) for path in folder.iterdir() if path.name not in sums}
+    (folder / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))

@@ -1,4 +1,4 @@
-"""Load a checkpoint's weights alone, in any layout: from a training checkpoint or one made of a Hugging Face model."""
+"""The model's part of a checkpoint, which any layout can load: a training checkpoint's, or a Hugging Face model's."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import unwrap_model
+
+
+def sharded_model(model: list[DistributedDataParallel]) -> dict[str, Any]:
+    """The weights of each of this rank's chunks as Megatron's ShardedTensors, and nothing that would be pickled."""
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    chunks = {}
+    for i, chunk in enumerate(unwrap_model(model)):
+        state = chunk.sharded_state_dict(metadata=metadata)
+        # Megatron's linear layers add an empty `_extra_state` each.
+        chunks[f"model{i}"] = {key: entry for key, entry in state.items() if not isinstance(entry, ShardedObject)}
+    return chunks
+
+
+def fill_model(model: list[DistributedDataParallel], state: dict[str, Any]) -> None:
+    """From what was loaded in the place of `sharded_model`."""
+    for i, chunk in enumerate(unwrap_model(model)):
+        chunk.load_state_dict(state[f"model{i}"])
 
 
 def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
@@ -16,10 +34,5 @@ def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: Me
 
     The optimizer's moments stay as they are. Tensors are cast to the model's precision.
     """
-    groups = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-    chunks = unwrap_model(model)
-    state: dict[str, Any] = {str(i): chunk.sharded_state_dict(metadata=groups) for i, chunk in enumerate(chunks)}
-    loaded = dist_checkpointing.load(state, str(path))
-    for i, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[str(i)])
+    fill_model(model, dist_checkpointing.load(sharded_model(model), str(path)))
     optimizer.reload_model_params()

@@ -14,6 +14,7 @@ def check_run(run: Run) -> None:
     _check_batch(run)
     _check_mixtures(run)
     _check_documents(run)
+    _check_checkpoints(run)
     _check_schedule(run)
     for section in (run.model, run.losses, run.parallel, run.optimizer, run.schedule, run.guard):
         for key, value in section.model_dump().items():
@@ -56,6 +57,15 @@ def _check_mixtures(run: Run) -> None:
     held_out = [dataset.name for dataset in run.evaluation.data]
     if len(set(held_out)) < len(held_out):
         raise UserError(f"evaluation.data: two entries have the same name ({', '.join(held_out)})")
+
+
+def _check_checkpoints(run: Run) -> None:
+    options = run.checkpoint
+    if options.keep_every_tokens and (not options.every_tokens or options.keep_every_tokens % options.every_tokens):
+        raise UserError(
+            f"checkpoint.keep_every_tokens: {options.keep_every_tokens} is not a multiple of checkpoint.every_tokens "
+            f"({options.every_tokens})"
+        )
 
 
 def _check_documents(run: Run) -> None:

@@ -46,7 +46,7 @@ class Model(Section):
     # norm's can be chosen (`rms_norm_eps` of the Hugging Face config).
     norm_eps: float = Field(1e-5, gt=0)
     init_std: float = Field(0.01, gt=0)  # `initializer_range` of the released config
-    expert_backend: Literal["auto", "loop", "torch"] = "auto"
+    expert_backend: Literal["auto", "loop", "torch", "megablocks", "te", "te_fp8"] = "auto"
 
 
 class Losses(Section):
@@ -110,8 +110,11 @@ class Guard(Section):
 
 
 class Checkpoint(Section):
-    every_tokens: Count = 0  # 0: only at the end and on a signal
-    keep_last: Positive = 3
+    every_tokens: Count = 0  # 0: only at the end of each phase and on a signal
+    keep_last: Positive = 3  # besides those at the end of a phase, which stay
+    keep_every_tokens: Count = 0  # a multiple of every_tokens: those at its multiples stay too
+    asynchronous: bool = True  # write in a process beside the training
+    may_change: list[str] = []  # keys that may differ from the checkpoint's run: `optimizer.max_lr`, `schedule`, ...
     resume: Literal["auto", "never"] = "auto"
 
 
@@ -192,6 +195,8 @@ class Run(Section):
     batch: Batch
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    start_from: str | None = None  # a checkpoint of another run, or of a Hugging Face model, to begin at
+    phase: int | None = None  # with start_from: the number of the phase that begins there, the one before ends
     tokenizer: str | None = None  # a folder with a Hugging Face tokenizer: its size is checked, exports carry it
     data: Data = Data()
     guard: Guard = Guard()

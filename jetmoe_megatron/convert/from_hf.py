@@ -6,11 +6,9 @@ the run lies the model's shape, which a run file can name: `model: CHECKPOINT/mo
 
 from __future__ import annotations
 
-import io
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -18,15 +16,14 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import BytesIOWriteData, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, copy_tokenizer, write_json
 from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MODEL_FILE
 from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress
+from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread
 
 # What Megatron wants to hear before it loads: importing it to have it said takes seconds.
 _FORMAT = {
@@ -57,7 +54,7 @@ def write_weights_only(
     out: Path, source: Folder, dtype: torch.dtype, companions: Path, progress: Progress = no_progress
 ) -> None:
     """What megatron.core.dist_checkpointing.save writes, but tensor by tensor and without ranks."""
-    with new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
+    with one_thread(), new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
         (aside / COMPANIONS).mkdir()
         shutil.copy(companions / "config.json", aside / COMPANIONS)
         copy_tokenizer(companions, aside / COMPANIONS)
@@ -65,9 +62,17 @@ def write_weights_only(
         with warnings.catch_warnings():  # that it runs in one process is what is wanted
             warnings.simplefilter("ignore", UserWarning)
             planner = _Planner(source, dtype, progress)
-            dcp.save({}, storage_writer=FileSystemWriter(aside), planner=planner, no_dist=True)
-        torch.save({"tokens": 0}, aside / "common.pt")
+            try:
+                dcp.save({}, storage_writer=_Writer(aside), planner=planner, no_dist=True)
+            except dcp.api.CheckpointException as error:
+                raise error.failures[0][0] from None  # what was raised while writing
+        torch.save({}, aside / "common.pt")
         write_json(aside / "metadata.json", _FORMAT)
+
+
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> None:
+        """Nothing of where it was written, which would be the folder's name before it was whole."""
 
 
 class _Planner(DefaultSavePlanner):
@@ -80,16 +85,10 @@ class _Planner(DefaultSavePlanner):
         self._done, self._total = 0, sum(nbytes(weight, dtype) for weight in source.weights)
 
     def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan(
-            [_item(weight, self._dtype) for weight in self._weights.values()] + _extra(self._source.model)
-        )
+        self.plan = SavePlan([_item(weight, self._dtype) for weight in self._weights.values()])
         return self.plan
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        if write_item.type == WriteItemType.BYTE_IO:
-            nothing = io.BytesIO()
-            torch.save([None], nothing)
-            return nothing
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
         weight = self._weights[write_item.index]
         tensor = joined(cast(self._source.blocks(weight), weight, self._dtype), weight)
         tensor = weight.from_hf(tensor).contiguous()
@@ -116,10 +115,3 @@ def _item(weight: Weight, dtype: torch.dtype) -> WriteItem:
             size=torch.Size((weight.model.num_layers, *shape) if stacked else shape),
         ),
     )
-
-
-def _extra(model: Model) -> list[WriteItem]:
-    """Megatron's ColumnParallelLinear keeps an empty state beside its weight, one for each layer."""
-    key: Any = "decoder.layers.self_attention.linear_kv._extra_state/shard_{}_{}"
-    indices = [MetadataIndex(key.format(i, model.num_layers)) for i in range(model.num_layers)]
-    return [WriteItem(index, WriteItemType.BYTE_IO, bytes_io_data=BytesIOWriteData(0)) for index in indices]

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 import yaml
-from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from jetmoe_megatron.checkpoint.saved_run import RUN_FILE, read_saved_run
+from jetmoe_megatron.checkpoint.integrity import METADATA, refuse_code
+from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.names import Weight, weights
@@ -41,27 +41,20 @@ class MegatronFolder:
         dtype: of all its tensors, or None if they differ.
         max_positions: the longest sequence it is meant for.
         tokenizer: the folder of its tokenizer, if it has one.
+        weights: its tensors.
     """
 
     def __init__(self, path: Path) -> None:
         """Raises UserError if this is not a whole checkpoint, or of another shape than its run says."""
         self.path = path
-        self.tokenizer: Path | None
-        if (path / MODEL_FILE).is_file() and not (path / RUN_FILE).exists():
-            self.model = _read_model(path / MODEL_FILE)
-            self.tokenizer = path / COMPANIONS
-            _, self.max_positions = read_hf_config(json.loads((self.tokenizer / "config.json").read_text("utf-8")))
-        else:
-            run = read_saved_run(path)
-            self.model, self.max_positions = run.model, run.batch.sequence_length
-            self.tokenizer = Path(run.tokenizer) if run.tokenizer else None
+        self.model, self.max_positions, self.tokenizer = _read_shape(path)
         self._metadata = _read_metadata(path)
         self.weights = weights(self.model)
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
-        """Its numbers as stored, in the order of Hugging Face's tensor; each block is valid until the next one.
+        """Its numbers as stored, in the order of Hugging Face's tensor.
 
         In memory is one block, or the tensor where its pieces do not simply follow each other.
         """
@@ -73,7 +66,7 @@ class MegatronFolder:
             return
         whole = torch.empty(shape, dtype=pieces[0].dtype)
         for piece in pieces:
-            whole[piece.place] = torch.cat([block.clone() for block in piece.blocks()]).view(piece.shape)
+            whole[piece.place] = torch.cat(list(piece.blocks())).view(piece.shape)
         yield from weight.to_hf(whole).flatten().split(BLOCK)
 
     def _pieces(self, weight: Weight) -> list[_Piece]:
@@ -133,11 +126,10 @@ class _Piece:
 
     def blocks(self) -> Iterator[Tensor]:
         left = prod(self.shape)
-        memory = torch.empty(min(left, BLOCK), dtype=self.dtype)
         with open(self.file, "rb") as stream:
             stream.seek(self.start)
             while left:
-                block = memory[: min(left, BLOCK)]
+                block = torch.empty(min(left, BLOCK), dtype=self.dtype)
                 if stream.readinto(as_bytes(block)) < block.nbytes:
                     raise UserError(f"{self.file}: damaged: it ends too early")
                 yield block
@@ -145,16 +137,28 @@ class _Piece:
 
 
 def _read_metadata(path: Path) -> Metadata:
-    if not (path / ".metadata").is_file():
-        raise UserError(f"{path}: not a whole checkpoint: it has no .metadata")
+    if not (path / METADATA).is_file():
+        raise UserError(f"{path}: not a whole checkpoint: it has no {METADATA}")
     try:
+        refuse_code(path)
         return FileSystemReader(path).read_metadata()
-    except Exception as error:
-        raise UserError(f"{path}/.metadata: damaged ({type(error).__name__})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-def _read_model(file: Path) -> Model:
+def _read_shape(path: Path) -> tuple[Model, int, Path | None]:
+    """The model, its longest sequence and its tokenizer. What else a run says may come from another version."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such checkpoint folder")
+    file = next((path / name for name in (RUN_FILE, MODEL_FILE) if (path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{path}: not a checkpoint of this program: it has neither {RUN_FILE} nor {MODEL_FILE}")
     try:
-        return Model.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{file}: not a model's shape as `jetmoe convert from-hf` writes it") from None
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if file.name == MODEL_FILE:
+            _, max_positions = read_hf_config(json.loads((path / COMPANIONS / "config.json").read_text("utf-8")))
+            return Model.model_validate(tree), max_positions, path / COMPANIONS
+        tokenizer = Path(tree["tokenizer"]) if tree.get("tokenizer") else None
+        return Model.model_validate(tree["model"]), int(tree["batch"]["sequence_length"]), tokenizer
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: damaged, or of another program ({type(error).__name__})") from None

@@ -1,11 +1,14 @@
-"""Tensors in blocks of about half a megabyte, which stay in the processor's cache between being read and being written.
+"""Tensors in blocks that stay in the processor's cache between being read and being written.
 
 That is several times as fast as reading and writing tensors of hundreds of megabytes whole, and takes no memory.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from math import isfinite, prod
 from typing import Protocol
 
@@ -34,7 +37,18 @@ class Folder(Protocol):
     dtype: torch.dtype | None  # of all tensors, or None if they differ
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
-        """Its numbers as stored, in the order of Hugging Face's tensor; each block is valid until the next one."""
+        """Its numbers as stored, in the order of Hugging Face's tensor."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A block is too small to be worth sharing, and threads that wait for each other suffer where cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def choose_dtype(folder: Folder, name: str | None) -> torch.dtype:
@@ -57,6 +71,15 @@ def cast(blocks: Iterator[Tensor], weight: Weight, dtype: torch.dtype) -> Iterat
             largest = block.abs().max()
             raise UserError(f"{weight.hugging_face}: holds {largest:g}, which {name} cannot: choose another --dtype")
         yield result
+
+
+def ahead(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same blocks, read a few ahead in a thread of its own: reading waits for the disk, and so does writing."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = deque(reader.submit(next, blocks, None) for _ in range(4))
+        while (block := pending.popleft().result()) is not None:
+            pending.append(reader.submit(next, blocks, None))
+            yield block
 
 
 def joined(blocks: Iterator[Tensor], weight: Weight) -> Tensor:

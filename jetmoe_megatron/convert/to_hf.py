@@ -12,7 +12,7 @@ from jetmoe_megatron.convert.hf_folder import copy_tokenizer, read_json, write_j
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import INDEX, as_bytes, index_json, nbytes, split_into_shards
-from jetmoe_megatron.convert.streaming import Progress, cast, choose_dtype, no_progress
+from jetmoe_megatron.convert.streaming import Progress, ahead, cast, choose_dtype, no_progress, one_thread
 from jetmoe_megatron.errors import UserError
 
 SHARD_BYTES = 5 * 10**9  # of the released model
@@ -59,7 +59,7 @@ def write_hf_folder(
     """What `convert_to_hf` does when all is chosen. Without a tokenizer the special tokens are those of JetMoE-8B."""
     shards = split_into_shards(source.weights, dtype, shard_bytes)
     total = sum(nbytes(weight, dtype) for weight in source.weights)
-    with new_folder(out, sum(shard.nbytes for shard in shards)) as aside:
+    with one_thread(), new_folder(out, sum(shard.nbytes for shard in shards)) as aside:
         special = {"bos_token_id": 1, "eos_token_id": 2}
         if tokenizer is not None:
             copy_tokenizer(tokenizer, aside)
@@ -71,13 +71,13 @@ def write_hf_folder(
             (aside / INDEX).write_text(index_json(shards, dtype), encoding="utf-8")
         done = 0
         for shard in shards:
+            blocks = (block for weight in shard.weights for block in cast(source.blocks(weight), weight, dtype))
             with open(aside / shard.file, "wb") as file:
                 file.write(shard.header)
-                for weight in shard.weights:
-                    for block in cast(source.blocks(weight), weight, dtype):
-                        file.write(as_bytes(block))
-                        done += block.nbytes
-                        progress(done, total)
+                for block in ahead(blocks):
+                    file.write(as_bytes(block))
+                    done += block.nbytes
+                    progress(done, total)
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Progress, joined, no_progress
+from jetmoe_megatron.convert.streaming import Progress, joined, no_progress, one_thread
 from jetmoe_megatron.convert.to_hf import write_hf_folder
 from jetmoe_megatron.errors import UserError
 
@@ -64,10 +64,11 @@ def compare_tensors(a: Path, b: Path, progress: Progress = no_progress) -> Compa
     _refuse_other_shape(first.model, second.model)
     done, total = 0, sum(nbytes(weight, torch.bfloat16) for weight in first.weights)
     comparison = Comparison(f"{len(first.weights)} tensors")
-    for weight in first.weights:
-        comparison.add(weight.hugging_face, *(joined(folder.blocks(weight), weight) for folder in (first, second)))
-        done += nbytes(weight, torch.bfloat16)
-        progress(done, total)
+    with one_thread():
+        for weight in first.weights:
+            comparison.add(weight.hugging_face, *(joined(folder.blocks(weight), weight) for folder in (first, second)))
+            done += nbytes(weight, torch.bfloat16)
+            progress(done, total)
     return comparison
 
 

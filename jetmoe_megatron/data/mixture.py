@@ -12,6 +12,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -99,7 +100,7 @@ class RunSamples(torch.utils.data.Dataset):
         self.run, self.began = run, began
         self.sequences = {name: Sequences(path, run, cache) for name, path in _paths(run.phases).items()}
         self.stretches = [_Stretch(first, order, {}) for first, order in orders(run, cache, began.sample)]
-        on_rank_0(lambda: [stretch.order.build() for stretch in self.stretches])
+        on_rank_0([stretch.order.build for stretch in self.stretches])
         self._open()
         needed = {
             dataset: dataset.epochs(began.sequences.get(name, 0), self.end.sequences[name])
@@ -174,18 +175,19 @@ def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
             f"data.build_limit_tokens: the indices of {tokens:,} tokens are missing in the cache, and training builds "
             f"no more than {run.data.build_limit_tokens:,} itself: run `jetmoe data prepare RUN.yaml` first"
         )
-    on_rank_0(lambda: [dataset.build(epoch) for dataset, epochs in missing.items() for epoch in epochs])
+    on_rank_0([partial(dataset.build, epoch) for dataset, epochs in missing.items() for epoch in epochs])
 
 
-def on_rank_0(build: Callable[[], object]) -> None:
+def on_rank_0(builds: list[Callable[[], None]]) -> None:
     """Once all ranks are here, so that they have seen the same cache; the others wait until it is done."""
-    if not torch.distributed.is_initialized():
-        build()
-        return
-    torch.distributed.barrier()
-    if torch.distributed.get_rank() == 0:
-        build()
-    torch.distributed.barrier()
+    several = torch.distributed.is_initialized()
+    if several:
+        torch.distributed.barrier()
+    if not several or torch.distributed.get_rank() == 0:
+        for build in builds:
+            build()
+    if several:
+        torch.distributed.barrier()
 
 
 def _paths(phases: list[Phase]) -> dict[str, str]:

@@ -6,7 +6,8 @@ experts give it K groups of query heads. Head h of every group attends to key-va
     q_j = W_q[e_j] u            o = sum_j gate_j * W_o[e_j] a_j + bias
     k, v = W_kv u               a_j = softmax(rope(q_j) rope(k)^T / sqrt(d)) v
 
-To a grouped-query kernel that is the order [kv head, slot], while tokens carry [slot, kv head]: hence the transposes.
+To a grouped-query kernel that is the order [kv head, slot], while tokens carry [slot, kv head]: hence the transposes,
+the first of which is part of the rotation.
 
 Tensor parallelism splits the heads, and with them the rows of every W_q and the columns of every W_o.
 
@@ -16,12 +17,12 @@ A = N * C.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.tensor_parallel.mappings import (
@@ -32,11 +33,13 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetmoe_megatron.model.config import JetMoEConfig
 from jetmoe_megatron.model.dispatch import Dispatch
 from jetmoe_megatron.model.experts.weight import ExpertLinear
 from jetmoe_megatron.model.mlp import output_bias
+from jetmoe_megatron.model.rotary import turn
 
 
 @dataclass
@@ -106,15 +109,14 @@ class MixtureOfAttention(MegatronModule):
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)
             gates_TE = gather_from_sequence_parallel_region(gates_TE, group=self.tp_group)
         gates_TK, expert_TK = gates_TE.topk(self.router.topk, dim=-1)
-        dispatch = Dispatch(expert_TK, self.config.num_moe_experts, self.expert_group)
+        dispatch = Dispatch(expert_TK, self.config.num_moe_experts, self.expert_group, self.linear_q.backend)
 
         u_TH = hidden_states.flatten(0, 1)
         q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_L))
         kv, _ = self.linear_kv(hidden_states)
         a_TKA = self._attend(q_TKA, kv, rotary_pos_emb, attention_mask)
 
-        y_TKH = dispatch.slots_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L))
-        y_TH = (y_TKH * gates_TK.unsqueeze(-1).to(y_TKH.dtype)).sum(dim=1)
+        y_TH = dispatch.tokens_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L), gates_TK)
         output = y_TH.unflatten(0, hidden_states.shape[:2])
         if self.config.sequence_parallel:
             output = reduce_scatter_to_sequence_parallel_region(output, group=self.tp_group)
@@ -124,15 +126,15 @@ class MixtureOfAttention(MegatronModule):
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
         sequence, batch = kv.shape[:2]
         slots, heads, channels = q_TKA.shape[1], self.local_kv_heads, self.channels
-        q = q_TKA.view(sequence, batch, slots, heads, channels).transpose(2, 3)
-        q = q.reshape(sequence, batch, heads * slots, channels)
         k, v = kv.view(sequence, batch, heads, 2, channels).unbind(3)
-        q = apply_rotary_pos_emb(q, rotary_pos_emb, config=self.config)
-        k = apply_rotary_pos_emb(k, rotary_pos_emb, config=self.config)
+        q = turn(q_TKA.view(sequence, batch, slots, heads, channels), rotary_pos_emb)
+        k = turn(k.unsqueeze(2), rotary_pos_emb)
         a = self.core_attention(q, k, v, mask).view(sequence, batch, heads, slots, channels).transpose(2, 3)
         return a.reshape(sequence * batch, slots, heads * channels)
 
 
+# Without the one that holds S x S scores: a shape that none of these can serve is an error, not a slow surprise.
+GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -150,9 +152,16 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
 
 
 def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's fused kernel, which never holds S x S scores."""
+    """torch's fused kernels, which never hold S x S scores.
+
+    On a GPU the flash kernel lets groups of heads share keys and values as they are. It takes neither a mask nor fp32;
+    the one that does wants them once for each head (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    """
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
-    a = torch.nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=None if mask is None else ~mask, is_causal=mask is None, enable_gqa=True
-    )
+    if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    with sdpa_kernel(GPU_KERNELS) if q.is_cuda else contextlib.nullcontext():
+        a = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if mask is None else ~mask, is_causal=mask is None, enable_gqa=True
+        )
     return a.permute(2, 0, 1, 3).flatten(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
@@ -9,6 +10,7 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.config import transformer_config
+from jetmoe_megatron.model.experts.choose import choose_backend
 from jetmoe_megatron.model.initialize import initialize_weights
 from jetmoe_megatron.model.rotary import follow_position_ids
 from jetmoe_megatron.model.spec import block_spec
@@ -21,6 +23,9 @@ def build_model(run: Run, layout: Layout) -> list[GPTModel]:
     Megatron's parallel state must exist.
     """
     config = transformer_config(run, layout)
+    if run.model.expert_backend == "auto" and torch.distributed.get_rank() == 0:
+        choice = choose_backend(run.model, run.precision)
+        print(f"expert matmuls: {choice.name}, because {choice.why}", flush=True)
     stages: list[int | None] = list(range(layout.virtual_pipeline)) if layout.virtual_pipeline > 1 else [None]
     chunks = []
     for stage in stages:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.transformer import TransformerConfig
 
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.model.experts import resolve_backend
+from jetmoe_megatron.model.experts.choose import choose_backend
+from jetmoe_megatron.model.fusion import can_fuse
 
 # The released code builds the norms inside the layers with this eps whatever its config says
 # (transformers/models/jetmoe/modeling_jetmoe.py: `JetMoeRMSNorm(config.hidden_size)`), so training does too.
@@ -24,6 +26,10 @@ class JetMoEConfig(TransformerConfig):
     expert_backend: str = "torch"
     shard_attention_experts: bool = False
     global_balance: bool = False  # losses.scope: global_batch
+
+
+def _has_transformer_engine() -> bool:
+    return torch.cuda.is_available() and HAVE_TE
 
 
 def _leave_as_it_is(weight: torch.Tensor) -> None:
@@ -67,7 +73,11 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         layernorm_epsilon=LAYER_NORM_EPS,
         final_norm_eps=model.norm_eps,
         add_bias_linear=False,
-        bias_dropout_fusion=False,
+        bias_dropout_fusion=can_fuse(),
+        # Its gradient is in bf16 whatever the logits are (fused_cross_entropy.py:98).
+        cross_entropy_loss_fusion=run.precision == "bf16" and can_fuse(),
+        # Transformer Engine's, for what Megatron's token dispatcher sends. Local rows have `permutation.py`.
+        moe_permute_fusion=layout.expert * layout.expert_tensor > 1 and _has_transformer_engine(),
         hidden_dropout=0.0,
         attention_dropout=0.0,
         # `initialize.py` draws the weights. Megatron's own pass must run all the same: it marks which are split.
@@ -96,5 +106,5 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
         shard_attention_experts=run.parallel.attention_experts == "sharded",
         global_balance=run.losses.scope == "global_batch",
-        expert_backend=resolve_backend(model, run.precision),
+        expert_backend=choose_backend(model, run.precision).name,
     )

@@ -6,16 +6,21 @@ from typing import Any
 
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor, nn
 
 from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.dispatch import LocalTokenDispatcher
 
 
 class MixtureOfMLPs(MoELayer):
-    """Routing, dispatch and combination are Megatron's. The bias is added after the combination, not gated."""
+    """Routing, and dispatch among ranks, are Megatron's. The bias is added after the combination, not gated."""
 
     def __init__(self, config: JetMoEConfig, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        groups = get_default_pg_collection()
+        if groups.ep.size() == groups.expt_tp.size() == 1:
+            self.token_dispatcher = LocalTokenDispatcher(config, groups)
         self.bias = output_bias(config)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:

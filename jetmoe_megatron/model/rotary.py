@@ -1,15 +1,52 @@
-"""Rotary angles that start again where a sequence's positions do (`data.reset_positions`).
+"""Rotary positions (Su et al., arXiv 2104.09864): the turn, and angles that start again with each document.
 
-Letters: S sequence, B micro-batch, C channels.
+Letters: S sequence, B micro-batch, K slots, N heads of a slot, C channels.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
+
+from jetmoe_megatron.model.fusion import fused
+
+
+def turn(x_SBKNC: Tensor, angles: Tensor) -> Tensor:
+    """Turn each head by its position's angles, and order the heads as [N, K]: -> [S, B, N * K, C].
+
+    angles: [S, 1 or B, 1, C] in fp32, both halves of C alike, as Megatron's embedding gives them.
+    """
+    half = angles[..., : angles.shape[-1] // 2].unsqueeze(2)
+    return _Turn.apply(x_SBKNC, half.cos().to(x_SBKNC.dtype), half.sin().to(x_SBKNC.dtype))
+
+
+@fused
+def _turned(x_SBKNC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = x_SBKNC.chunk(2, dim=-1)
+    y = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
+    return y.transpose(2, 3).flatten(2, 3)
+
+
+@fused
+def _turned_back(g: Tensor, cos: Tensor, sin: Tensor, slots: int) -> Tensor:
+    left, right = g.unflatten(2, (-1, slots)).transpose(2, 3).chunk(2, dim=-1)
+    return torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1)
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_SBKNC: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.slots = x_SBKNC.shape[2]
+        return _turned(x_SBKNC, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return _turned_back(g, *ctx.saved_tensors, ctx.slots), None, None
 
 
 class PositionedRotaryEmbedding(RotaryEmbedding):

@@ -132,6 +132,21 @@ def _reduce_scatter(own: torch.Tensor, parts: list[torch.Tensor], group: Any) ->
             own.copy_(part)
 
 
+def _without_transformer_engine() -> None:
+    """optimizer/__init__.py:12, optimizer.py:15, clip_grads.py:10, distrib_optimizer.py:21: where it can be imported,
+    Megatron takes its optimizer and norms, which need a GPU."""
+    from megatron.core import optimizer as optimizers
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
+
+    optimizers.Adam, optimizers.SGD, optimizers.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    for module in (optimizer, clip_grads):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+
+
 def _patch_megatron() -> None:
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, optimizer
@@ -139,6 +154,7 @@ def _patch_megatron() -> None:
     from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer.moe import token_dispatcher
 
+    _without_transformer_engine()
     # They write device='cuda' out: optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
     factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
     for module in (optimizer, clip_grads, schedules, utils):

@@ -29,12 +29,16 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def process_group(timeout_minutes: float = 30) -> Iterator[None]:
+def process_group(timeout_minutes: float = 30, tensor_parallel: int = 1) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
 
     Raises:
         SystemExit: over gloo, with status 4 after naming the ranks that died, or kept the others waiting so long.
     """
+    if tensor_parallel > 1:
+        # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
+        # (megatron/core/tensor_parallel/layers.py:526). It is read when the device is first used.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     if "RANK" not in os.environ:  # started without torchrun: a world of one
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 
 import torch
 from megatron.core import parallel_state
 
-from jetmoe_megatron.checkpoint.store import load_checkpoint, save_checkpoint
+from jetmoe_megatron.checkpoint.store import Saver, load_checkpoint
+from jetmoe_megatron.checkpoint.weights import load_weights
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
@@ -19,7 +21,7 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.batches import StepBatches
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import RunSamples
-from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import JsonLines
 from jetmoe_megatron.monitor.monitor import Monitor, Record, Writer
@@ -33,7 +35,7 @@ from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, 
 from jetmoe_megatron.training.rollback import roll_back
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
-from jetmoe_megatron.training.start import find_start
+from jetmoe_megatron.training.start import find_start, set_damaged_aside
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 from jetmoe_megatron.training.sync import check_ranks_agree
 
@@ -51,10 +53,12 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     with stop:
         gc.collect()  # the model of before a rollback: it and its hooks hold one another
         folder = RunFolder(run)
+        set_damaged_aside(run)
         start = find_start(run)
         tokens_per_step = run.batch.global_tokens
-        step, ledger = start.tokens // tokens_per_step, start.ledger
-        guard, action = Guard.load(run.guard, start.guard), None
+        progress, ledger = start.progress, start.ledger
+        step = progress["tokens"] // tokens_per_step
+        guard, action = Guard.load(run.guard, progress.get("guard")), None
         last_step = min(layout.steps, run.debug.max_steps or layout.steps)
         if step >= last_step:
             if torch.distributed.get_rank() == 0:
@@ -67,7 +71,9 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         held_out = HeldOutLoss(run, layout, cache)
         learning_rate = schedule_of(run, layout)
         if start.checkpoint:
-            load_checkpoint(start.checkpoint, model, optimizer)
+            load = load_weights if start.weights_only else load_checkpoint
+            load(start.checkpoint, model, optimizer)
+        saver = Saver(folder.checkpoints, run, partial(_is_permanent, run, layout))
         monitor = Monitor(_writers(run, layout, folder, step))
         batches = iter(
             StepBatches(
@@ -79,7 +85,6 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
                 parallel_state.get_data_parallel_rank(),
             )
         )
-        saved = step
         while step < last_step:  # a stop is obeyed only where all ranks agree on it
             started = time.perf_counter()
             lr = learning_rate(step * tokens_per_step)
@@ -95,6 +100,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
                 action = guard.action
                 record_bad_step(folder.bad_steps, step, bad, guard, reduced, before, ledger.read)
                 if action != "skip":
+                    saver.poll(wait=True)
                     break
             seconds = time.perf_counter() - started
             record: Record = {
@@ -113,21 +119,28 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
                 check_ranks_agree(model)
             if held_out.is_due(step, last=step == last_step):
                 record |= held_out.measure(model)
-            monitor.log(record)
-            if _save_is_due(run, step) or stopping or step == last_step:
+            started, ending = time.perf_counter(), stopping or step == last_step
+            if ending or _save_is_due(run, layout, step):
                 settle_weights(model)
-                progress = {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}
-                save_checkpoint(folder.checkpoints, run, progress, model, optimizer)
-                saved = step
+                progress |= {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}
+                saver.save(progress, model, optimizer, wait=ending)
+                record["save_stall_seconds"] = time.perf_counter() - started
+            else:
+                saver.poll()
+            monitor.log(record)
             if stopping:
                 break
         monitor.close()
         if action == "rollback":
-            roll_back(folder.checkpoints, ledger, guard)
+            set_damaged_aside(run)
+            start = find_start(run)
+            roll_back(folder.checkpoints, start.progress, start.ledger.read, ledger, guard)
             return EXIT_RUN_ME_AGAIN if stopping else None
         if action == "stop":
             return EXIT_BAD_STEPS
-    return 0 if saved >= last_step else EXIT_RUN_ME_AGAIN
+    if saver.failed:
+        return EXIT_NOT_SAVED
+    return 0 if step >= last_step else EXIT_RUN_ME_AGAIN
 
 
 def schedule_of(run: Run, layout: Layout) -> LearningRate:
@@ -142,9 +155,18 @@ def schedule_of(run: Run, layout: Layout) -> LearningRate:
     )
 
 
-def _save_is_due(run: Run, step: int) -> bool:
-    """At the first whole step at or after each multiple of `checkpoint.every_tokens`."""
-    every, per_step = run.checkpoint.every_tokens, run.batch.global_tokens
+def _save_is_due(run: Run, layout: Layout, step: int) -> bool:
+    """At the end of a phase, and at the first whole step at or after each multiple of `checkpoint.every_tokens`."""
+    return step in accumulate(layout.phase_steps) or _passes(run.checkpoint.every_tokens, run, step)
+
+
+def _is_permanent(run: Run, layout: Layout, tokens: int) -> bool:
+    step = tokens // run.batch.global_tokens
+    return step in accumulate(layout.phase_steps) or _passes(run.checkpoint.keep_every_tokens, run, step)
+
+
+def _passes(every: int, run: Run, step: int) -> bool:
+    per_step = run.batch.global_tokens
     return every > 0 and step * per_step // every > (step - 1) * per_step // every
 
 

@@ -12,9 +12,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer.module import Float16Module
-from torch import Tensor
 
 from jetmoe_megatron.config.schema import Run
 
@@ -73,32 +71,18 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
     )
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
     for part in optimizer.chained_optimizers:
-        if isinstance(part, DistributedOptimizer) and isinstance(part.optimizer, torch.optim.AdamW):
-            _let_torch_adamw_resume(part)
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            _prepare(part.optimizer)
     return optimizer
 
 
-def _let_torch_adamw_resume(optimizer: DistributedOptimizer) -> None:
-    """Megatron 0.16.1 expects the step in AdamW's groups, where Transformer Engine and Apex keep it; torch does not.
-
-    - state_dict (distrib_optimizer.py:641) asks for the step before the first one is done;
-    - load_state_dict (line 843) gives all parameters one step tensor, which each would then count up;
-    - the parameter state (line 960) is asked for the step of each parameter, which was saved once for all.
-    """
-    for group in optimizer.optimizer.param_groups:
+def _prepare(adamw: torch.optim.AdamW) -> None:
+    """Its state is there before the first step, so that a checkpoint can be saved or loaded then."""
+    for group in adamw.param_groups:
+        group["fused"] = True  # one kernel instead of a dozen passes; Megatron has no way to ask for it
         for parameter in group["params"]:
-            state = optimizer.optimizer.state[parameter]
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-    copy_state = optimizer._set_main_param_and_optimizer_states
-
-    def copy_with_own_step(parameter: Tensor, tensors: dict[str, Tensor]) -> None:
-        group, index = optimizer.model_param_group_index_map[parameter]
-        state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][index]]
-        state["step"] = state["step"].clone()
-        copy_state(parameter, {**tensors, "step": state["step"]})
-
-    optimizer._set_main_param_and_optimizer_states = copy_with_own_step
+            zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            adamw.state[parameter] = {"step": torch.tensor(0.0, device=parameter.device), **zeros}
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from jetmoe_megatron.checkpoint.integrity import newest_whole
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
@@ -18,9 +19,9 @@ from jetmoe_megatron.training.start import find_start
 
 def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     """Raises UserError or data_tools.errors.InputError with one line that says what to change."""
-    from jetmoe_megatron.model.experts import resolve_backend
+    from jetmoe_megatron.model.experts.choose import choose_backend
 
-    resolve_backend(run.model, run.precision)
+    choose_backend(run.model, run.precision)
     _check_writers(run)
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
         raise UserError(
@@ -32,10 +33,9 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     check_data(run, look_inside=rank == 0)
     folder = RunFolder(run)
     _check_writable(folder.root)
-    if find_start(run).checkpoint and run.checkpoint.resume == "never":
-        raise UserError(
-            f"checkpoint.resume: never, but {folder.checkpoints} has some: choose another output_dir or resume: auto"
-        )
+    if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
+        raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
+    find_start(run)
     if rank == 0:
         for line in warnings(run, plan(run, folder.data_cache)):
             print(line, flush=True)

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 
-from jetmoe_megatron.checkpoint.folder import newest
-from jetmoe_megatron.checkpoint.saved_run import read_progress
 from jetmoe_megatron.data.blend import Ledger
 from jetmoe_megatron.data.mixture import Position
 from jetmoe_megatron.errors import UserError
@@ -24,23 +22,23 @@ from jetmoe_megatron.training.guard import Guard
 NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
 
 
-def roll_back(checkpoints: Path, ledger: Ledger, guard: Guard) -> None:
+def roll_back(checkpoints: Path, progress: dict[str, Any], kept: Position, ledger: Ledger, guard: Guard) -> None:
     """Leave the note. All ranks call it, when no save is under way.
 
     Args:
+        progress: where a resume would begin now.
+        kept: what had been read there.
         ledger: of all that was read, the bad step included.
     """
     if torch.distributed.get_rank() == 0:
-        checkpoint = newest(checkpoints)
-        progress: dict[str, Any] = read_progress(checkpoint) if checkpoint else {"tokens": 0}
-        progress |= read_rollback(checkpoints, progress["tokens"])
-        kept = Ledger.load(progress["data"]).read if "data" in progress else Position()
+        tokens = progress["tokens"]
         saved = Guard.load(guard.options, progress.get("guard"))
         saved.bad = guard.bad  # it counts on: a run that cannot get past a place must end
         note = {"data": ledger.back_to(kept).dump(), "guard": saved.dump()}
-        _write(checkpoints / NOTES, {**_read(checkpoints / NOTES), str(progress["tokens"]): note})
-        where = checkpoint or "the beginning"
-        print(f"warning: rolled back to {where}; the data read since then is left out", file=sys.stderr, flush=True)
+        _write(checkpoints / NOTES, {**_read(checkpoints / NOTES), str(tokens): note})
+        print(
+            f"warning: rolled back to {tokens:,} tokens; the data read since is left out", file=sys.stderr, flush=True
+        )
     torch.distributed.barrier()
 
 

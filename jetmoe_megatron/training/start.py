@@ -1,37 +1,75 @@
-"""Where a run goes on: at its newest checkpoint, or at the beginning."""
+"""Where a run goes on: at its newest whole checkpoint, at one that it starts from, or at the beginning."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jetmoe_megatron.checkpoint.folder import newest
-from jetmoe_megatron.checkpoint.saved_run import read_progress, refuse_other_run
+import torch
+
+from jetmoe_megatron.checkpoint.folder import DAMAGED, newest, set_aside
+from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
+from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, read_progress, refuse_other_run
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.blend import Ledger, fingerprint, ledger_of
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.training.branch import source_of
 from jetmoe_megatron.training.rollback import read_rollback
 
 
 @dataclass(frozen=True)
 class Start:
     checkpoint: Path | None
-    tokens: int  # consumed
+    weights_only: bool  # of it: the optimizer and everything else begin anew
+    progress: dict[str, Any]  # `tokens` consumed, and what else the checkpoint holds
     ledger: Ledger
-    guard: dict[str, Any] | None  # its state
 
 
 def find_start(run: Run) -> Start:
-    """Raises UserError with one line if the run may not go on from its newest checkpoint, and says why."""
+    """Looks at names, sizes and small files; no process group is needed.
+
+    Raises:
+        UserError: one line that says why the run may not go on from there.
+    """
     folder = RunFolder(run)
-    checkpoint = newest(folder.checkpoints)
+    checkpoint, weights_only, allowed = newest_whole(folder.checkpoints), False, run
     progress: dict[str, Any] = {"tokens": 0}
     if checkpoint is not None:
         refuse_other_run(checkpoint, run)
         progress = read_progress(checkpoint)
+    elif left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
+        raise UserError(
+            f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or begin anew in another output_dir"
+        )
+    elif run.start_from is not None:
+        checkpoint = source_of(run.start_from)
+        weights_only = not (checkpoint / PROGRESS_FILE).is_file()  # made of a Hugging Face model
+        if not weights_only:
+            progress = read_progress(checkpoint)
+            progress = {key: progress[key] for key in ("tokens", "data")} | {"branched_at": progress["tokens"]}
+            allowed = run.model_copy(update={"data": run.data.model_copy(update={"new_blend": True})})
     progress |= read_rollback(folder.checkpoints, progress["tokens"])
     saved = progress.get("data")
-    ledger = ledger_of(run, fingerprint(run, folder.data_cache), saved, checkpoint or folder.root)
-    new_blend = saved and saved["blend"] != ledger.blend  # whose losses are others
-    return Start(checkpoint, progress["tokens"], ledger, None if new_blend else progress.get("guard"))
+    ledger = ledger_of(allowed, fingerprint(run, folder.data_cache), saved, checkpoint or folder.root)
+    if saved and saved["blend"] != ledger.blend:  # whose losses are others
+        progress.pop("guard", None)
+    return Start(checkpoint, weights_only, progress, ledger)
+
+
+def set_damaged_aside(run: Run) -> None:
+    """Check the newest checkpoint byte by byte, each rank its share, until one is whole. All ranks call it."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    root = RunFolder(run).checkpoints
+    while checkpoint := newest(root):
+        found: list[str | None] = [None] * world
+        torch.distributed.all_gather_object(found, find_damage(checkpoint, share=(rank, world)))
+        damage = next((reason for reason in found if reason), None)
+        if damage is None:
+            return
+        if rank == 0:
+            aside = set_aside(checkpoint)
+            print(f"warning: {checkpoint} is damaged: {damage}; set aside as {aside.name}", file=sys.stderr, flush=True)
+        torch.distributed.barrier()

@@ -81,7 +81,11 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("model__num_layers", None, "model.num_layers: must be a valid integer, not None"),
     ("model__top_k", 5, "model.top_k: 5 is more than model.num_experts (4)"),
     ("model__kv_channels", 7, "model.kv_channels: 7 is odd"),
-    ("model__expert_backend", "cuda", "model.expert_backend: must be 'auto', 'loop' or 'torch', not 'cuda'"),
+    (
+        "model__expert_backend",
+        "cuda",
+        "model.expert_backend: must be 'auto', 'loop', 'torch', 'megablocks', 'te' or 'te_fp8', not 'cuda'",
+    ),
     ("optimizer__max_lr", -1.0, "optimizer.max_lr: must be greater than 0, not -1.0"),
     ("optimizer__max_lr", float("nan"), "max_lr: must be"),
     ("optimizer__max_lr", float("inf"), "max_lr: must be"),

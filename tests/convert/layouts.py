@@ -16,14 +16,15 @@ def save_and_load(tree: dict[str, Any], root: str, checkpoint: str | None) -> li
 
     Returns of each parameter of this rank the name, and how much what is loaded differs from what was saved.
     """
-    from jetmoe_megatron.checkpoint.store import save_checkpoint
+    from jetmoe_megatron.checkpoint.store import Saver
     from jetmoe_megatron.checkpoint.weights import load_weights
     from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
 
     with training(tree, 1) as (run, model, batches_of_steps):
         disturb(model)
         optimizer = build_optimizer(run, model)
-        save_checkpoint(Path(root), run, 0, model, optimizer)
+        saver = Saver(Path(root), run, is_permanent=lambda tokens: False)
+        saver.save({"tokens": 0, "data": {}}, model, optimizer, wait=True)
         if checkpoint is None:
             return []
         named = [item for chunk in model for item in chunk.named_parameters()]

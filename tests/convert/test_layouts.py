@@ -23,11 +23,12 @@ DATA = {"code": "unused", "prose": "unused"}
 # name: (ranks, parallel section, precision)
 USUAL: dict[str, tuple[int, dict[str, Any], str]] = {
     "ep2, attention experts sharded": (2, {"expert": 2, "attention_experts": "sharded"}, "fp32"),
-    "pp2, layers 1 and 3": (2, {"pipeline": 2, "layers_per_stage": [1, 3]}, "fp32"),
+    "tp2 etp2": (2, {"tensor": 2, "expert_tensor": 2}, "fp32"),
 }
 FURTHER: dict[str, tuple[int, dict[str, Any], str]] = {
     "dp2, no distributed optimizer": (2, {"distributed_optimizer": False}, "fp32"),
     "dp4, bf16": (4, {}, "bf16"),
+    "pp2, layers 1 and 3": (2, {"pipeline": 2, "layers_per_stage": [1, 3]}, "fp32"),
     "tp2, bf16": (2, {"tensor": 2}, "bf16"),
     "tp2 etp2 dp2": (4, {"tensor": 2, "expert_tensor": 2}, "fp32"),
     "tp2 etp2 ep2, attention experts sharded": (

@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.distributed import checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_tools.tokenizer import train_bpe
-from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from jetmoe_megatron.errors import UserError
-from tests.support import command, pretrain, small_run, write_run
+from tests.convert.conftest import Saved
+from tests.support import command
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
-    """The checkpoint of a run whose every shape differs from transformers' defaults."""
-    folder = tmp_path_factory.mktemp("trained")
-    tree = small_run(folder, data, model__norm_eps=1e-3, model__rope_theta=2000.0, model__num_experts=6)
-    assert pretrain(2, write_run(folder, tree)).returncode == 0
-    checkpoint = newest(folder / "run/checkpoints")
-    assert checkpoint
-    return checkpoint
-
-
-def test_logits_equal_the_trained_model(trained: Path, tmp_path: Path, world_of_one: None) -> None:
-    from jetmoe_megatron.checkpoint.saved_run import read_saved_run
-    from jetmoe_megatron.checkpoint.store import load_checkpoint
-    from jetmoe_megatron.config.layout import resolve_layout
-    from jetmoe_megatron.model.build import build_model
-    from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-
-    convert_to_hf(trained, tmp_path / "hf")
+def test_logits_and_greedy_text_equal_the_trained_model(saved: Saved, tmp_path: Path) -> None:
+    convert_to_hf(saved.checkpoint, tmp_path / "hf")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
-    run = read_saved_run(trained)
-    model = wrap_for_data_parallel(run, build_model(run, resolve_layout(run, 1)))
-    assert load_checkpoint(trained, model, build_optimizer(run, model)) == 8 * 256
     tokens = torch.randint(96, (2, 32), generator=torch.Generator().manual_seed(0))
-    ours = model[0].eval()(tokens, torch.arange(32).expand(2, 32), None)
-    torch.testing.assert_close(exported(tokens).logits, ours, rtol=1e-5, atol=1e-5)
-    greedy = exported.generate(tokens[:1, :4], max_new_tokens=8, do_sample=False)
-    assert greedy.shape == (1, 12)
+    torch.testing.assert_close(exported(tokens).logits, saved.logits(tokens), rtol=1e-5, atol=1e-5)
+    ours = tokens[:, :4]
+    for _ in range(24):
+        ours = torch.cat([ours, saved.logits(ours)[:, -1:].argmax(-1)], dim=1)
+    greedy = exported.generate(tokens[:, :4], max_new_tokens=24, do_sample=False, eos_token_id=None)
+    assert torch.equal(greedy, ours)
 
 
-def test_files_and_names(trained: Path, tmp_path: Path) -> None:
-    convert_to_hf(trained, tmp_path / "hf")
+def test_files_and_names(saved: Saved, tmp_path: Path) -> None:
+    convert_to_hf(saved.checkpoint, tmp_path / "hf")
     assert {p.name for p in (tmp_path / "hf").iterdir()} == {
         "config.json",
         "generation_config.json",
@@ -57,6 +48,7 @@ def test_files_and_names(trained: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "hf/config.json").read_text())
     both = [("num_local_experts", "moe_num_experts"), ("intermediate_size", "ffn_hidden_size")]
     both += [("num_experts_per_tok", "moe_top_k"), ("num_hidden_layers", "num_layers")]
+    both += [("rms_norm_eps", "layer_norm_epsilon"), ("max_position_embeddings", "n_positions")]
     for transformers_name, original in both:
         assert config[transformers_name] == config[original]
     loaded = AutoConfig.from_pretrained(tmp_path / "hf")
@@ -66,9 +58,9 @@ def test_files_and_names(trained: Path, tmp_path: Path) -> None:
         assert file.get_slice("model.layers.1.mlp.input_linear.weight").get_shape() == [6, 96, 32]
 
 
-def test_shards(trained: Path, tmp_path: Path) -> None:
-    convert_to_hf(trained, tmp_path / "one")
-    convert_to_hf(trained, tmp_path / "many", shard_bytes=100_000)
+def test_shards(saved: Saved, tmp_path: Path) -> None:
+    convert_to_hf(saved.checkpoint, tmp_path / "one")
+    convert_to_hf(saved.checkpoint, tmp_path / "many", shard_bytes=100_000)
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     one, many = (AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("one", "many"))
     for (name, a), (_, b) in zip(one.named_parameters(), many.named_parameters(), strict=True):
@@ -76,47 +68,199 @@ def test_shards(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
-def test_dtype(trained: Path, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
-    convert_to_hf(trained, tmp_path / "hf", dtype=name)
+def test_dtype(saved: Saved, tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    convert_to_hf(saved.checkpoint, tmp_path / "hf", dtype=name)
+    convert_to_hf(saved.checkpoint, tmp_path / "as stored")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto").dtype == dtype
+    cast, stored = load_file(tmp_path / "hf/model.safetensors"), load_file(tmp_path / "as stored/model.safetensors")
+    for tensor_name, tensor in stored.items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(cast[tensor_name], tensor.to(dtype))
 
 
-def test_tokenizer_comes_along(trained: Path, tmp_path: Path) -> None:
+def test_a_bf16_run_is_exported_in_bf16(save: Callable[..., Saved], tmp_path: Path) -> None:
+    convert_to_hf(save(precision="bf16").checkpoint, tmp_path / "hf")
+    assert json.loads((tmp_path / "hf/config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert {tensor.dtype for tensor in load_file(tmp_path / "hf/model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_tokenizer_comes_along(saved: Saved, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "one two three " * 50}) + "\n")
     train_bpe([text], 270, tmp_path / "tokenizer")
-    convert_to_hf(trained, tmp_path / "hf", tokenizer=tmp_path / "tokenizer")
+    convert_to_hf(saved.checkpoint, tmp_path / "hf", tokenizer=tmp_path / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert tokenizer.decode(tokenizer.encode("two three")) == "two three"
     config = json.loads((tmp_path / "hf/config.json").read_text())
     assert config["eos_token_id"] == tokenizer.eos_token_id == 2
 
 
-def test_command(trained: Path, tmp_path: Path) -> None:
-    result = command("jetmoe", "convert", "to-hf", trained.parent.parent, tmp_path / "hf")
+def test_progress_ends_at_the_total(saved: Saved, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    convert_to_hf(saved.checkpoint, tmp_path / "hf", progress=lambda *amounts: seen.append(amounts))
+    assert seen == sorted(seen) and len(seen) >= 24
+    assert seen[-1] == (sum(t.nbytes for t in load_file(tmp_path / "hf/model.safetensors").values()),) * 2
+
+
+def test_command(saved: Saved, tmp_path: Path) -> None:
+    run_folder = saved.checkpoint.parent.parent
+    result = command("jetmoe", "convert", "to-hf", run_folder, tmp_path / "hf")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert (tmp_path / "hf/model.safetensors").is_file()
-    again = command("jetmoe", "convert", "to-hf", trained, tmp_path / "hf")
+    again = command("jetmoe", "convert", "to-hf", saved.checkpoint, tmp_path / "hf")
     assert again.returncode == 2
     assert again.stderr == f"error: {tmp_path}/hf: exists already; remove it or choose another folder\n"
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty folder", "no tensors"])
-def test_not_a_checkpoint(trained: Path, tmp_path: Path, kind: str) -> None:
-    checkpoint = tmp_path / "checkpoint"
-    if kind != "missing":
-        checkpoint.mkdir()
-    if kind == "no tensors":
-        (checkpoint / "run.yaml").write_text((trained / "run.yaml").read_text())
-    with pytest.raises(UserError, match=str(checkpoint)):
+def copy(saved: Saved, tmp_path: Path) -> Path:
+    shutil.copytree(saved.checkpoint, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def no_folder(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+
+
+def empty_folder(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+def no_tensors(checkpoint: Path) -> None:
+    for file in checkpoint.glob(".metadata"):
+        file.unlink()
+
+
+def damaged_metadata(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").write_bytes(b"nothing")
+
+
+class Crafted:
+    def __reduce__(self):
+        return os.mkdir, ("/tmp/jetmoe-was-here",)
+
+
+def crafted_metadata(checkpoint: Path) -> None:
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Crafted()))
+
+
+def truncated(checkpoint: Path) -> None:
+    for file in checkpoint.glob("*.distcp"):
+        os.truncate(file, file.stat().st_size // 4)
+
+
+def missing_file(checkpoint: Path) -> None:
+    next(checkpoint.glob("*.distcp")).unlink()
+
+
+def change_run(checkpoint: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tree = yaml.safe_load((checkpoint / "run.yaml").read_text())
+    change(tree)
+    (checkpoint / "run.yaml").write_text(yaml.safe_dump(tree))
+
+
+def another_width(checkpoint: Path) -> None:
+    change_run(checkpoint, lambda tree: tree["model"].update(ffn_hidden_size=50))
+
+
+def more_layers(checkpoint: Path) -> None:
+    change_run(checkpoint, lambda tree: tree["model"].update(num_layers=3))
+
+
+def no_model(checkpoint: Path) -> None:
+    change_run(checkpoint, lambda tree: tree.pop("model"))
+
+
+def other_program(checkpoint: Path) -> None:
+    for file in [*checkpoint.glob("*.distcp"), checkpoint / ".metadata"]:
+        file.unlink()
+    dcp.save({"weight": torch.zeros(3)}, checkpoint_id=checkpoint, no_dist=True)
+    metadata = dcp.FileSystemReader(checkpoint).read_metadata()
+    metadata.storage_meta = None  # which has a path, that no checkpoint of ours needs
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+REFUSED: dict[Callable[[Path], None], str] = {
+    no_folder: "no such checkpoint folder",
+    empty_folder: "not a checkpoint of this program: it has neither run.yaml nor model.yaml",
+    no_tensors: "not a whole checkpoint: it has no .metadata",
+    damaged_metadata: ".metadata cannot be read: ",
+    crafted_metadata: ".metadata cannot be read: it names posix.mkdir, which no checkpoint needs",
+    truncated: "damaged: ",
+    missing_file: "No such file",
+    another_width: "has the shape [2, 6, 2, 48, 32], but by the model of the checkpoint it is [2, 6, 2, 50, 32]",
+    more_layers: "has the shape [2, 32], but by the model of the checkpoint it is [3, 32]",
+    no_model: "run.yaml: damaged, or of another program",
+    other_program: "has no tensor 'embedding.word_embeddings.weight'",
+}
+
+
+@pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
+def test_refused_in_one_line_with_nothing_left(damage: Callable[[Path], None], saved: Saved, tmp_path: Path) -> None:
+    checkpoint = copy(saved, tmp_path)
+    damage(checkpoint)
+    with pytest.raises(UserError) as refusal:
         convert_to_hf(checkpoint, tmp_path / "hf")
+    assert REFUSED[damage] in str(refusal.value) and str(checkpoint) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
     assert {p.name for p in tmp_path.iterdir()} <= {"checkpoint"}
 
 
-def test_missing_tokenizer_is_refused_before_work(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), None, "model.norm.weight: holds values that are not numbers (NaN)"),
+        (1e5, "fp16", "model.norm.weight: holds 100000, which fp16 cannot: choose another --dtype"),
+        (float("-inf"), "fp32", "model.norm.weight: holds inf, which fp32 cannot: choose another --dtype"),
+    ],
+)
+def test_values_without_a_place(
+    value: float, dtype: str | None, message: str, saved: Saved, save: Callable[..., Saved], tmp_path: Path
+) -> None:
+    from jetmoe_megatron.convert.from_hf import convert_from_hf
+
+    convert_to_hf(saved.checkpoint, tmp_path / "good")
+    convert_from_hf(tmp_path / "good", tmp_path / "checkpoint")
+    norm = load_file(tmp_path / "good/model.safetensors")["model.norm.weight"].numpy().tobytes()
+    file = tmp_path / "checkpoint/__0_0.distcp"
+    content = file.read_bytes()
+    assert content.count(norm) == 1
+    file.write_bytes(content.replace(norm, torch.tensor([value]).numpy().tobytes() + norm[4:]))
+    with pytest.raises(UserError) as refusal:
+        convert_to_hf(tmp_path / "checkpoint", tmp_path / "hf", dtype)
+    assert str(refusal.value) == message
+    assert not list(tmp_path.glob("hf*"))
+
+
+def test_missing_tokenizer_is_refused_before_work(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such tokenizer folder"):
-        convert_to_hf(trained, tmp_path / "hf", tokenizer=tmp_path / "nowhere")
+        convert_to_hf(saved.checkpoint, tmp_path / "hf", tokenizer=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_too_small_is_refused_before_work(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 9 * 10**5, 10**5))
+    with pytest.raises(UserError, match=r"hf: needs 0.0 GB, the disk has 0.0 GB free"):
+        convert_to_hf(saved.checkpoint, tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_half_way(saved: Saved, tmp_path: Path) -> None:
+    """Files may not pass 64 KiB in that shell."""
+    line = f"ulimit -f 64; jetmoe convert to-hf {saved.checkpoint} {tmp_path}/hf"
+    result = command("bash", "-c", line)
+    assert result.returncode == 2
+    assert result.stderr == f"error: {tmp_path}/hf: File too large\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_conversion_left_is_in_nobodys_way(saved: Saved, tmp_path: Path) -> None:
+    (tmp_path / "hf.partial").mkdir()
+    (tmp_path / "hf.partial/model-00007-of-00009.safetensors").write_text("half")
+    convert_to_hf(saved.checkpoint, tmp_path / "hf")
+    assert [p.name for p in tmp_path.iterdir()] == ["hf"]
+    assert len(list((tmp_path / "hf").iterdir())) == 3

@@ -95,7 +95,7 @@ def test_an_interrupt_keeps_what_is_done(running: subprocess.Popen[bytes], tmp_p
 
 def test_a_second_process_is_refused(running: subprocess.Popen[bytes], tmp_path: Path, tokenizer_dir: Path) -> None:
     failed = run(*long_run(tmp_path, tokenizer_dir))
-    assert failed.returncode == 2
+    assert failed.returncode == 2, failed.stdout
     message = f"error: {tmp_path}/out.partial is in use: another process is making this dataset\n"
     assert failed.stderr == message
     running.kill()

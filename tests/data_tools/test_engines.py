@@ -62,6 +62,10 @@ def compose_compatible(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.NFKC()
 
 
+def strip(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.Strip()
+
+
 def add_tokens(tokenizer: Tokenizer) -> None:
     tokenizer.add_tokens([AddedToken("  ", normalized=False), AddedToken("foo", lstrip=True)])
 
@@ -141,6 +145,14 @@ def test_a_tokenizer_it_does_not_know_goes_to_the_reference(tmp_path: Path, corp
     first = json.loads(corpus.open().readline())["text"]
     found = open_index(tmp_path / "out").map_tokens()[: len(reference.encode([first])[0])]
     assert found.tolist() == reference.encode([first])[0].tolist()
+
+
+def test_a_text_of_no_tokens_is_empty(tmp_path: Path, corpus: Path, jsonl: Callable[..., Path]) -> None:
+    """Megatron-LM ends no such document either."""
+    folder = train(tmp_path / "bpe", corpus, strip)
+    path = jsonl("in.jsonl", b'{"text": "  "}', b'{"text": "a"}', b'{"text": " "}')
+    stats = tokenize([path], tmp_path / "out", folder, report=lambda message: None)
+    assert (stats.documents, stats.tokens, stats.empty) == (1, 2, 2)
 
 
 def fake_fastokens(monkeypatch: pytest.MonkeyPatch, encode: Callable[..., object]) -> None:

@@ -73,7 +73,7 @@ def test_killed_at_random_moments_with_other_numbers_of_workers(
     while kills < 10 or resumed < 3:
         process = start("out", rng.choice([1, 2, 3]))
         try:
-            _, errors = process.communicate(timeout=rng.uniform(0.3, 1.0) * duration)
+            _, errors = process.communicate(timeout=rng.uniform(0.5, 1.0) * duration)
             assert process.returncode == 0, errors
         except subprocess.TimeoutExpired:
             process.kill()
@@ -135,7 +135,7 @@ def test_an_interrupted_run_goes_on(
 
     def interrupt(stats: Stats) -> None:
         seen.append(stats.documents)
-        if len(seen) == 5:
+        if len(seen) in (5, 6):
             raise KeyboardInterrupt
 
     def run(prefix: Path, **options: object) -> None:
@@ -147,8 +147,13 @@ def test_an_interrupted_run_goes_on(
         f"note: {tmp_path}/out.partial keeps {seen[-1]} documents; the same command goes on from there"
     )
     assert not (tmp_path / "out.bin").exists()
+    for kind in ("bin", "lengths", "skipped"):  # what a kill leaves behind that was not saved
+        with open(tmp_path / "out.partial" / kind, "ab") as stream:
+            stream.write(b"\1\0\2\0" * 1000)
     before = seen[-1]
-    run(tmp_path / "out", workers=2, progress=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", workers=2, progress=interrupt)
+    run(tmp_path / "out", progress=interrupt)
     assert f"note: going on after the {before} documents in {tmp_path}/out.partial" in messages
     assert all(documents > before for documents in seen[5:])
     assert content(tmp_path / "out") == want
@@ -208,6 +213,15 @@ def test_a_run_that_failed_goes_on_by_skipping(
     assert any("going on after" in message for message in messages)
     tokenize([path], tmp_path / "want", tokenizer_dir, on_error="skip", report=quiet)
     assert content(tmp_path / "out") == content(tmp_path / "want")
+
+
+def test_nothing_stays_where_there_is_no_document(
+    tmp_path: Path, tokenizer_dir: Path, small_shards: None, jsonl: Callable[..., Path], tree: Tree
+) -> None:
+    path = jsonl("in.jsonl", *[b'{"text": ""}'] * 10_000)
+    with pytest.raises(InputError, match="no documents in the inputs: 10000 empty, 0 broken"):
+        tokenize([path], tmp_path / "out", tokenizer_dir)
+    assert tree(tmp_path) == ["in.jsonl"]
 
 
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, source: Path, tokenizer_dir: Path) -> None:

@@ -221,7 +221,7 @@ def test_numbers_of_lines_go_on_over_shards(
 
 
 def peak_memory(arguments: list[object]) -> int:
-    """Bytes of the largest process of a command, and its documents."""
+    """Bytes of the largest process of a command."""
     measure = (
         "import resource, subprocess, sys\n"
         "subprocess.run(sys.argv[1:], check=True, timeout=500)\n"
@@ -252,15 +252,14 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["fastokens", "tokenizers"])
-def test_a_line_of_100_megabytes(tmp_path: Path, tokenizer_dir: Path, corpus: Path, engine: str) -> None:
+def test_a_line_of_100_megabytes(tmp_path: Path, tokenizer_dir: Path, corpus: Path) -> None:
     """Longer than several shards, between lines of usual length."""
-    text = "".join(json.loads(line)["text"] for line in corpus.open()) * 210
+    text = "".join(json.loads(line)["text"] for line in corpus.open()) * 240
     assert len(text) > 100e6
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join([GOOD, json.dumps({"text": text}).encode(), GOOD]))
-    arguments = [path, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--engine", engine]
-    peak_memory(arguments)
+    arguments = [path, "--output", tmp_path / "out", "--tokenizer", tokenizer_dir, "--engine", "fastokens"]
+    assert peak_memory(arguments) < 2e9
     index = open_index(tmp_path / "out")
     assert index.documents == 3
     assert load_tokenizer(tokenizer_dir)[0].decode(index.map_tokens()[-4:-1].tolist()).endswith("d")

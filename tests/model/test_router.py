@@ -28,7 +28,7 @@ def router(data: dict, world_of_one: None) -> torch.nn.Module:
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
     _, model = build({"num_experts": 6, "top_k": 2}, data)
-    MoEAuxLossAutoScaler.set_loss_scale(torch.ones(1))
+    MoEAuxLossAutoScaler.set_loss_scale(torch.tensor(1.0))
     return model.decoder.layers[0].mlp.router.train()
 
 

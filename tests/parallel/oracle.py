@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,19 +43,19 @@ def outcome(tree: dict[str, Any], ranks: int, steps: int = 3) -> Outcome:
 
 def joined(results: list[Any]) -> Outcome:
     """What the ranks returned, as one."""
-    gradients = _assemble([piece for _, pieces, _ in results for piece in pieces])
-    weights = _assemble([piece for _, _, pieces in results for piece in pieces])
+    gradients = assemble([piece for _, pieces, _ in results for piece in pieces])
+    weights = assemble([piece for _, _, pieces in results for piece in pieces])
     return Outcome(losses=results[0][0], gradients=gradients, weights=weights)
 
 
 def initial_weights(tree: dict[str, Any], ranks: int) -> dict[str, Tensor]:
-    return _assemble([piece for pieces in run_ranks(ranks, _initial_weights, tree) for piece in pieces])
+    return assemble([piece for pieces in run_ranks(ranks, _initial_weights, tree) for piece in pieces])
 
 
 def router_gradients(tree: dict[str, Any], ranks: int) -> dict[str, dict[str, Tensor]]:
     """Gradients of the first step on the router weights: `lm`, `balance` and `z` apart, with coefficient 1."""
     results = run_ranks(ranks, _router_gradients, tree)
-    total = {name: _assemble([piece for result in results for piece in result[name]]) for name in results[0]}
+    total = {name: assemble([piece for result in results for piece in result[name]]) for name in results[0]}
     return {
         "lm": total["lm"],
         **{
@@ -111,9 +111,9 @@ def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], li
             losses.append(train_step(model, optimizer, batches, run.optimizer.max_lr))
             if step == 0:
                 _gather_gradients(model)
-                gradients = _pieces(model, gradient=True)
+                gradients = pieces(model, _gradient_of)
         settle_weights(model)
-        return losses, gradients, _pieces(model, gradient=False)
+        return losses, gradients, pieces(model, weight_of)
 
 
 def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: float) -> dict[str, float]:
@@ -127,7 +127,7 @@ def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: fl
 
 def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:
     with training(tree, 1) as (_, model, _):
-        return _pieces(model, gradient=False)
+        return pieces(model, weight_of)
 
 
 def _router_gradients(tree: dict[str, Any]) -> dict[str, list[_Piece]]:
@@ -142,7 +142,7 @@ def _router_gradients(tree: dict[str, Any]) -> dict[str, list[_Piece]]:
                 chunk.config.moe_aux_loss_coeff, chunk.config.moe_z_loss_coeff = coefficients
             train_step(model, optimizer, batches, learning_rate=0.0)  # which leaves the weights as they are
             _gather_gradients(model)
-            result[name] = [piece for piece in _pieces(model, gradient=True) if "router" in piece.name]
+            result[name] = [piece for piece in pieces(model, _gradient_of) if "router" in piece.name]
     return result
 
 
@@ -158,22 +158,31 @@ def _gather_gradients(model: list[Any]) -> None:
                 torch.distributed.all_gather_into_tensor(bucket.grad_data, own, group=ranks)
 
 
-def _pieces(model: list[Any], gradient: bool) -> list[_Piece]:
+def pieces(model: list[Any], value_of: Callable[[Any], Tensor]) -> list[_Piece]:
+    """What each parameter of this rank has, and where it belongs."""
     from megatron.core.utils import unwrap_model
 
-    return [piece for chunk in unwrap_model(model) for piece in _chunk_pieces(chunk, gradient)]
+    return [piece for chunk in unwrap_model(model) for piece in _chunk_pieces(chunk, value_of)]
 
 
-def _chunk_pieces(chunk: Any, gradient: bool) -> list[_Piece]:
+def weight_of(parameter: Any) -> Tensor:
+    return parameter.detach()
+
+
+def _gradient_of(parameter: Any) -> Tensor:
+    return parameter.main_grad
+
+
+def _chunk_pieces(chunk: Any, value_of: Callable[[Any], Tensor]) -> list[_Piece]:
     from megatron.core import parallel_state
 
     from jetmoe_megatron.model.experts.weight import ExpertLinear
     from jetmoe_megatron.model.initialize import global_named_parameters
 
     experts = {id(m.weight): m for m in chunk.modules() if isinstance(m, ExpertLinear)}
-    pieces = []
+    found = []
     for name, parameter in global_named_parameters(chunk):
-        value = (parameter.main_grad if gradient else parameter.detach()).float().clone()
+        value = value_of(parameter).float().clone()
         shape, slices = list(value.shape), [slice(0, size) for size in value.shape]
 
         def split(axis: int, group: Any, shape: list[int] = shape, slices: list[slice] = slices) -> None:
@@ -188,11 +197,11 @@ def _chunk_pieces(chunk: Any, gradient: bool) -> list[_Piece]:
                 split(0, module.expert_group)
         elif getattr(parameter, "tensor_model_parallel", False):
             split(parameter.partition_dim, parallel_state.get_tensor_model_parallel_group())
-        pieces.append(_Piece(name, tuple(shape), tuple(slices), value))
-    return pieces
+        found.append(_Piece(name, tuple(shape), tuple(slices), value))
+    return found
 
 
-def _assemble(pieces: list[_Piece]) -> dict[str, Tensor]:
+def assemble(pieces: list[_Piece]) -> dict[str, Tensor]:
     """Copies of a slice on several ranks must agree."""
     whole: dict[str, Tensor] = {}
     for piece in pieces:

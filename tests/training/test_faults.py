@@ -92,12 +92,12 @@ def test_a_spike_is_a_bad_step(tmp_path: Path, data: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def rolled_back(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
-    """Twice to the same checkpoint: step 6 is bad with the data that was to be read, and with the data after that."""
+    """Twice to the same checkpoint: step 4 is bad with the data that was to be read, and with the data after that."""
     folder = tmp_path_factory.mktemp("rolled_back")
-    run_file = run_of(folder, data, checkpoint__every_tokens=4 * 256)
-    result = pretrain_with([Fault("loss", 6, rank=1, times=2)], 2, run_file, *ROLLBACK, reads=folder / "reads")
+    run_file = run_of(folder, data, checkpoint__every_tokens=2 * 256)
+    result = pretrain_with([Fault("loss", 4, rank=1, times=2)], 2, run_file, *ROLLBACK, reads=folder / "reads")
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("tokens_1024; the data read since then is left out") == 2
+    assert result.stderr.count("warning: rolled back to 512 tokens") == 2
     return folder
 
 
@@ -118,8 +118,8 @@ def test_the_ledger_knows_what_was_thrown_away(rolled_back: Path) -> None:
     assert saved["read"]["sequences"] == {name: len(own) for name, own in numbers.items()}
     assert numbers == {name: set(range(len(own))) for name, own in numbers.items()}
     assert [(p["began"]["sample"], p["read"]["sample"], p["kept"]["sample"]) for p in saved["past"]] == [
-        (0, 48, 32),
-        (32, 48, 32),
+        (0, 32, 16),
+        (16, 32, 16),
     ]
     thrown = [sum(p["read"]["sequences"].values()) - sum(p["kept"]["sequences"].values()) for p in saved["past"]]
     assert thrown == [16, 16]
@@ -128,11 +128,11 @@ def test_the_ledger_knows_what_was_thrown_away(rolled_back: Path) -> None:
 def test_a_run_that_dies_after_a_rollback_goes_on_alike(
     rolled_back: Path, tmp_path: Path, data: dict[str, str]
 ) -> None:
-    run_file = run_of(tmp_path, data, checkpoint__every_tokens=4 * 256)
-    faults = [Fault("loss", 6, rank=1), Fault("raise", 5, rank=1, first=2)]
+    run_file = run_of(tmp_path, data, checkpoint__every_tokens=2 * 256)
+    faults = [Fault("loss", 4, rank=1), Fault("raise", 3, rank=1, first=2)]
     assert pretrain_with(faults, 2, run_file, *ROLLBACK).returncode == 1
-    assert metrics(tmp_path / "run")[-1]["step"] == 4
-    assert pretrain_with([Fault("loss", 6, rank=1)], 2, run_file, *ROLLBACK).returncode == 0
+    assert metrics(tmp_path / "run")[-1]["step"] == 2
+    assert pretrain_with([Fault("loss", 4, rank=1)], 2, run_file, *ROLLBACK).returncode == 0
     assert exactly(tmp_path) == exactly(rolled_back)
     assert ledger(tmp_path) == ledger(rolled_back)
 
@@ -141,7 +141,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(tmp_path: 
     run_file = run_of(tmp_path, data)
     result = pretrain_with([Fault("loss", 2)], 1, run_file, *ROLLBACK, "debug.max_steps=3", reads=tmp_path / "reads")
     assert result.returncode == 0, result.stderr
-    assert "rolled back to the beginning" in result.stderr
+    assert "rolled back to 0 tokens" in result.stderr
     read = sequences_read(tmp_path / "reads")
     assert len(read) == len(set(read)) == 5 * 8
     (tmp_path / "run/checkpoints/rollbacks.json").write_text("[")

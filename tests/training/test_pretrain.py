@@ -47,6 +47,7 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     assert [p.name for p in published(whole / "checkpoints")] == [
         "tokens_512",
         "tokens_1024",
+        "tokens_1280",  # the end of the first phase
         "tokens_1536",
         "tokens_2048",
     ]
@@ -73,10 +74,10 @@ def test_a_kill_loses_only_what_came_after_the_last_checkpoint(whole: Path, tmp_
     assert pretrain(2, run_file, "debug.max_steps=4").returncode == 0
     with open(tmp_path / "run/metrics.jsonl", "a") as file:  # as if killed in step 6, in the middle of a line
         file.write('{"step": 5, "lm_loss": 99.0}\n{"step": 6, "lm_lo')
-    (tmp_path / "run/checkpoints/tokens_1280.partial").mkdir()
+    (tmp_path / "run/checkpoints/tokens_1280.partial-0a0b").mkdir()
     assert pretrain(2, run_file).returncode == 0
     assert losses(tmp_path / "run") == losses(whole)
-    assert not list((tmp_path / "run/checkpoints").glob("*.partial"))
+    assert not list((tmp_path / "run/checkpoints").glob("*.partial*"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -147,7 +148,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "output": (["output_dir=setup.py/run"], "output_dir: setup.py is a file"),
     "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
-    "another model": (["model.num_layers=4", "output_dir=OTHER"], "cannot resume with another model.num_layers"),
+    "another model": (
+        ["model.num_layers=4", "output_dir=OTHER"],
+        "was made with another model.num_layers (saved 2, now 4). Set it back, or start another run from it",
+    ),
     "another mixture": (
         ["phases.0.data.0.weight=9", "output_dir=OTHER"],
         "was trained on other data: phases.stable.share.code 0.75 -> 0.9; phases.stable.share.prose 0.25 -> 0.1. Set",

@@ -1,47 +1,55 @@
 """The expert matmuls: one interface, one file per backend.
 
-Every backend is a function `grouped_linear(x_ND, w_EFD, count_E) -> y_NF`: rows are sorted by expert, expert e owns
-the next `count_E[e]` rows, and each row is multiplied by its expert's weight, `y = x @ w[e].T`.
-`loop.py` is the reference the others are tested against.
+A backend computes `y = x @ w[e].T` for rows sorted by expert, and brings rows into that order and back. `loop.py` is
+the reference the others are tested against.
 
-Letters: N rows (token, slot pairs), D input width, F output width, E local experts.
+Letters: T tokens, K top-k, N = T * K rows, D input width, F output width, E local experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from jetmoe_megatron.config.schema import Model
-from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.model.experts import loop, torch_grouped
-
-GroupedLinear = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-BACKENDS: dict[str, GroupedLinear] = {"loop": loop.grouped_linear, "torch": torch_grouped.grouped_linear}
+from jetmoe_megatron.model import permutation
+from jetmoe_megatron.model.experts import loop
+from jetmoe_megatron.model.permutation import Permutation
 
 
-def resolve_backend(model: Model, precision: str) -> str:
-    """The backend that `model.expert_backend` stands for: `auto` takes torch's kernel wherever the shapes allow it.
-
-    Raises:
-        UserError: if the backend was asked for by name and cannot serve these shapes.
+@dataclass(frozen=True)
+class Backend:
     """
-    if model.expert_backend == "loop":
-        return "loop"
-    multiple = torch_grouped.width_multiple(precision)
-    widths = {
-        "hidden_size": model.hidden_size,
-        "num_kv_heads x kv_channels": model.num_kv_heads * model.kv_channels,
-        "ffn_hidden_size": model.ffn_hidden_size,
-    }
-    uneven = [f"{key} ({width})" for key, width in widths.items() if width % multiple]
-    if not uneven:
-        return "torch"
-    if model.expert_backend == "torch":
-        raise UserError(
-            f"model.expert_backend: torch needs widths that are multiples of {multiple} in {precision}; "
-            f"{', '.join(uneven)} is not: use auto or loop"
-        )
-    return "loop"
+    grouped_linear: `(x_ND, w_EFD, count_E) -> y_NF`; expert e owns the next `count_E[e]` rows, of which there is one
+        at least.
+    gather: `(x_TD, permutation, slots) -> x_ND`, see `permutation.gather`.
+    scatter: `(y_ND, gate_TK or None, permutation, slots) -> y_TD`, see `permutation.scatter`.
+    counts_on_host: whether grouped_linear reads `count_E` on the host: one wait for the device in each routed layer.
+    """
+
+    grouped_linear: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gather: Callable[[Tensor, Permutation, int], Tensor] = permutation.gather
+    scatter: Callable[[Tensor, Tensor | None, Permutation, int], Tensor] = permutation.scatter
+    counts_on_host: bool = False
+
+    def linear(self, x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:
+        """`grouped_linear`, or an empty result in the graph: not every kernel takes no rows at all."""
+        return (self.grouped_linear if x_ND.shape[0] else loop.grouped_linear)(x_ND, w_EFD, count_E)
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name. Its package is imported here and not before."""
+    if name == "torch":
+        from jetmoe_megatron.model.experts import torch_grouped
+
+        return Backend(torch_grouped.grouped_linear)
+    if name == "megablocks":
+        from jetmoe_megatron.model.experts import megablocks
+
+        return Backend(megablocks.grouped_linear, megablocks.gather, megablocks.scatter, counts_on_host=True)
+    if name in ("te", "te_fp8"):
+        from jetmoe_megatron.model.experts import te
+
+        return Backend(te.grouped_linear_fp8 if name == "te_fp8" else te.grouped_linear, counts_on_host=True)
+    return Backend(loop.grouped_linear, counts_on_host=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.experts.swiglu import swiglu
 from jetmoe_megatron.model.experts.weight import ExpertLinear
 
 
@@ -29,29 +30,24 @@ class GLUExperts(MegatronModule):
         )
         self.linear_out = ExpertLinear(config, (experts, hidden, ffn), tensor_axis=2, **groups)
 
-    def forward(self, x_ND: Tensor, count_E: Tensor, gate_N: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x_ND: Tensor, count_E: Tensor, gate_N: Tensor | None) -> tuple[Tensor, None]:
         """
         Args:
             x_ND: dispatched tokens, sorted by local expert.
             count_E: how many of them each local expert has.
-            gate_N: the router's weight of each row.
+            gate_N: the router's weight of each row; None if the combination applies it.
 
         Returns:
-            The gated outputs [N, hidden] and None, as MoELayer takes no bias from its experts.
+            The outputs [N, hidden] and None, as MoELayer takes no bias from its experts.
         """
-        activated, linear = self.linear_in(x_ND, count_E).chunk(2, dim=-1)
+        x_N2F = self.linear_in(x_ND, count_E)
         if self.recompute_activation:
             checkpoint = CheckpointWithoutOutput(fp8=None)  # False counts as True there (random.py:636)
-            z_NF = checkpoint.checkpoint(_swiglu, activated, linear)
-            y_ND = self.linear_out(z_NF, count_E)
+            y_ND = self.linear_out(checkpoint.checkpoint(swiglu, x_N2F), count_E)
             checkpoint.discard_output_and_register_recompute(y_ND)
         else:
-            y_ND = self.linear_out(_swiglu(activated, linear), count_E)
-        return y_ND * gate_N.unsqueeze(-1).to(y_ND.dtype), None
+            y_ND = self.linear_out(swiglu(x_N2F), count_E)
+        return y_ND if gate_N is None else y_ND * gate_N.unsqueeze(-1).to(y_ND.dtype), None
 
     def backward_dw(self) -> None:
         """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""
-
-
-def _swiglu(activated: Tensor, linear: Tensor) -> Tensor:
-    return nn.functional.silu(activated) * linear

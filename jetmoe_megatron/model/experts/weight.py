@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup, get_process_group_ranks
 
 from jetmoe_megatron.model.config import JetMoEConfig
-from jetmoe_megatron.model.experts import BACKENDS
+from jetmoe_megatron.model.experts import backend
 
 
 class ExpertLinear(nn.Module):
@@ -39,7 +39,7 @@ class ExpertLinear(nn.Module):
             replica_group: ranks that hold the same slice.
         """
         super().__init__()
-        self.grouped_linear = BACKENDS[config.expert_backend]
+        self.backend = backend(config.expert_backend)
         self.whole_shape, self.tensor_axis = shape, tensor_axis
         self.expert_group, self.tensor_group, self.replica_group = expert_group, tensor_group, replica_group
         local = list(shape)
@@ -56,8 +56,7 @@ class ExpertLinear(nn.Module):
 
     def forward(self, x_ND: Tensor, count_E: Tensor) -> Tensor:
         """Rows [N, in] sorted by expert -> [N, rows]."""
-        w_EFD = self.weight.flatten(1, -2)
-        return self.grouped_linear(x_ND, w_EFD, count_E)
+        return self.backend.linear(x_ND, self.weight.flatten(1, -2), count_E)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None

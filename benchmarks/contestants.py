@@ -1,0 +1,145 @@
+"""What the step benchmarks hold against each other: the same model, batch and optimizer, made into a step to call."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from torch import Tensor
+from transformers import JetMoeConfig, JetMoeForCausalLM
+
+from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.convert.hf_config import hf_config
+from jetmoe_megatron.model import build
+from jetmoe_megatron.platform.device import device, process_group
+from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
+
+REPO = Path(__file__).parent.parent
+Step = Callable[[], Any]
+
+
+@contextlib.contextmanager
+def world_of_one() -> Iterator[None]:
+    with process_group():
+        parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+        model_parallel_cuda_manual_seed(1234)
+        yield
+        parallel_state.destroy_model_parallel()
+
+
+def run_of(model: dict[str, Any], precision: str, length: int, sequences: int, **more: Any) -> Run:
+    """A run that is never started: one micro-batch of `sequences` in each step."""
+    data = [{"name": "none", "path": "unused", "weight": 1}]
+    return Run.model_validate(
+        {
+            "name": "benchmark",
+            "output_dir": "unused",
+            "model": model,
+            "precision": precision,
+            "batch": {
+                "sequence_length": length,
+                "global_tokens": sequences * length,
+                "micro_sequences": sequences,
+            },
+            "phases": [{"name": "only", "tokens": 1, "learning_rate": "constant", "data": data}],
+            **more,
+        }
+    )
+
+
+def random_batch(run: Run) -> dict[str, Tensor]:
+    """Tokens of no meaning: what the routers make of them is as uneven as fresh weights are."""
+    sequences, length = run.batch.micro_sequences, run.batch.sequence_length
+    text = torch.randint(run.model.vocab_size, (sequences, length + 1), generator=torch.Generator().manual_seed(1))
+    batch = {
+        "tokens": text[:, :-1].contiguous(),
+        "labels": text[:, 1:].contiguous(),
+        "loss_mask": torch.ones(sequences, length),
+        "position_ids": torch.arange(length).expand(sequences, length).contiguous(),
+    }
+    return {name: tensor.to(device()) for name, tensor in batch.items()}
+
+
+def our_step(run: Run, micro_batches: int = 1) -> Step:
+    """What the training loop does in a step, the reduction of its losses included."""
+    model = wrap_for_data_parallel(run, _build(run))
+    optimizer, batch = build_optimizer(run, model), random_batch(run)
+
+    def step() -> dict[str, float]:
+        losses, norm = compute_gradients(model, optimizer, [batch] * micro_batches)
+        reduced, _ = reduce_step(model, losses, norm, stop=False)
+        update_weights(optimizer, norm, 1e-4)
+        return reduced
+
+    return step
+
+
+def bare_step(run: Run) -> Step:
+    """Our layers with torch's AdamW on their weights: no schedule, no gradient buffers, no fp32 copies of weights."""
+    (model,) = _build(run)
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4), random_batch(run)
+
+    def step() -> None:
+        model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def _build(run: Run) -> list[GPTModel]:
+    """Weights drawn where they lie: on a CPU, as they are for training, billions of them take minutes."""
+    with patch.object(build, "initialize_weights", _draw):
+        return build.build_model(run, resolve_layout(run, 1))
+
+
+@torch.no_grad()
+def _draw(model: GPTModel, seed: int, std: float) -> None:
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, std)
+        else:
+            parameter.fill_(1.0 if name.endswith("layernorm.weight") else 0.0)
+
+
+def hugging_face_step(run: Run, micro_batches: int = 1) -> Step:
+    """`transformers`' own JetMoE, in the same precision, with torch's AdamW on its weights."""
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    config = JetMoeConfig(**hf_config(run.model, run.batch.sequence_length, str(dtype).removeprefix("torch."), {}))
+    config.use_cache = False
+    with torch.device(device()):
+        model = JetMoeForCausalLM(config).to(dtype).train()
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4), random_batch(run)
+
+    def step() -> None:
+        for _ in range(micro_batches):
+            logits = model(batch["tokens"]).logits
+            torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def provenance() -> str:
+    """Commit, date, machine and torch, for a results file."""
+    commit = ["git", "describe", "--always", "--dirty"]
+    commit_name = subprocess.run(commit, cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
+    return (
+        f"commit {commit_name or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )

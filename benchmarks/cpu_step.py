@@ -1,0 +1,106 @@
+"""A training step on a CPU: ours, `transformers`' JetMoE with torch's AdamW, and our layers in a bare loop.
+
+    python benchmarks/cpu_step.py [--threads 2] [--rounds 7] [--tiny] [--record]
+
+One process; the same shapes, batch and threads for all, in turn, so that whatever else the machine does meets all of
+them. GFLOP/s count matmuls (flops.py). `--record` writes the table to benchmarks/results/cpu_step.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from benchmarks.contestants import Step, bare_step, hugging_face_step, our_step, provenance, run_of, world_of_one
+from benchmarks.flops import step_flops
+from jetmoe_megatron.config.schema import Run
+
+RESULT = Path(__file__).parent / "results/cpu_step.md"
+SHAPE = {
+    "num_layers": 4,
+    "hidden_size": 512,
+    "num_kv_heads": 8,
+    "kv_channels": 64,
+    "ffn_hidden_size": 1408,
+    "vocab_size": 8192,
+}
+TINY = {**SHAPE, "num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tiny", action="store_true", help="a shape of no interest, to run the code")
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    shape, length = (TINY, 32) if arguments.tiny else (SHAPE, 512)
+    rows = [
+        "| precision | step | seconds | tokens/s | GFLOP/s | times transformers' rate |",
+        "|---|---|---|---|---|---|",
+    ]
+    with world_of_one():
+        for precision in ("fp32", "bf16"):
+            rows += measure(run_of(shape, precision, length, sequences=4), arguments.rounds)
+    table = "\n".join(rows)
+    print(table)
+    if arguments.record:
+        RESULT.write_text(record(table, arguments))
+    return 0
+
+
+def measure(run: Run, rounds: int) -> list[str]:
+    """One row each, of the median of the rounds."""
+    steps: dict[str, Step] = {"transformers": hugging_face_step(run), "ours": our_step(run), "bare": bare_step(run)}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    matmul_rates: list[float] = []
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if number:  # the first warms up
+                seconds[name].append(time.perf_counter() - started)
+        matmul_rates.append(matmul_rate(run))
+    typical = {name: statistics.median(times) for name, times in seconds.items()}
+    rate = statistics.median(matmul_rates)
+    flops = step_flops(run.model, run.batch.sequence_length, run.batch.global_tokens).with_attention
+    return [
+        f"| {run.precision} | {name} | {time_:.3f} | {run.batch.global_tokens / time_:,.0f} | "
+        f"{flops / time_ / 1e9:,.0f} | {typical['transformers'] / time_:.2f} |"
+        for name, time_ in typical.items()
+    ] + [f"| {run.precision} | matmul | | | {rate / 1e9:,.0f} | |"]
+
+
+def matmul_rate(run: Run) -> float:
+    size, times = (64, 1) if run.model.num_layers == 1 else (2048, 4)
+    a = torch.randn(size, size, dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32)
+    started = time.perf_counter()
+    for _ in range(times):
+        a @ a
+    return times * 2 * size**3 / (time.perf_counter() - started)
+
+
+def record(table: str, arguments: argparse.Namespace) -> str:
+    command = f"python benchmarks/cpu_step.py --threads {arguments.threads} --rounds {arguments.rounds}"
+    shape = ", ".join(f"{key} {value}" for key, value in SHAPE.items())
+    return (
+        "# A training step on a CPU\n\n"
+        f"`{command}`, {provenance()}.\n\n"
+        f"{shape}, 8 experts, top 2,\n4 sequences of 512 tokens; the median of {arguments.rounds} rounds in turn.\n"
+        "`ours` is all that the training loop does in a step. `bare` is our model with torch's AdamW on its weights:\n"
+        "no schedule, no gradient buffers, in bf16 no fp32 copies of weights and gradients. `matmul` is a plain one\n"
+        "of 2048 x 2048 x 2048, the rate that nothing exceeds.\n\n" + table + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

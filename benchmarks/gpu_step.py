@@ -1,0 +1,267 @@
+"""A training step of JetMoE-8B's layers on one GPU: every expert backend, beside `transformers` and Megatron-Core.
+
+    python benchmarks/gpu_step.py [--layers N] [--sequences 2] [--micro-batches 4] [--record]
+
+Takes a few minutes, each model in a process of its own. Without a GPU it runs tiny shapes, to run the code. `--record`
+writes the tables to benchmarks/results/gpu_step.md, and only a GPU's.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import time
+import warnings
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.attention_kernels import attention_step, kernel_names
+from benchmarks.contestants import REPO, Step, hugging_face_step, our_step, provenance, run_of, world_of_one
+from benchmarks.flops import FORMULA, peak_tflops, step_flops
+from benchmarks.kernels import breakdown
+from benchmarks.moe_layers import OURS, layer_names, layer_step
+from jetmoe_megatron.config.describe import count_parameters
+from jetmoe_megatron.config.schema import Model, Run
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.model.experts.choose import choose_backend
+
+RESULT = REPO / "benchmarks/results/gpu_step.md"
+MODEL = REPO / "configs/models/jetmoe_8b.yaml"
+TINY = {
+    "num_layers": 1,
+    "hidden_size": 32,
+    "num_kv_heads": 2,
+    "kv_channels": 8,
+    "ffn_hidden_size": 48,
+    "vocab_size": 64,
+}
+BACKENDS = ("torch", "te", "te_fp8", "megablocks", "loop")
+TRANSFORMERS, LAYER, ATTENTION = "transformers", "MoE layer", "attention"
+PACKAGES = (
+    "triton",
+    "megatron-core",
+    "transformer-engine",
+    "megablocks",
+    "grouped_gemm",
+    "transformers",
+    "nvidia-cudnn-cu13",
+)
+# fp32 weights, gradients and both moments, bf16 weights; and what the backward pass of a token needs of a layer.
+BYTES_PER_WEIGHT, BYTES_PER_TOKEN_AND_LAYER = 18, 200_000
+LIMIT, LIMIT_OF_ALL = 120, 540  # seconds of one process, and of the whole
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    warnings.filterwarnings("ignore")
+    if arguments.record and not torch.cuda.is_available():
+        raise SystemExit("--record: there is no GPU to record the figures of")
+    if arguments.only:
+        with world_of_one():
+            print(json.dumps(measure(arguments.only, arguments)))
+        return 0
+    names = ["torch", "te", "megablocks", TRANSFORMERS, LAYER, ATTENTION, "te_fp8", "loop"]
+    if torch.cuda.is_available():
+        end = time.monotonic() + LIMIT_OF_ALL
+        results = {name: in_own_process(name, end - time.monotonic()) for name in names}
+    else:
+        with world_of_one():
+            results = {name: measure(name, arguments) for name in names}
+    text = report(results, arguments)
+    print(text)
+    if arguments.record:
+        RESULT.write_text(text)
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, help="default: as many as fit")
+    parser.add_argument("--sequences", type=int, default=2, help="of 4096 tokens in a micro-batch")
+    parser.add_argument("--micro-batches", type=int, default=4, help="for each optimizer step")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--only", metavar="NAME", help="one of the processes: prints its figures as JSON")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        arguments.sequences, arguments.rounds, arguments.micro_batches = 2, 1, 2
+    arguments.layers = arguments.layers or layers_that_fit(arguments)
+    return arguments
+
+
+def layers_that_fit(arguments: argparse.Namespace) -> int:
+    if not torch.cuda.is_available():
+        return 1
+    shape = yaml.safe_load(MODEL.read_text())
+    one, two = (count_parameters(Model.model_validate({**shape, "num_layers": n}))[0] for n in (1, 2))
+    tokens = arguments.sequences * 4096
+    each = BYTES_PER_WEIGHT * (two - one) + BYTES_PER_TOKEN_AND_LAYER * tokens
+    outside = BYTES_PER_WEIGHT * (2 * one - two) + 12 * shape["vocab_size"] * tokens  # the logits, three times fp32
+    free = torch.cuda.get_device_properties(0).total_memory * 0.9 - outside
+    return max(1, min(shape["num_layers"], int(free / each)))
+
+
+def run_for(arguments: argparse.Namespace, backend: str = "auto") -> Run:
+    on_gpu = torch.cuda.is_available()
+    shape = {**(yaml.safe_load(MODEL.read_text()) if on_gpu else TINY), "num_layers": arguments.layers}
+    length = 4096 if on_gpu else 32
+    return run_of({**shape, "expert_backend": backend}, "bf16", length, arguments.sequences)
+
+
+def in_own_process(name: str, left: float) -> dict[str, Any]:
+    """A crash or a lack of memory of one leaves the others alone."""
+    command, limit = [sys.executable, __file__, *sys.argv[1:], "--only", name], min(LIMIT, left)
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=max(limit, 1), cwd=REPO)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"took longer than {limit:.0f} s"}
+    if result.returncode != 0:
+        return {"failed": (result.stderr.strip().splitlines() or ["no message"])[-1]}
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    if name == LAYER:
+        run = run_for(arguments)
+        return {layer: timed(layer_step(layer, run), arguments.rounds) for layer in layer_names()}
+    if name == ATTENTION:
+        run = run_for(arguments)
+        return {kernel: timed(attention_step(kernel, run), arguments.rounds) for kernel in kernel_names()}
+    run = run_for(arguments, "auto" if name == TRANSFORMERS else name)
+    if name == TRANSFORMERS:
+        step = hugging_face_step(run, arguments.micro_batches)
+    else:
+        try:
+            choose_backend(run.model, run.precision)
+        except UserError as error:
+            return {"failed": str(error)}
+        step = our_step(run, arguments.micro_batches)
+    seconds = timed(step, arguments.rounds)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"seconds": seconds, "peak": peak, "groups": breakdown(step)}
+
+
+def timed(step: Step, rounds: int) -> float:
+    """Median seconds, after two to warm up."""
+    seconds = []
+    for number in range(rounds + 2):
+        _wait()
+        started = time.perf_counter()
+        step()
+        _wait()
+        if number >= 2:
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def report(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
+    run = run_for(arguments)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: tiny shapes, figures of no interest"
+    command = " ".join(["python benchmarks/gpu_step.py", *sys.argv[1:]])
+    shape = ", ".join(f"{key} {value}" for key, value in run.model.model_dump().items() if isinstance(value, int))
+    head = [
+        "# A training step on one GPU\n",
+        f"`{command}`, {provenance()}, {gpu}, {versions()}.\n",
+        f"{shape}; micro-batches of {arguments.sequences} sequences of {run.batch.sequence_length}, "
+        f"{arguments.micro_batches} for each optimizer step, bf16, fp32 main weights and gradients; routing as the "
+        "fresh routers have it, no token dropped. Median of "
+        f"{arguments.rounds}. `transformers` has its weights and optimizer in bf16 alone.\n",
+        FORMULA,
+    ]
+    models = {name: results[name] for name in (*BACKENDS, TRANSFORMERS)}
+    parts = [*head, steps_table(models, run, arguments), groups_tables(models)]
+    parts.append(layer_table(results[LAYER], run))
+    parts.append(attention_table(results[ATTENTION], run))
+    return "\n".join(parts) + "\n"
+
+
+def steps_table(models: dict[str, dict[str, Any]], run: Run, arguments: argparse.Namespace) -> str:
+    tokens = run.batch.global_tokens * arguments.micro_batches
+    flops = step_flops(run.model, run.batch.sequence_length, tokens)
+    peak = peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    rows = [
+        "\n## The step\n",
+        "| | seconds | tokens/s | TFLOP/s, with attention | MFU | TFLOP/s, 6N | MFU | peak memory, GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in models.items():
+        if "failed" in result:
+            rows.append(f"| {name} | not measured: {result['failed']} | | | | | | |")
+            continue
+        rates = [count / result["seconds"] / 1e12 for count in (flops.with_attention, flops.weights_only)]
+        shares = [f"{rate:.4g} | {rate / peak:.1%}" if peak else f"{rate:.4g} | -" for rate in rates]
+        memory = f"{result['peak']:.1f}" if result["peak"] else "-"
+        seconds = result["seconds"]
+        rows.append(f"| {name} | {seconds:.4f} | {tokens / seconds:,.0f} | {shares[0]} | {shares[1]} | {memory} |")
+    return "\n".join(rows)
+
+
+def groups_tables(models: dict[str, dict[str, Any]]) -> str:
+    rows = ["\n## Where the time goes, ms of one step\n"]
+    for name, result in models.items():
+        if "groups" in result:
+            total = sum(time_ for _, time_ in result["groups"])
+            parts = ", ".join(f"{group} {time_:.1f} ({time_ / total:.0%})" for group, time_ in result["groups"])
+            rows.append(f"- **{name}**: {parts}")
+    return "\n".join(rows)
+
+
+def layer_table(result: dict[str, Any], run: Run) -> str:
+    """Matmuls of the experts and the router."""
+    model = run.model
+    weights = model.top_k * 3 * model.ffn_hidden_size * model.hidden_size + model.num_experts * model.hidden_size
+    return _table(
+        "The MoE MLP layer alone, forward and backward",
+        f"`{OURS}` with the backend that `auto` takes; the rest is Megatron-Core's layer with its own expert classes.",
+        result,
+        6 * weights * run.batch.global_tokens,
+    )
+
+
+def attention_table(result: dict[str, Any], run: Run) -> str:
+    model = run.model
+    heads = model.top_k * model.num_kv_heads
+    flops = 6 * run.batch.sequence_length * heads * model.kv_channels * run.batch.global_tokens
+    return _table("Attention alone, forward and backward", "Causal; keys and values are not copied.", result, flops)
+
+
+def _table(title: str, text: str, result: dict[str, Any], flops: float) -> str:
+    rows = [f"\n## {title}\n", text, "", "| | ms | TFLOP/s |", "|---|---|---|"]
+    if "failed" in result:
+        return "\n".join([*rows, f"| not measured: {result['failed']} | | |"])
+    rows += [f"| {name} | {time_ * 1e3:.2f} | {flops / time_ / 1e12:.4g} |" for name, time_ in result.items()]
+    return "\n".join(rows)
+
+
+def versions() -> str:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split()
+        found += [f"driver {driver[0] if driver else 'unknown'}", f"CUDA {torch.version.cuda}"]
+    return ", ".join(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Fine-tune an exported JetMoE with transformers' Trainer and the auxiliary losses it was pretrained with.
+
+    python examples/finetune_hf.py lm       MODEL TEXTS.jsonl    OUT [--max-steps 100]
+    python examples/finetune_hf.py classify MODEL LABELLED.jsonl OUT
+
+Lines are {"text": "..."}, for `classify` also with "label": 0, 1, ... OUT is a Hugging Face folder again.
+
+transformers' own auxiliary loss (output_router_logits=True) is not the one of JetMoE: up to 5.0 it raises an error, and
+after it counts the routers of the attention twice, averages over layers where JetMoE adds up, and has no z-loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.models.jetmoe.modeling_jetmoe import JetMoeTopKGating
+
+
+def balance_and_z(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Of one router over T tokens (arXiv 2404.07413, equations 10 and 11). A perfectly even router has balance = 1."""
+    tokens, experts = logits_TE.shape
+    chosen_TK = logits_TE.topk(top_k, dim=-1).indices
+    share_E = chosen_TK.flatten().bincount(minlength=experts) / (tokens * top_k)
+    balance = experts * (share_E * logits_TE.softmax(-1).mean(0)).sum()
+    return balance, logits_TE.logsumexp(-1).square().mean()
+
+
+class RouterLosses:
+    """Collects the logits of every router, two in each layer, whenever `model` runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._logits: list[Tensor] = []
+        self._routers = [module for module in model.modules() if isinstance(module, JetMoeTopKGating)]
+        for router in self._routers:
+            router.register_forward_hook(lambda module, inputs, output: self._logits.append(output[-1]))
+
+    def sums(self, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Balance and z-loss of the last run, each summed over the routers. Padding does not count."""
+        logits, self._logits = self._logits, []
+        assert len(logits) == len(self._routers), "the model must have run once since the last call"
+        if attention_mask is not None:
+            logits = [logits_TE[attention_mask.flatten().bool()] for logits_TE in logits]
+        losses = [balance_and_z(logits_TE, self._routers[0].top_k) for logits_TE in logits]
+        return sum(balance for balance, _ in losses), sum(z for _, z in losses)
+
+
+class JetMoeTrainer(Trainer):
+    """L = L_model + balance_coefficient * sum of balances + z_coefficient * sum of z-losses, while training."""
+
+    def __init__(self, *args: Any, balance_coefficient: float = 0.01, z_coefficient: float = 0.001, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._balance, self._z = balance_coefficient, z_coefficient
+        self._losses = RouterLosses(self.model)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        balance, z = self._losses.sums(inputs.get("attention_mask"))
+        if model.training:
+            auxiliary = self._balance * balance + self._z * z
+            # With the number of items given, the loss is this batch's share of an accumulated step.
+            loss = loss + auxiliary / (1 if num_items_in_batch is None else self.current_gradient_accumulation_steps)
+        return (loss, outputs) if return_outputs else loss
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["lm", "classify"])
+    parser.add_argument("model", type=Path, help="a folder that `jetmoe convert to-hf` wrote, with its tokenizer")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--max-steps", type=int, default=100)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=512)
+    arguments = parser.parse_args(argv)
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    lines = [json.loads(line) for line in arguments.data.read_text(encoding="utf-8").splitlines()]
+    samples = [tokenizer(line["text"], truncation=True, max_length=arguments.max_length) for line in lines]
+    for sample in samples:
+        sample.pop("token_type_ids", None)
+    if arguments.task == "lm":
+        model = AutoModelForCausalLM.from_pretrained(arguments.model)
+        collator: Any = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    else:
+        labels = [line["label"] for line in lines]
+        samples = [{**sample, "labels": label} for sample, label in zip(samples, labels, strict=True)]
+        model = AutoModelForSequenceClassification.from_pretrained(arguments.model, num_labels=max(labels) + 1)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        collator = DataCollatorWithPadding(tokenizer)
+    trainer = JetMoeTrainer(
+        model,
+        TrainingArguments(
+            output_dir=str(arguments.out),
+            max_steps=arguments.max_steps,
+            learning_rate=arguments.learning_rate,
+            per_device_train_batch_size=arguments.batch,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+        ),
+        train_dataset=samples,
+        data_collator=collator,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

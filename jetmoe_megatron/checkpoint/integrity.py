@@ -1,0 +1,111 @@
+"""Is a checkpoint whole, and may its files be opened? Checksums of every file, and no pickle that could run code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from jetmoe_megatron.checkpoint.folder import published
+
+CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; written last
+METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
+_SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
+_BLOCK = 2**22
+
+
+def checksum(path: Path) -> tuple[int, str]:
+    """(bytes, sha256)"""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+        return stream.tell(), digest.hexdigest()
+
+
+def listed_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """Raises ValueError with a short reason if the list is missing or damaged."""
+    try:
+        listed = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        return {str(name): (int(size), str(digest)) for name, (size, digest) in listed.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise ValueError(f"{CHECKSUMS} is missing or damaged") from None
+
+
+def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool = False) -> str | None:
+    """What is wrong with the first bad file, in a few words; None if there is none.
+
+    Args:
+        share: (n, of): look at every `of`-th file from the n-th on, so that ranks can divide the work.
+        quick: names, sizes and small files only.
+    """
+    try:
+        files = listed_files(checkpoint)
+    except ValueError as error:
+        return str(error)
+    if METADATA not in files:
+        return f"{METADATA} is not in {CHECKSUMS}"
+    for name, (size, digest) in sorted(files.items())[share[0] :: share[1]]:
+        path = checkpoint / name
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if not (quick and size > _SMALL) and checksum(path) != (size, digest):
+                return f"{name} is not what was written (its checksum differs)"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def newest_whole(root: Path) -> Path | None:
+    """Of a run's checkpoints, as far as names, sizes and small files tell."""
+    return next((path for path in reversed(published(root)) if find_damage(path, quick=True) is None), None)
+
+
+def refuse_code(checkpoint: Path) -> None:
+    """Read `.metadata` with nothing allowed but what it is made of. Whoever reads it afterwards runs no other code.
+
+    The other files hold tensors and plain values, which torch loads with `weights_only=True`.
+
+    Raises:
+        ValueError: with a short reason.
+    """
+    try:
+        with open(checkpoint / METADATA, "rb") as stream:
+            _OnlyMetadata(stream).load()
+    except OSError as error:
+        raise ValueError(f"{METADATA}: {error.strerror}") from None
+    except Exception as error:  # unpickling rubbish raises anything
+        raise ValueError(f"{METADATA} cannot be read: {error}") from None
+
+
+class _OnlyMetadata(pickle.Unpickler):
+    _ALLOWED = {
+        "torch.distributed.checkpoint.metadata": {
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        },
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
+        "torch.serialization": {"_get_layout"},
+        "torch": {"Size"},
+        "collections": {"OrderedDict"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        allowed = name in self._ALLOWED.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        )
+        if not allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+        return super().find_class(module, name)

@@ -1,0 +1,79 @@
+"""Hugging Face folders of a run's checkpoints, each written beside the training by a process of its own.
+
+python -m jetmoe_megatron.convert.export CHECKPOINT OUT
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from jetmoe_megatron.convert.to_hf import convert_to_hf
+
+
+class Exports:
+    """An export of the first checkpoint at or after each multiple of `every_tokens`; none if that is 0.
+
+    Training neither waits for them nor fails with them: one that fails prints one line. Rank 0 alone has this object.
+    """
+
+    def __init__(self, every_tokens: int, root: Path) -> None:
+        """root: the folder in which `tokens_<N>` appear."""
+        self._every, self._root = every_tokens, root
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def checkpoint_published(self, checkpoint: Path) -> None:
+        """Begin an export of `tokens_<N>` if one is due."""
+        tokens = _tokens(checkpoint)
+        begun = max((_tokens(path) for path in self._root.glob("tokens_*")), default=0)
+        if not self._every or tokens // self._every <= begun // self._every:
+            return
+        out = self._root / checkpoint.name
+        try:
+            _begun(out).mkdir(parents=True)
+            command = [sys.executable, "-m", "jetmoe_megatron.convert.export", str(checkpoint), str(out)]
+            alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            process = subprocess.Popen(command, env={**os.environ, **alone}, start_new_session=True)
+            self._processes.append(process)
+        except OSError as error:
+            _warn(out, error)
+
+    def wait(self) -> None:
+        """Until those that have begun are done: a batch system may end them with the job."""
+        for process in self._processes:
+            process.wait()
+
+
+def _begun(out: Path) -> Path:
+    """What stands for the export until it is whole; the conversion writes there."""
+    return out.with_name(out.name + ".partial")
+
+
+def _tokens(path: Path) -> int:
+    match = re.match(r"tokens_(\d+)", path.name)
+    return int(match[1]) if match else 0
+
+
+def _warn(out: Path, error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    print(f"warning: {out}: not exported: {reason}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    checkpoint, out = map(Path, sys.argv[1:])
+    os.nice(10)
+    try:
+        convert_to_hf(checkpoint, out)
+    except Exception as error:
+        shutil.rmtree(_begun(out), ignore_errors=True)
+        _warn(out, error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Several elementwise operations as one GPU kernel. Without a GPU a fused function is the plain one it was made of."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through torch.compile when its first argument lies on a GPU. It must not be differentiated through."""
+
+    @functools.cache
+    def compiled() -> Callable[..., Any]:  # not before it is called: the compiler takes seconds to import
+        return torch.compile(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return (compiled() if arguments[0].is_cuda and can_fuse() else function)(*arguments)
+
+    return call
+
+
+@functools.cache
+def can_fuse() -> bool:
+    """Whether a kernel can be compiled here. That takes triton and a C compiler, which a bare machine may lack."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device="cuda"))
+        return True
+    except Exception as error:  # whatever torch's compiler raises
+        reason = str(error).strip().splitlines()[0]
+        logger.warning("elementwise operations are not fused: torch.compile does not work here: %s", reason)
+        return False

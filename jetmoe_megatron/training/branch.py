@@ -1,0 +1,69 @@
+"""A run that begins at a checkpoint of another one (`start_from`), which stays as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
+from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, read_progress, read_saved_run, refuse_other_run
+from jetmoe_megatron.config.checks import check_run
+from jetmoe_megatron.config.layout import phase_steps
+from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
+
+
+def branch(run: Run) -> Run:
+    """With `start_from` and `phase`: the phase before `phase` ends at the checkpoint, however long it was meant to be.
+
+    Raises:
+        UserError: `start_from` cannot be used for that.
+    """
+    if run.start_from is None:
+        if run.phase is not None:
+            raise UserError("phase: needs start_from, a checkpoint for that phase to begin at")
+        return run
+    own = newest_whole(RunFolder(run).checkpoints)
+    source = source_of(run.start_from) if own is None else own
+    if own is None:
+        _refuse_other_model(source, run)
+    if run.phase is None:
+        return run
+    progress = read_progress(source)
+    tokens = progress["tokens"] if own is None else progress.get("branched_at", 0)
+    if not 2 <= run.phase <= len(run.phases):
+        raise UserError(f"phase: {run.phase} is not a phase after the first one of {len(run.phases)}")
+    before = sum(steps * run.batch.global_tokens for steps in phase_steps(run)[: run.phase - 2])
+    if tokens <= before or tokens % run.batch.global_tokens:
+        raise UserError(
+            f"start_from: {source} is at {tokens} tokens; phase {run.phase} can begin at a multiple of "
+            f"batch.global_tokens ({run.batch.global_tokens}) after {before}"
+        )
+    phases = list(run.phases)
+    phases[run.phase - 2] = phases[run.phase - 2].model_copy(update={"tokens": tokens - before})
+    run = run.model_copy(update={"phases": phases})
+    check_run(run)
+    return run
+
+
+def source_of(path: str) -> Path:
+    """A checkpoint, or a run folder, which stands for its newest one."""
+    folder = Path(path)
+    source = newest_whole(folder / "checkpoints") or folder
+    if not source.is_dir():
+        raise UserError(f"start_from: {source}: no such folder")
+    if (source / PROGRESS_FILE).exists() and (damage := find_damage(source, quick=True)):
+        raise UserError(f"start_from: {source} is damaged: {damage}")
+    return source
+
+
+def _refuse_other_model(source: Path, run: Run) -> None:
+    if not (source / PROGRESS_FILE).is_file():
+        return  # its shapes are compared when they are loaded
+    saved = read_saved_run(source)
+    refuse_other_run(source, run, sections=("model", "precision"))
+    if saved.batch.sequence_length != run.batch.sequence_length:
+        raise UserError(
+            f"start_from: {source} was trained on sequences of {saved.batch.sequence_length}, this run has "
+            f"{run.batch.sequence_length}: what it has read cannot be counted on"
+        )

@@ -1,0 +1,76 @@
+"""The step benchmarks run on a CPU, on tiny shapes; their formulas are those of the published model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.flops import peak_tflops, step_flops
+from benchmarks.kernels import group_of
+from jetmoe_megatron.config.schema import Model
+from tests.support import REPO, command
+
+
+def test_flops_of_jetmoe_8b() -> None:
+    model = Model.model_validate(yaml.safe_load((REPO / "configs/models/jetmoe_8b.yaml").read_text()))
+    flops = step_flops(model, sequence_length=4096, tokens=1)
+    assert flops.weights_only == 6 * 2_331_445_248  # docs/model.md
+    # scores and their product with the values: 2 operations, 32 heads of 128, half of 4096 keys, and twice as backward
+    assert flops.with_attention - flops.weights_only == 24 * 3 * (2 * 2 * 32 * 128 * 4096 / 2)
+    assert peak_tflops("NVIDIA H200") == 989.4
+    assert peak_tflops("another") is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "group"),
+    [
+        ("pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("nvjet_sm90_tst_256x128_64x4_2x1_v_bz_TNT", "matmul"),
+        ("void cutlass::device_kernel<...GroupProblemShape<...>>", "grouped matmul"),
+        ("_padded_copy", "gather and scatter"),
+        ("triton_poi_fused_mul_silu_0", "fused elementwise"),
+        ("void multi_tensor_apply_kernel<... FusedAdamMathFunctor ...>", "optimizer and gradient norm"),
+        ("Memcpy DtoD (Device -> Device)", "memory"),
+        ("void at::native::vectorized_elementwise_kernel<...>", "elementwise and reductions"),
+        ("something", "other"),
+    ],
+)
+def test_kernel_groups(kernel: str, group: str) -> None:
+    assert group_of(kernel) == group
+
+
+def test_gpu_step_without_a_gpu() -> None:
+    result = command(sys.executable, "benchmarks/gpu_step.py", timeout=180)
+    assert result.returncode == 0, result.stderr
+    for row in ("| torch | ", "| loop | ", "| transformers | ", "| ours | ", "| SequentialMLP | ", "| flash | "):
+        assert row in result.stdout
+    assert "| te | not measured: model.expert_backend: te needs a GPU" in result.stdout
+    assert "6N: 6 x active weights x tokens" in result.stdout
+    assert "no GPU: tiny shapes, figures of no interest" in result.stdout
+
+
+@pytest.mark.slow
+def test_one_process_of_gpu_step(tmp_path: Path) -> None:
+    result = command(sys.executable, REPO / "benchmarks/gpu_step.py", "--only", "torch", cwd=tmp_path, timeout=120)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(result.stdout.splitlines()[-1])
+    assert measured["seconds"] > 0 and dict(measured["groups"])["matmul"] > 0
+
+
+@pytest.mark.slow
+def test_nothing_is_recorded_without_a_gpu() -> None:
+    result = command(sys.executable, "benchmarks/gpu_step.py", "--record", timeout=180)
+    assert result.returncode != 0 and "there is no GPU" in result.stderr
+
+
+def test_cpu_step() -> None:
+    result = command(sys.executable, "benchmarks/cpu_step.py", "--tiny", "--rounds", "1", timeout=120)
+    assert result.returncode == 0, result.stderr
+    for precision in ("fp32", "bf16"):
+        for name in ("transformers", "ours", "bare", "matmul"):
+            assert f"| {precision} | {name} | " in result.stdout

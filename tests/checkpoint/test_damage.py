@@ -1,0 +1,150 @@
+"""A checkpoint is either whole or not there; nothing in it can run code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, find_damage, newest_whole, refuse_code
+from tests.support import losses, pretrain, small_run, write_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
+    """A run of 4 of its 8 steps with checkpoints after 2 and 4, saved beside the training by two ranks."""
+    folder = tmp_path_factory.mktemp("trained")
+    run = write_run(folder, small_run(folder, data, checkpoint__every_tokens=512))
+    ended = pretrain(2, run, "debug.max_steps=4")
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path, data: dict[str, str]) -> Path:
+    shutil.copytree(trained / "run", tmp_path / "run")
+    write_run(tmp_path, small_run(tmp_path, data, checkpoint__every_tokens=512))
+    return tmp_path
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(p.name for p in (folder / "run" / "checkpoints").iterdir())
+
+
+def test_saved_whole(trained: Path) -> None:
+    assert checkpoints(trained) == ["tokens_1024", "tokens_512"]
+    for path in (trained / "run" / "checkpoints").iterdir():
+        assert find_damage(path) is None
+        listed = json.loads((path / CHECKSUMS).read_text())
+        assert {p.name for p in path.iterdir()} == {*listed, CHECKSUMS}
+        refuse_code(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_harm_is_found(trained: Path, tmp_path: Path, seed: int) -> None:
+    """A file cut short, a bit turned, a file gone, a file grown; found whichever file it is."""
+    path = tmp_path / "tokens_1024"
+    shutil.copytree(trained / "run" / "checkpoints" / "tokens_1024", path)
+    chance = random.Random(seed)
+    file = chance.choice(sorted(path.iterdir()))
+    harm(file, ["cut", "turn", "remove", "grow"][seed % 4], chance)
+    found = find_damage(path)
+    assert found and "\n" not in found and file.name in found
+    assert [reason for n in range(3) if (reason := find_damage(path, share=(n, 3)))] != []
+
+
+def harm(file: Path, how: str, chance: random.Random) -> None:
+    size = file.stat().st_size
+    if how == "cut":
+        os.truncate(file, chance.randrange(size))
+    elif how == "remove":
+        file.unlink()
+    elif how == "grow":
+        file.write_bytes(file.read_bytes() + b"x")
+    else:
+        content = bytearray(file.read_bytes())
+        content[chance.randrange(size)] ^= 1 << chance.randrange(8)
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["turn", "remove"])
+def test_the_one_before_is_used(copy: Path, whole_losses: list, how: str) -> None:
+    """A turned byte in a large file shows only in its checksum, which the ranks compute together."""
+    newest = copy / "run" / "checkpoints" / "tokens_1024"
+    file = max(newest.iterdir(), key=lambda p: p.stat().st_size)
+    harm(file, how, random.Random(1))
+    ended = pretrain(2, copy / "run.yaml")
+    assert ended.returncode == 0, ended.stderr
+    assert f"warning: {newest} is damaged: {file.name}" in ended.stderr
+    assert "set aside as tokens_1024.damaged" in ended.stderr
+    assert "tokens_1024.damaged" in checkpoints(copy) and "tokens_1024" in checkpoints(copy)
+    assert losses(copy / "run") == whole_losses
+
+
+@pytest.fixture(scope="module")
+def whole_losses(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> list:
+    folder = tmp_path_factory.mktemp("whole")
+    assert pretrain(2, write_run(folder, small_run(folder, data))).returncode == 0
+    return losses(folder / "run")
+
+
+def test_with_none_left_it_stops(copy: Path) -> None:
+    for path in (copy / "run" / "checkpoints").iterdir():
+        (path / CHECKSUMS).unlink()
+    ended = pretrain(1, copy / "run.yaml")
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "is damaged, and no whole checkpoint is left" in last
+    assert checkpoints(copy) == ["tokens_1024.damaged", "tokens_512.damaged"]
+
+
+class Crafted:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("name", [".metadata", "common.pt", "__0_0.distcp"])
+def test_a_crafted_pickle_is_refused(copy: Path, name: str) -> None:
+    """With checksums to match: whoever crafts the one can craft the other."""
+    witness, path = copy / "witness", copy / "run" / "checkpoints" / "tokens_1024"
+    crafted = pickle.dumps(Crafted(str(witness)))
+    (path / name).write_bytes(crafted if name != "__0_0.distcp" else crafted * 4000)
+    listed = json.loads((path / CHECKSUMS).read_text())
+    listed[name] = checksum(path / name)
+    (path / CHECKSUMS).write_text(json.dumps(listed))
+    ended = pretrain(1, copy / "run.yaml")
+    assert not witness.exists()
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1 and f"error: {path}: cannot be loaded" in ended.stderr
+
+
+def test_metadata_may_name_nothing_else(tmp_path: Path) -> None:
+    for content in (
+        b"",
+        b"rubbish",
+        pickle.dumps(os.getcwd),
+        pickle.dumps(Crafted(str(tmp_path / "w"))),
+        pickle.dumps(print),
+    ):
+        (tmp_path / ".metadata").write_bytes(content)
+        with pytest.raises(ValueError, match=r"\.metadata cannot be read") as caught:
+            refuse_code(tmp_path)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "w").exists()
+
+
+def test_newest_whole(trained: Path, tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    shutil.copytree(trained / "run" / "checkpoints", root)
+    assert newest_whole(root) == root / "tokens_1024"
+    (root / "tokens_1024" / "run.yaml").write_text("name: other\n")
+    assert newest_whole(root) == root / "tokens_512"

@@ -1,0 +1,48 @@
+"""Attention goes through a fused kernel on the GPU too, in every form: no S x S scores, the values of the formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from jetmoe_megatron.model.attention import _scaled_dot_product
+from tests.model.test_attention import plain
+
+MIB = 2**20
+
+
+def heads(length: int, number: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(length, 1, number, 64, dtype=dtype, device="cuda", requires_grad=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_fused_kernel(masked: bool, dtype: torch.dtype) -> None:
+    length = 4096
+    q, k, v = heads(length, 32, dtype), heads(length, 16, dtype), heads(length, 16, dtype)
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool, device="cuda").triu(1) if masked else None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        _scaled_dot_product(q, k, v, mask).sum().backward()
+        torch.cuda.synchronize()
+    kernels = " ".join(event.key for event in profiled.key_averages()).lower()
+    expected = ["flash"] if dtype == torch.bfloat16 and not masked else ["flash", "fmha", "sdpa"]
+    assert any(name in kernels for name in expected), kernels
+    assert "softmax_warp" not in kernels
+    scores = length * length * 32 * q.element_size()
+    assert torch.cuda.max_memory_allocated() - before < scores / 2, f"{scores / MIB:.0f} MiB of scores are held"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_values(masked: bool) -> None:
+    length = 96
+    q, k, v = heads(length, 6, torch.float32), heads(length, 3, torch.float32), heads(length, 3, torch.float32)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    document = torch.arange(length) // 20
+    mask = (later | (document[:, None] != document))[None, None] if masked else None
+    expected = plain(*(t.detach().cpu() for t in (q, k, v)), mask)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
+        a = _scaled_dot_product(*(t.to(dtype) for t in (q, k, v)), None if mask is None else mask.cuda())
+        torch.testing.assert_close(a.float().cpu(), expected, rtol=tolerance, atol=tolerance)

@@ -1,0 +1,39 @@
+"""What torch.compile makes of the fused functions equals the functions, and takes each as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from jetmoe_megatron.model import permutation, rotary
+from jetmoe_megatron.model.experts import swiglu
+from tests.model.experts_oracle import EXPERTS, choices
+
+TOKENS, SLOTS, HEADS, CHANNELS = 12, 2, 3, 8
+ORDER = permutation.Permutation.by_expert(choices("uneven", TOKENS, SLOTS), EXPERTS)
+ROWS, GATES, TOKEN = torch.randn(TOKENS * SLOTS, 16), torch.rand(TOKENS, SLOTS), torch.randn(TOKENS, 16)
+TURNS = torch.randn(TOKENS, 1, 1, 1, CHANNELS // 2), torch.randn(TOKENS, 1, 1, 1, CHANNELS // 2)
+CALLS: dict[str, tuple[Callable, tuple]] = {
+    "sums": (permutation._sums, (ROWS, ORDER.inverse_N, SLOTS)),
+    "sums of one slot": (permutation._sums, (ROWS, ORDER.inverse_N, 1)),
+    "weighted sums": (permutation._weighted_sums, (ROWS, GATES, ORDER.inverse_N)),
+    "their gradients": (permutation._weighted_sums_gradients, (TOKEN, ROWS, GATES, ORDER.order_N, ORDER.inverse_N)),
+    "swiglu": (swiglu._forward, (ROWS,)),
+    "its gradient": (swiglu._gradient, (ROWS[:, :8], ROWS)),
+    "turned": (rotary._turned, (torch.randn(TOKENS, 1, SLOTS, HEADS, CHANNELS), *TURNS)),
+    "turned back": (rotary._turned_back, (torch.randn(TOKENS, 1, SLOTS * HEADS, CHANNELS), *TURNS, SLOTS)),
+}
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", CALLS)
+def test_compiled_equals_plain(name: str, compiler: str) -> None:
+    function, arguments = CALLS[name]
+    torch._dynamo.reset()
+    compiled = torch.compile(function.__wrapped__, backend=compiler, fullgraph=True)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+        tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+        torch.testing.assert_close(compiled(*given), function(*given), **tolerance)
