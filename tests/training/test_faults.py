@@ -65,7 +65,7 @@ def test_an_interrupted_run_skips_alike(skipped: Path, tmp_path: Path, data: dic
     assert progress[0] == progress[1] and progress[0]["guard"]["bad"] == [2, 4, 6]
 
 
-def test_stop_and_budget_end_the_run_with_status_3_and_one_line(tmp_path: Path, data: dict[str, str]) -> None:
+def test_stop_ends_the_run_with_status_3_and_one_line(tmp_path: Path, data: dict[str, str]) -> None:
     run_file = run_of(tmp_path, data, checkpoint__every_tokens=256)
     result = pretrain_with([Fault("loss", 3)], 2, run_file, "guard.on_bad_step=stop")
     assert result.returncode == 3
@@ -73,8 +73,12 @@ def test_stop_and_budget_end_the_run_with_status_3_and_one_line(tmp_path: Path, 
         "error: step 3: lm_loss is nan: stopped, nothing saved; guard.on_bad_step=skip or rollback would go on"
     ]
     assert [p.name for p in published(tmp_path / "run/checkpoints")] == ["tokens_256", "tokens_512"]
+
+
+@pytest.mark.slow
+def test_more_bad_steps_than_the_budget_end_the_run(tmp_path: Path, data: dict[str, str]) -> None:
     faults = [Fault("loss", step) for step in (3, 5, 6)]
-    result = pretrain_with(faults, 1, run_file, "guard.budget=2")
+    result = pretrain_with(faults, 1, run_of(tmp_path, data), "guard.budget=2")
     assert result.returncode == 3
     line = (
         "error: step 6: lm_loss is nan: 3 bad steps within 128 are more than guard.budget (2): stopped, nothing saved"
@@ -82,6 +86,7 @@ def test_stop_and_budget_end_the_run_with_status_3_and_one_line(tmp_path: Path, 
     assert result.stderr.splitlines()[-1] == line
 
 
+@pytest.mark.slow
 def test_a_spike_is_a_bad_step(tmp_path: Path, data: dict[str, str]) -> None:
     run_file = run_of(tmp_path, data, phases__0__tokens=12 * 256, guard__window=8)
     result = pretrain_with([Fault("loss", 10, factor=40.0)], 1, run_file)
@@ -137,6 +142,7 @@ def test_a_run_that_dies_after_a_rollback_goes_on_alike(
     assert ledger(tmp_path) == ledger(rolled_back)
 
 
+@pytest.mark.slow
 def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(tmp_path: Path, data: dict[str, str]) -> None:
     run_file = run_of(tmp_path, data)
     result = pretrain_with([Fault("loss", 2)], 1, run_file, *ROLLBACK, "debug.max_steps=3", reads=tmp_path / "reads")
@@ -153,7 +159,7 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(tmp_path: 
     ("kind", "ranks", "status", "said"),
     [
         ("kill", 2, 137, "rank 1 on {host} was killed by SIGKILL"),
-        ("raise", 2, 1, "rank 1 on {host} exited with status 1"),
+        pytest.param("raise", 2, 1, "rank 1 on {host} exited with status 1", marks=pytest.mark.slow),
         pytest.param("kill", 4, 137, "rank 1 on {host} was killed by SIGKILL", marks=pytest.mark.slow),
         pytest.param("raise", 4, 1, "rank 1 on {host} exited with status 1", marks=pytest.mark.slow),
         ("hang", 2, 4, "error: rank 1 of 2 did not answer: Timed out"),
