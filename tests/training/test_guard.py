@@ -94,7 +94,7 @@ def test_a_resumed_guard_decides_as_one_that_ran_on() -> None:
     guard = Guard(options)
     whole = [(guard.judge(*step), guard.action) for step in steps]
     assert {None} < {reason for reason, _ in whole} and {"skip", "stop"} == {action for _, action in whole}
-    for cut in (1, 7, 8, 40, 41, 59, 60, 61, 100):
+    for cut in range(len(steps)):
         first = Guard(options)
         parts = [(first.judge(*step), first.action) for step in steps[:cut]]
         second = Guard.load(options, json.loads(json.dumps(first.dump())))
