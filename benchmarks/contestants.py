@@ -25,7 +25,7 @@ from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.model import build
 from jetmoe_megatron.platform.device import device, process_group
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-from jetmoe_megatron.training.step import reduce_losses, train_step
+from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 
 REPO = Path(__file__).parent.parent
 Step = Callable[[], Any]
@@ -79,8 +79,10 @@ def our_step(run: Run, micro_batches: int = 1) -> Step:
     optimizer, batch = build_optimizer(run, model), random_batch(run)
 
     def step() -> dict[str, float]:
-        losses, _ = train_step(model, optimizer, [batch] * micro_batches, 1e-4)
-        return reduce_losses(model, losses, stop=False)[0]
+        losses, norm = compute_gradients(model, optimizer, [batch] * micro_batches)
+        reduced, _ = reduce_step(model, losses, norm, stop=False)
+        update_weights(optimizer, norm, 1e-4)
+        return reduced
 
     return step
 

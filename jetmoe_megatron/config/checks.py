@@ -16,7 +16,7 @@ def check_run(run: Run) -> None:
     _check_documents(run)
     _check_checkpoints(run)
     _check_schedule(run)
-    for section in (run.model, run.losses, run.optimizer, run.schedule):
+    for section in (run.model, run.losses, run.parallel, run.optimizer, run.schedule, run.guard):
         for key, value in section.model_dump().items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{key}: must be a finite number, not {value}")

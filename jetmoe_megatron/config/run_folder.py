@@ -12,6 +12,7 @@ class RunFolder:
         self.root = Path(run.output_dir)
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
+        self.bad_steps = self.root / "bad_steps.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.logs = self.root / "logs"
         self.data_cache = Path(run.data.cache) if run.data.cache else self.root / "data_index"

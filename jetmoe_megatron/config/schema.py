@@ -72,6 +72,7 @@ class Parallel(Section):
     distributed_optimizer: bool = True  # each data-parallel rank keeps and updates its share of the optimizer state
     overlap_grad_reduce: bool = False  # with the backward pass
     overlap_param_gather: bool = False  # with the next forward pass
+    timeout_minutes: float = Field(30.0, gt=0)  # ranks that have waited so long for another one give up
 
 
 class Batch(Section):
@@ -97,6 +98,15 @@ class Schedule(Section):
     warmup_tokens: Count = 0
     initial_lr_ratio: Fraction = 0.1
     final_lr_ratio: Fraction = 0.1
+
+
+class Guard(Section):
+    """A step is bad if the loss or the gradient norm is NaN or infinite, or is a spike (`training/guard.py`)."""
+
+    on_bad_step: Literal["stop", "skip", "rollback"] = "skip"
+    spike_factor: float = Field(10.0, ge=0)  # robust standard deviations above the median of the window; 0: no test
+    window: Annotated[int, Field(ge=8)] = 128  # steps that a spike is measured against, and that the budget counts in
+    budget: Count = 10  # bad steps among `window` steps; one more stops the run
 
 
 class Checkpoint(Section):
@@ -189,6 +199,7 @@ class Run(Section):
     phase: int | None = None  # with start_from: the number of the phase that begins there, the one before ends
     tokenizer: str | None = None  # a folder with a Hugging Face tokenizer: its size is checked, exports carry it
     data: Data = Data()
+    guard: Guard = Guard()
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()

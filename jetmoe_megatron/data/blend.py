@@ -29,6 +29,15 @@ class Ledger:
     def dump(self) -> dict[str, Any]:
         return asdict(self)
 
+    def back_to(self, kept: Position) -> Ledger:
+        """Go on at sample `kept.sample` with what has not been read yet. What was read after `kept` is thrown away;
+
+        the ledger that ends keeps both positions.
+        """
+        ended = {key: value for key, value in self.dump().items() if key != "past"}
+        now = Position(kept.sample, self.read.sequences)
+        return Ledger(self.blend, began=now, read=now, past=[*self.past, {**ended, "kept": asdict(kept)}])
+
 
 def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
     """Everything that the samples of a run are made of. Paths are not in it: data may move."""

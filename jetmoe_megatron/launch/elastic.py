@@ -30,10 +30,13 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_LOST_RANKS, EXIT_RUN_ME_AGAIN
 
 PROGRAM = "jetmoe_megatron.launch.elastic"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+# With these starting the workers again at once, which --max-restarts is for, would not help.
+DECIDED = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
 
 # How long the other workers of a node may take to end by themselves once one has exited 75.
 PATIENCE_SECONDS = 120.0
@@ -90,8 +93,8 @@ class _PatientAgent(LocalElasticAgent):
             time.sleep(0.1)
         result = super()._monitor_workers(worker_group)
         codes = [failure.exitcode for failure in result.failures.values()]
-        if codes and exit_status(codes, self._relay.passed_on) in (EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN):
-            self._remaining_restarts = 0  # --max-restarts is for crashes
+        if codes and exit_status(codes, self._relay.passed_on) in DECIDED:
+            self._remaining_restarts = 0
             # The first node hosts the rendezvous: if its launcher left before the others, they would fail.
             self._exit_barrier_timeout = LEAVE_TOGETHER_SECONDS
             self._exit_barrier()
@@ -127,10 +130,12 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
         passed_on: the signals that the launcher had passed on to its workers.
 
     Returns:
-        2 if any worker exited 2; 75 if all were stopped; else the code of the first that was not, 128+n for signal n.
+        2 or 3 if any worker exited with it; 75 if all were stopped; else the code of the first that was not, 128+n for
+        signal n.
     """
-    if EXIT_BAD_INPUT in exit_codes:
-        return EXIT_BAD_INPUT
+    for code in (EXIT_BAD_INPUT, EXIT_BAD_STEPS):
+        if code in exit_codes:
+            return code
     culprits = _culprits(exit_codes, passed_on)
     if not culprits:
         return EXIT_RUN_ME_AGAIN
@@ -145,7 +150,7 @@ def _report_failures(error: ChildFailedError, passed_on: Collection[int]) -> int
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in failures]
     status = exit_status(codes, passed_on)
-    if status not in (EXIT_BAD_INPUT, EXIT_RUN_ME_AGAIN):  # there the workers have said all there is to say
+    if status not in (*DECIDED, EXIT_LOST_RANKS):  # there the workers have said all there is to say
         code = _culprits(codes, passed_on)[0]
         rank, failure = failures[codes.index(code)]
         how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"

@@ -13,9 +13,7 @@ class JsonLines:
     def __init__(self, path: Path, resume_after_step: int) -> None:
         """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill."""
         kept = [r for r in read_metrics(path) if r["step"] <= resume_after_step]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(aside, path)
+        write_records(path, kept)
         self.file = open(path, "a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
@@ -26,8 +24,15 @@ class JsonLines:
         self.file.close()
 
 
+def write_records(path: Path, records: list[dict]) -> None:
+    """One line each, all of them or, after a kill, what the file held before."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    os.replace(aside, path)
+
+
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics file, without a last line that was cut off; none if there is no file."""
+    """The records of a file of this kind, without a last line that was cut off; none if there is no file."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 
 from jetmoe_megatron.platform import cpu
+from jetmoe_megatron.platform.lost_ranks import is_lost_connection, name_lost_ranks
 
 
 def has_gpu() -> bool:
@@ -28,8 +29,12 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def process_group(timeout_minutes: int = 30, tensor_parallel: int = 1) -> Iterator[None]:
-    """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere."""
+def process_group(timeout_minutes: float = 30, tensor_parallel: int = 1) -> Iterator[None]:
+    """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
+
+    Raises:
+        SystemExit: over gloo, with status 4 after naming the ranks that died, or kept the others waiting so long.
+    """
     if tensor_parallel > 1:
         # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
         # (megatron/core/tensor_parallel/layers.py:526). It is read when the device is first used.
@@ -47,8 +52,13 @@ def process_group(timeout_minutes: int = 30, tensor_parallel: int = 1) -> Iterat
     )
     try:
         yield
+    except RuntimeError as error:
+        if is_lost_connection(error):
+            name_lost_ranks(error)
+        raise
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

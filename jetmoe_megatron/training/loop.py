@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,31 +21,44 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.batches import StepBatches
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import RunSamples
-from jetmoe_megatron.errors import EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import JsonLines
 from jetmoe_megatron.monitor.monitor import Monitor, Record, Writer
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
+from jetmoe_megatron.training.bad_steps import record_bad_step
 from jetmoe_megatron.training.evaluation import HeldOutLoss
+from jetmoe_megatron.training.guard import Guard
 from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, wrap_for_data_parallel
+from jetmoe_megatron.training.rollback import roll_back
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
 from jetmoe_megatron.training.start import find_start, set_damaged_aside
-from jetmoe_megatron.training.step import reduce_losses, train_step
+from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 from jetmoe_megatron.training.sync import check_ranks_agree
 
 
 def train(run: Run, layout: Layout) -> int:
     """Train from the newest checkpoint, or from the start, to the end. Returns the process's exit status."""
-    with StopSignals() as stop:
+    stop = StopSignals()
+    while (status := _train(run, layout, stop)) is None:
+        pass  # rolled back
+    return status
+
+
+def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
+    """As `train`, or None after a rollback: it is to be called again."""
+    with stop:
+        gc.collect()  # the model of before a rollback: it and its hooks hold one another
         folder = RunFolder(run)
         set_damaged_aside(run)
         start = find_start(run)
         tokens_per_step = run.batch.global_tokens
         progress, ledger = start.progress, start.ledger
         step = progress["tokens"] // tokens_per_step
+        guard, action = Guard.load(run.guard, progress.get("guard")), None
         last_step = min(layout.steps, run.debug.max_steps or layout.steps)
         if step >= last_step:
             if torch.distributed.get_rank() == 0:
@@ -74,19 +88,28 @@ def train(run: Run, layout: Layout) -> int:
         while step < last_step:  # a stop is obeyed only where all ranks agree on it
             started = time.perf_counter()
             lr = learning_rate(step * tokens_per_step)
-            losses, grad_norm = train_step(model, optimizer, next(batches), lr)
-            reduced, stopping = reduce_losses(model, losses, stop=stop.received is not None)
-            seconds = time.perf_counter() - started
             phase = run.phases[layout.phase_at(step)].name
+            losses, grad_norm = compute_gradients(model, optimizer, next(batches))
+            reduced, stopping = reduce_step(model, losses, grad_norm, stop=stop.received is not None)
             step += 1
-            ledger = replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
+            before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
+            bad = guard.judge(step, phase, reduced["lm_loss"], reduced["grad_norm"])
+            if bad is None:
+                update_weights(optimizer, grad_norm, lr)
+            else:
+                action = guard.action
+                record_bad_step(folder.bad_steps, step, bad, guard, reduced, before, ledger.read)
+                if action != "skip":
+                    saver.poll(wait=True)
+                    break
+            seconds = time.perf_counter() - started
             record: Record = {
                 "step": step,
                 "phase": phase,
                 "tokens": step * tokens_per_step,
                 "lr": lr,
                 **reduced,
-                "grad_norm": grad_norm,
+                **({"skipped": bad} if bad else {}),
                 "tokens_per_second": tokens_per_step / seconds,
                 "step_seconds": seconds,
                 **samples.ledger(ledger.read),
@@ -99,7 +122,7 @@ def train(run: Run, layout: Layout) -> int:
             started, ending = time.perf_counter(), stopping or step == last_step
             if ending or _save_is_due(run, layout, step):
                 settle_weights(model)
-                progress |= {"tokens": step * tokens_per_step, "data": ledger.dump()}
+                progress |= {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}
                 saver.save(progress, model, optimizer, wait=ending)
                 record["save_stall_seconds"] = time.perf_counter() - started
             else:
@@ -108,6 +131,13 @@ def train(run: Run, layout: Layout) -> int:
             if stopping:
                 break
         monitor.close()
+        if action == "rollback":
+            set_damaged_aside(run)
+            start = find_start(run)
+            roll_back(folder.checkpoints, start.progress, start.ledger.read, ledger, guard)
+            return EXIT_RUN_ME_AGAIN if stopping else None
+        if action == "stop":
+            return EXIT_BAD_STEPS
     if saver.failed:
         return EXIT_NOT_SAVED
     return 0 if step >= last_step else EXIT_RUN_ME_AGAIN

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from jetmoe_megatron.checkpoint.integrity import newest_whole
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
@@ -30,10 +31,13 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     if run.tokenizer:
         _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
     check_data(run, look_inside=rank == 0)
-    _check_writable(RunFolder(run).root)
+    folder = RunFolder(run)
+    _check_writable(folder.root)
+    if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
+        raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
     find_start(run)
     if rank == 0:
-        for line in warnings(run, plan(run, RunFolder(run).data_cache)):
+        for line in warnings(run, plan(run, folder.data_cache)):
             print(line, flush=True)
 
 

@@ -17,6 +17,7 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.blend import Ledger, fingerprint, ledger_of
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.branch import source_of
+from jetmoe_megatron.training.rollback import read_rollback
 
 
 @dataclass(frozen=True)
@@ -34,29 +35,28 @@ def find_start(run: Run) -> Start:
         UserError: one line that says why the run may not go on from there.
     """
     folder = RunFolder(run)
-    checkpoint = newest_whole(folder.checkpoints)
-    blend = fingerprint(run, folder.data_cache)
+    checkpoint, weights_only, allowed = newest_whole(folder.checkpoints), False, run
+    progress: dict[str, Any] = {"tokens": 0}
     if checkpoint is not None:
-        if run.checkpoint.resume == "never":
-            raise UserError(
-                f"checkpoint.resume: never, but {checkpoint} exists: choose another output_dir or resume: auto"
-            )
         refuse_other_run(checkpoint, run)
         progress = read_progress(checkpoint)
-        return Start(checkpoint, False, progress, ledger_of(run, blend, progress["data"], checkpoint))
-    if left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
+    elif left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
         raise UserError(
             f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or begin anew in another output_dir"
         )
-    if run.start_from is None:
-        return Start(None, False, {"tokens": 0}, Ledger(blend))
-    source = source_of(run.start_from)
-    if not (source / PROGRESS_FILE).is_file():  # made of a Hugging Face model
-        return Start(source, True, {"tokens": 0}, Ledger(blend))
-    progress = read_progress(source)
-    allowed = run.model_copy(update={"data": run.data.model_copy(update={"new_blend": True})})
-    ledger = ledger_of(allowed, blend, progress["data"], source)
-    return Start(source, False, {"tokens": progress["tokens"], "branched_at": progress["tokens"]}, ledger)
+    elif run.start_from is not None:
+        checkpoint = source_of(run.start_from)
+        weights_only = not (checkpoint / PROGRESS_FILE).is_file()  # made of a Hugging Face model
+        if not weights_only:
+            progress = read_progress(checkpoint)
+            progress = {key: progress[key] for key in ("tokens", "data")} | {"branched_at": progress["tokens"]}
+            allowed = run.model_copy(update={"data": run.data.model_copy(update={"new_blend": True})})
+    progress |= read_rollback(folder.checkpoints, progress["tokens"])
+    saved = progress.get("data")
+    ledger = ledger_of(allowed, fingerprint(run, folder.data_cache), saved, checkpoint or folder.root)
+    if saved and saved["blend"] != ledger.blend:  # whose losses are others
+        progress.pop("guard", None)
+    return Start(checkpoint, weights_only, progress, ledger)
 
 
 def set_damaged_aside(run: Run) -> None:

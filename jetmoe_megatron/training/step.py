@@ -1,4 +1,6 @@
-"""One training step, one evaluation: Megatron's forward-backward schedule around the model, and the losses of it.
+"""One training step in two halves, one evaluation: Megatron's forward-backward schedule around the model.
+
+Between the halves the step's numbers are reduced and judged (`guard.py`); without the second nothing has changed.
 
 Letters: B micro-batch, S sequence.
 """
@@ -13,6 +15,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
@@ -25,13 +28,10 @@ from jetmoe_megatron.training.optimizer import set_learning_rate
 KINDS = ("moa", "moe")
 
 
-def train_step(
-    model: list[DistributedDataParallel],
-    optimizer: MegatronOptimizer,
-    batches: list[MicroBatch],
-    learning_rate: float,
+def compute_gradients(
+    model: list[DistributedDataParallel], optimizer: MegatronOptimizer, batches: list[MicroBatch]
 ) -> tuple[list[Tensor], float]:
-    """Forward and backward over this rank's micro-batches, then one optimizer step.
+    """Forward and backward over this rank's micro-batches. Weights and moments stay as they are.
 
     Returns:
         The (loss sum, tokens) pairs of the micro-batches, on the last pipeline stage, and the gradient norm before
@@ -45,11 +45,21 @@ def train_step(
     if model[0].config.global_balance:
         _count_assignments(model, batches)
     losses = _run_schedule(model, batches, forward_only=False)
+    optimizer.prepare_grads()
+    return losses, float(optimizer.get_grad_norm())
+
+
+@torch.no_grad()
+def update_weights(optimizer: MegatronOptimizer, gradient_norm: float, learning_rate: float) -> None:
+    """Clip the gradients of `compute_gradients` and step.
+
+    Source: megatron/core/optimizer/optimizer.py, ChainedOptimizer.step, from where it has the norm.
+    """
     set_learning_rate(optimizer, learning_rate)
-    _, gradient_norm, _ = optimizer.step()
-    if gradient_norm is None:  # no clipping asked for: Megatron then does not look
-        gradient_norm = optimizer.get_grad_norm()
-    return losses, float(gradient_norm)
+    for part in optimizer.chained_optimizers:
+        if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, gradient_norm)
+    optimizer.step_with_ready_grads()
 
 
 @torch.no_grad()
@@ -64,23 +74,25 @@ def evaluate(model: list[DistributedDataParallel], batches: list[MicroBatch]) ->
     return total / tokens
 
 
-def reduce_losses(
-    model: list[DistributedDataParallel], losses: list[Tensor], stop: bool
+def reduce_step(
+    model: list[DistributedDataParallel], losses: list[Tensor], gradient_norm: float, stop: bool
 ) -> tuple[dict[str, float], bool]:
-    """What the step's losses were over all ranks and micro-batches, and whether any rank was asked to stop.
+    """What `compute_gradients` found, the same numbers on all ranks, and whether any rank was asked to stop.
 
     Returns:
         `lm_loss` in nats per token over the global batch; for each kind of router the mean over its routers,
-        micro-batches and data-parallel ranks of both losses, before their coefficients.
+        micro-batches and data-parallel ranks of both losses, before their coefficients; `grad_norm`, the mean of the
+        ranks, which have the same unless something is wrong on one.
     """
     router_sums = [_router_sums(model, kind) for kind in KINDS]
-    flag = torch.tensor([float(stop)], device=device())
-    total = _sum_over_world(losses, *router_sums, flag).tolist()
+    own = torch.tensor([gradient_norm, stop], device=device(), dtype=torch.float64)
+    total = _sum_over_world(losses, *router_sums, own).tolist()
     reduced = {"lm_loss": total[0] / total[1]}
     for i, kind in enumerate(KINDS):
         balance, z, count = total[2 + 3 * i : 5 + 3 * i]
         reduced[f"{kind}_balance_loss"] = balance / count
         reduced[f"{kind}_z_loss"] = z / count
+    reduced["grad_norm"] = total[-2] / torch.distributed.get_world_size()
     return reduced, total[-1] > 0
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parallel.oracle import assemble, pieces, training, weight_of
+from tests.parallel.oracle import assemble, pieces, train_step, training, weight_of
 from tests.parallel.test_layouts import run_tree
 from tests.ranks import run_ranks
 
@@ -66,10 +66,8 @@ def loaded(tree: dict[str, Any], folders: list[str]) -> list[tuple[Any, list[flo
 
 def step(model: Any, optimizer: Any, batches: Any) -> list[float]:
     """Loss and gradient norm."""
-    from jetmoe_megatron.training.step import reduce_losses, train_step
-
-    losses, norm = train_step(model, optimizer, batches, learning_rate=1e-2)
-    return [reduce_losses(model, losses, stop=False)[0]["lm_loss"], norm]
+    reduced = train_step(model, optimizer, batches, learning_rate=1e-2)
+    return [reduced["lm_loss"], reduced["grad_norm"]]
 
 
 def state_pieces(model: Any, optimizer: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.parallel.oracle import training
+from tests.parallel.oracle import train_step, training
 
 
 def save_and_load(tree: dict[str, Any], root: str, checkpoint: str | None) -> list[tuple[str, float]]:
@@ -19,7 +19,6 @@ def save_and_load(tree: dict[str, Any], root: str, checkpoint: str | None) -> li
     from jetmoe_megatron.checkpoint.store import Saver
     from jetmoe_megatron.checkpoint.weights import load_weights
     from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
-    from jetmoe_megatron.training.step import train_step
 
     with training(tree, 1) as (run, model, batches_of_steps):
         disturb(model)

@@ -110,7 +110,9 @@ def free_port() -> int:
         ([-signal.SIGKILL, -signal.SIGTERM], {signal.SIGTERM}, 137),  # out of memory while saving
         ([75, -signal.SIGSEGV], (), 139),
         ([-signal.SIGTERM, 2], (), 2),
-        ([3, 1], (), 3),
+        ([-signal.SIGTERM, 3], (), 3),  # the loss guard's decision; torch closes who is slower to leave
+        ([4, -signal.SIGKILL], (), 4),  # a rank that hangs, named by the others
+        ([-signal.SIGKILL, 4], (), 137),
     ],
 )
 def test_exit_status_of_failed_workers(exit_codes: list[int], passed_on: set[int], status: int) -> None:

@@ -104,19 +104,25 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
 def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
     with training(tree, steps) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
-        from jetmoe_megatron.training.step import reduce_losses, train_step
 
         optimizer = build_optimizer(run, model)
         losses, gradients = [], []
         for step, batches in enumerate(batches_of_steps):
-            micro_losses, norm = train_step(model, optimizer, batches, run.optimizer.max_lr)
-            reduced, _ = reduce_losses(model, micro_losses, stop=False)
-            losses.append({**reduced, "grad_norm": norm})
+            losses.append(train_step(model, optimizer, batches, run.optimizer.max_lr))
             if step == 0:
                 _gather_gradients(model)
                 gradients = pieces(model, _gradient_of)
         settle_weights(model)
         return losses, gradients, pieces(model, weight_of)
+
+
+def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: float) -> dict[str, float]:
+    """A whole step, without the guard. Returns its numbers."""
+    from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
+
+    losses, norm = compute_gradients(model, optimizer, batches)
+    update_weights(optimizer, norm, learning_rate)
+    return reduce_step(model, losses, norm, stop=False)[0]
 
 
 def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:
@@ -128,7 +134,6 @@ def _router_gradients(tree: dict[str, Any]) -> dict[str, list[_Piece]]:
     result = {}
     with training(tree, 1) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer
-        from jetmoe_megatron.training.step import train_step
 
         (batches,) = batches_of_steps
         optimizer = build_optimizer(run, model)

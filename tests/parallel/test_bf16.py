@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parallel.oracle import Outcome, outcome, training
+from tests.parallel.oracle import Outcome, outcome, train_step, training
 from tests.parallel.test_layouts import run_tree
 from tests.ranks import run_ranks
 
@@ -54,7 +54,6 @@ def test_without_a_split_of_sums_only_fp32_additions_differ() -> None:
 def keeps_fp32(tree: dict[str, Any]) -> dict[str, bool]:
     with training(tree, 1) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer
-        from jetmoe_megatron.training.step import train_step
 
         (batches,) = batches_of_steps
         optimizer = build_optimizer(run, model)

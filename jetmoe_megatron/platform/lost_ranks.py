@@ -1,0 +1,42 @@
+"""Which rank is it that the others wait for in vain?"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import NoReturn
+
+import torch
+
+from jetmoe_megatron.errors import EXIT_LOST_RANKS
+
+_GRACE_SECONDS = 5.0  # for the others to notice, once one has given up
+
+
+def is_lost_connection(error: RuntimeError) -> bool:
+    """gloo gives up with a plain RuntimeError that names a file of its own."""
+    return isinstance(error, torch.distributed.DistError) or "gloo/" in str(error)
+
+
+def name_lost_ranks(error: RuntimeError) -> NoReturn:
+    """Leave the process group and exit with status 4, after a line of one rank on stderr.
+
+    A rank that gives up says so in the rendezvous store, and closes its connections, which makes those that wait for
+    it give up as well. Who does not say so within a few seconds is the one that died, or hangs.
+    """
+    store = torch.distributed.distributed_c10d._get_default_store()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    try:
+        store.set(f"gave up/{rank}", "")
+        torch.distributed.destroy_process_group()
+        time.sleep(_GRACE_SECONDS)
+        lost = [str(other) for other in range(world) if not store.check([f"gave up/{other}"])]
+        is_first = store.add("told", 1) == 1
+        who = f"rank {', '.join(lost)} of {world} did not answer" if lost else "the ranks lost one another"
+    except torch.distributed.DistError:  # the store was on the rank, or on the node, that is gone
+        is_first, who = True, f"rank {rank} lost the others, and the rendezvous too"
+    if is_first:
+        reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        print(f"error: {who}: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(EXIT_LOST_RANKS) from None

@@ -1,0 +1,76 @@
+"""Is a step fit to be learned from? A rule on numbers alone, so that all ranks, given the same ones, decide alike.
+
+A step is bad if its loss or gradient norm is NaN or infinite, or spikes: is above
+
+    median + spike_factor * 1.4826 * MAD
+
+of the last `window` good steps, where MAD is the median distance from the median and 1.4826 makes it the standard
+deviation of a normal distribution; neither is moved by a few outliers. Both numbers are tested: the loss shows the
+harm when it is done, the gradient norm before the update that does it. The norm varies by factors, so it is tested as
+a logarithm.
+
+A window that is not full decides nothing. A new phase begins with an empty one: its mixture has a loss of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from jetmoe_megatron.config.schema import Guard as Options
+
+_NORMAL = 1.4826  # standard deviation / MAD
+
+
+@dataclass
+class Guard:
+    options: Options
+    phase: str = ""
+    losses: list[float] = field(default_factory=list)  # of the good steps in the window
+    log_norms: list[float] = field(default_factory=list)
+    bad: list[int] = field(default_factory=list)  # steps that the budget counts
+
+    @classmethod
+    def load(cls, options: Options, saved: dict[str, Any] | None) -> Guard:
+        return cls(options, **(saved or {}))
+
+    def dump(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "options"}
+
+    def judge(self, step: int, phase: str, loss: float, grad_norm: float) -> str | None:
+        """Take the step into account. Returns what is wrong with it, or None for a good one."""
+        if phase != self.phase:
+            self.phase, self.losses, self.log_norms = phase, [], []
+        log_norm = math.log(max(grad_norm, sys.float_info.min))
+        reason = self._wrong("lm_loss", loss, loss, self.losses)
+        reason = reason or self._wrong("grad_norm", grad_norm, log_norm, self.log_norms)
+        if reason is None:
+            self.losses = [*self.losses, loss][-self.options.window :]
+            self.log_norms = [*self.log_norms, log_norm][-self.options.window :]
+        else:
+            self.bad = [s for s in self.bad if step - s < self.options.window] + [step]
+        return reason
+
+    @property
+    def is_exhausted(self) -> bool:
+        return len(self.bad) > self.options.budget
+
+    @property
+    def action(self) -> str:
+        """What is to be done about the step that was bad just now: "stop", "skip" or "rollback"."""
+        return "stop" if self.is_exhausted else self.options.on_bad_step
+
+    def _wrong(self, name: str, shown: float, value: float, window: list[float]) -> str | None:
+        if not math.isfinite(shown):
+            return f"{name} is {shown}"
+        if not self.options.spike_factor or len(window) < self.options.window:
+            return None
+        median = statistics.median(window)
+        deviation = _NORMAL * statistics.median(abs(entry - median) for entry in window)
+        above = value - median
+        if deviation == 0 or above <= self.options.spike_factor * deviation:
+            return None
+        return f"{name} {shown:.4g} is a spike: {above / deviation:.1f} deviations above the window's median"

@@ -1,0 +1,71 @@
+"""Back to the newest checkpoint, and on with other data: what came between, up to the bad step, is not read again.
+
+A rollback is a resume that finds a note. The note replaces the position in the data that the checkpoint holds, for as
+long as that checkpoint is the newest, so that a run that is killed before its next one goes on alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jetmoe_megatron.data.blend import Ledger
+from jetmoe_megatron.data.mixture import Position
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.training.guard import Guard
+
+NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
+
+
+def roll_back(checkpoints: Path, progress: dict[str, Any], kept: Position, ledger: Ledger, guard: Guard) -> None:
+    """Leave the note. All ranks call it, when no save is under way.
+
+    Args:
+        progress: where a resume would begin now.
+        kept: what had been read there.
+        ledger: of all that was read, the bad step included.
+    """
+    if torch.distributed.get_rank() == 0:
+        tokens = progress["tokens"]
+        saved = Guard.load(guard.options, progress.get("guard"))
+        saved.bad = guard.bad  # it counts on: a run that cannot get past a place must end
+        note = {"data": ledger.back_to(kept).dump(), "guard": saved.dump()}
+        _write(checkpoints / NOTES, {**_read(checkpoints / NOTES), str(tokens): note})
+        print(
+            f"warning: rolled back to {tokens:,} tokens; the data read since is left out", file=sys.stderr, flush=True
+        )
+    torch.distributed.barrier()
+
+
+def read_rollback(checkpoints: Path, tokens: int) -> dict[str, Any]:
+    """What replaces the progress of the checkpoint at so many tokens; nothing if none was rolled back to it."""
+    return _read(checkpoints / NOTES).get(str(tokens), {})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        notes = json.loads(file.read_text(encoding="utf-8"))
+        assert isinstance(notes, dict)
+        return notes
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AssertionError):
+        raise UserError(f"{file}: damaged: restore it, or delete it to read again what was rolled back over") from None
+
+
+def _write(file: Path, notes: dict[str, Any]) -> None:
+    aside = file.with_suffix(".tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "w", encoding="utf-8") as stream:
+            json.dump(notes, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written, so that the run cannot roll back: {error.strerror}") from error
