@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"config", "checkpoint", "model"},
     "monitor": {"config", "checkpoint"},
     "launch": {"config"},
-    "training": {"config", "platform", "model", "data", "checkpoint", "monitor"},
+    "training": {"config", "platform", "model", "data", "checkpoint", "convert", "monitor"},
     "cli": {"convert", "checkpoint", "monitor", "config", "data", "training", "data_tools"},
 }
 

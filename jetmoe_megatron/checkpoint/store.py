@@ -49,8 +49,15 @@ from jetmoe_megatron.errors import UserError
 class Saver:
     """Saves checkpoints of one run, one at a time. All ranks call its methods together."""
 
-    def __init__(self, root: Path, run: Run, is_permanent: Callable[[int], bool]) -> None:
-        self.root, self.run, self.is_permanent = root, run, is_permanent
+    def __init__(
+        self,
+        root: Path,
+        run: Run,
+        is_permanent: Callable[[int], bool],
+        published: Callable[[Path], None] = lambda path: None,
+    ) -> None:
+        """is_permanent: of a checkpoint at so many tokens. published: called on rank 0 with each that has its name."""
+        self.root, self.run, self.is_permanent, self.published = root, run, is_permanent, published
         self.failed: str | None = None  # why the last save did not succeed
         self._queue = AsyncCallsQueue()
         self._on_rank_0 = torch.distributed.get_rank() == 0
@@ -119,6 +126,7 @@ class Saver:
                 _collect_checksums(aside)
                 publish(aside, path)
                 retain(self.root, self.run.checkpoint.keep_last, self.is_permanent)
+                self.published(path)
             except OSError as error:
                 answer = [f"{path}: {error.strerror}"]
         torch.distributed.broadcast_object_list(answer)

@@ -14,5 +14,6 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.bad_steps = self.root / "bad_steps.jsonl"
         self.checkpoints = self.root / "checkpoints"
+        self.exports = self.root / "hf"
         self.logs = self.root / "logs"
         self.data_cache = Path(run.data.cache) if run.data.cache else self.root / "data_index"

@@ -114,6 +114,7 @@ class Checkpoint(Section):
     keep_last: Positive = 3  # besides those at the end of a phase, which stay
     keep_every_tokens: Count = 0  # a multiple of every_tokens: those at its multiples stay too
     asynchronous: bool = True  # write in a process beside the training
+    export_every_tokens: Count = 0  # convert the first one past each multiple to Hugging Face's format; 0: never
     may_change: list[str] = []  # keys that may differ from the checkpoint's run: `optimizer.max_lr`, `schedule`, ...
     resume: Literal["auto", "never"] = "auto"
 

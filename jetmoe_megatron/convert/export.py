@@ -18,12 +18,15 @@ from jetmoe_megatron.convert.to_hf import convert_to_hf
 class Exports:
     """An export of the first checkpoint at or after each multiple of `every_tokens`; none if that is 0.
 
-    Training neither waits for them nor fails with them: one that fails prints one line. Rank 0 alone has this object.
+    Training waits for them at its end only, and never fails with them: one that fails prints one line. On rank 0 alone.
     """
 
     def __init__(self, every_tokens: int, root: Path) -> None:
-        """root: the folder in which `tokens_<N>` appear."""
+        """root: the folder in which `tokens_<N>` appear. What was left unfinished there is removed."""
         self._every, self._root = every_tokens, root
+        if every_tokens:
+            for unfinished in root.glob("tokens_*.partial"):
+                shutil.rmtree(unfinished, ignore_errors=True)
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def checkpoint_published(self, checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
 from typing import NoReturn
@@ -25,6 +26,7 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     A rank that gives up says so in the rendezvous store, and closes its connections, which makes those that wait for
     it give up as well. Who does not say so within a few seconds is the one that died, or hangs.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that has noticed as well
     store = torch.distributed.distributed_c10d._get_default_store()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:

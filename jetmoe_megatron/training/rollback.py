@@ -10,31 +10,32 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jetmoe_megatron.data.blend import Ledger
-from jetmoe_megatron.data.mixture import Position
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.guard import Guard
+
+if TYPE_CHECKING:
+    from jetmoe_megatron.training.start import Start
 
 NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
 
 
-def roll_back(checkpoints: Path, progress: dict[str, Any], kept: Position, ledger: Ledger, guard: Guard) -> None:
+def roll_back(checkpoints: Path, start: Start, ledger: Ledger, guard: Guard) -> None:
     """Leave the note. All ranks call it, when no save is under way.
 
     Args:
-        progress: where a resume would begin now.
-        kept: what had been read there.
+        start: where a resume would begin now.
         ledger: of all that was read, the bad step included.
     """
     if torch.distributed.get_rank() == 0:
-        tokens = progress["tokens"]
-        saved = Guard.load(guard.options, progress.get("guard"))
+        tokens = start.progress["tokens"]
+        saved = Guard.load(guard.options, start.progress.get("guard"))
         saved.bad = guard.bad  # it counts on: a run that cannot get past a place must end
-        note = {"data": ledger.back_to(kept).dump(), "guard": saved.dump()}
+        note = {"data": ledger.back_to(start.ledger.read).dump(), "guard": saved.dump()}
         _write(checkpoints / NOTES, {**_read(checkpoints / NOTES), str(tokens): note})
         print(
             f"warning: rolled back to {tokens:,} tokens; the data read since is left out", file=sys.stderr, flush=True

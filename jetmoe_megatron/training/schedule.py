@@ -13,6 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+
 
 @dataclass(frozen=True)
 class LearningRate:
@@ -23,6 +26,18 @@ class LearningRate:
     initial_lr_ratio: float
     final_lr_ratio: float
     phases: Sequence[tuple[int, str]]  # tokens and "constant" or "exponential"
+
+    @classmethod
+    def of(cls, run: Run, layout: Layout) -> LearningRate:
+        """A phase's shape spans the whole steps that it is rounded up to."""
+        phase_tokens = [steps * run.batch.global_tokens for steps in layout.phase_steps]
+        return cls(
+            max_lr=run.optimizer.max_lr,
+            warmup_tokens=run.schedule.warmup_tokens,
+            initial_lr_ratio=run.schedule.initial_lr_ratio,
+            final_lr_ratio=run.schedule.final_lr_ratio,
+            phases=list(zip(phase_tokens, (phase.learning_rate for phase in run.phases), strict=True)),
+        )
 
     def __call__(self, tokens: int) -> float:
         if tokens < self.warmup_tokens:

@@ -11,6 +11,7 @@ import pytest
 from jetmoe_megatron.convert.export import Exports
 from jetmoe_megatron.convert.verify import compare_tensors
 from tests.convert.conftest import Saved
+from tests.support import pretrain, small_run, write_run
 
 
 def checkpoint_at(saved: Saved, root: Path, tokens: int) -> Path:
@@ -33,6 +34,20 @@ def test_the_first_checkpoint_past_each_multiple(saved: Saved, tmp_path: Path) -
     Exports(0, tmp_path / "none").checkpoint_published(checkpoint_at(saved, tmp_path, 4000))
     again.wait()
     assert len(list(hf.iterdir())) == 2 and not (tmp_path / "none").exists()
+
+
+def test_training_exports(tmp_path: Path, data: dict[str, str]) -> None:
+    """Steps of 256 tokens: saved at 512, 1024, 1280 (the end of the phase), 1536, 2048; exported past each 1000."""
+    options = {"checkpoint__every_tokens": 512, "checkpoint__export_every_tokens": 1000}
+    run_file = write_run(tmp_path, small_run(tmp_path, data, **options))
+    left = tmp_path / "run/hf/tokens_1024.partial"  # by a run that was killed
+    left.mkdir(parents=True)
+    (left / "config.json").touch()
+    result = pretrain(2, run_file)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "run/hf").iterdir()} == {"tokens_1024", "tokens_2048"}
+    for path in (tmp_path / "run/hf").iterdir():
+        assert compare_tensors(path, tmp_path / "run/checkpoints" / path.name).different == 0
 
 
 def test_a_failure_is_one_line(saved: Saved, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

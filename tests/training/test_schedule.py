@@ -49,14 +49,12 @@ def test_phases_go_on_from_where_the_one_before_ended() -> None:
 
 
 def test_the_shape_spans_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jetmoe_megatron.training.loop import schedule_of
-
     for name in ("DATA", "OUTPUT"):
         monkeypatch.setenv(name, "/data")
     run = load_run(Path("configs/jetmoe_8b/run.yaml"))
     layout = resolve_layout(run, 96)
     assert layout.phase_steps == (238_419, 59_605)  # rounded up
-    rate = schedule_of(run, layout)
+    rate = LearningRate.of(run, layout)
     end_of_stable = 238_419 * 4_194_304
     assert rate(end_of_stable) == 5e-4
     assert rate(end_of_stable + 59_605 * 4_194_304) == pytest.approx(5e-5)

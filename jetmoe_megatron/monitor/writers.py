@@ -1,0 +1,34 @@
+"""The writers that a run asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from jetmoe_megatron.config import dump_run
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.monitor.jsonl import JsonLines
+from jetmoe_megatron.monitor.monitor import Monitor, Writer
+from jetmoe_megatron.monitor.tensorboard import TensorBoard
+from jetmoe_megatron.monitor.terminal import Terminal
+from jetmoe_megatron.monitor.wandb import WeightsAndBiases
+
+
+def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
+    """Rank 0 writes, and begins the run folder; the others have no writers. The run goes on after `step`."""
+    if rank != 0:
+        return Monitor([])
+    folder = RunFolder(run)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    folder.config.write_text(dump_run(run), encoding="utf-8")
+    builders: list[Callable[[], Writer]] = [
+        partial(Terminal, layout.steps, run.logging.every_steps),
+        partial(JsonLines, folder.metrics, step),
+    ]
+    if run.logging.wandb != "off":
+        builders.append(partial(WeightsAndBiases, run, folder.logs))
+    if run.logging.tensorboard:
+        builders.append(partial(TensorBoard, folder.logs / "tensorboard"))
+    return Monitor(builders)

@@ -1,0 +1,28 @@
+"""At which steps a run saves, and which checkpoints stay for good."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+
+
+class SavePoints:
+    """The ends of the phases, and the first whole step at or after each multiple of a number of tokens."""
+
+    def __init__(self, run: Run, layout: Layout) -> None:
+        self._options, self._tokens_per_step = run.checkpoint, run.batch.global_tokens
+        self._ends = set(accumulate(layout.phase_steps))
+
+    def is_due(self, step: int) -> bool:
+        """step: how many are done."""
+        return step in self._ends or self._passes(self._options.every_tokens, step)
+
+    def is_permanent(self, tokens: int) -> bool:
+        step = tokens // self._tokens_per_step
+        return step in self._ends or self._passes(self._options.keep_every_tokens, step)
+
+    def _passes(self, every: int, step: int) -> bool:
+        per_step = self._tokens_per_step
+        return every > 0 and step * per_step // every > (step - 1) * per_step // every
