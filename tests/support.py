@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import yaml
 
 from data_tools.indexed import IndexedWriter
+from jetmoe_megatron.monitor.jsonl import read_metrics
 
 REPO = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -106,7 +106,7 @@ def pretrain(ranks: int, run_file: Path, *overrides: str, timeout: float = 240) 
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    return read_metrics(run_folder / "metrics.jsonl")
 
 
 def losses(run_folder: Path) -> list[tuple[float, ...]]:
