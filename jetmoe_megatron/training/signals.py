@@ -7,20 +7,21 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_ONE_REQUEST = 2.0  # seconds within which repeats are the same Ctrl-C
+# SLURM and torchrun both pass a signal on, so that a process gets one request several times: seconds within which
+# repeats are the same one. A keyboard has no such layers.
+STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGINT: 2.0}
 
 
 class StopSignals:
     """While active, the first of these signals sets `received`; the loop finishes its step, saves and leaves.
 
-    A second Ctrl-C ends the process at once. Other repeats mean nothing: SLURM and torchrun both pass a signal on, so
-    that a process gets one request several times.
+    The same signal a second time ends the process at once, with status 128 + its number. Another one does not: at
+    the wall-time limit SLURM's SIGTERM comes after its SIGUSR1, while the run is saving.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._received_at = 0.0
+        self._first: dict[int, float] = {}  # when each came
 
     def __enter__(self) -> StopSignals:
         self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
@@ -33,7 +34,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._received_at = signal.Signals(number), time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - self._received_at > _ONE_REQUEST:
+        self.received = self.received or signal.Signals(number)
+        now = time.monotonic()
+        if now - self._first.setdefault(number, now) > STOP_SIGNALS[signal.Signals(number)]:
             os._exit(128 + number)
