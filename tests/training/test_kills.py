@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
@@ -65,7 +65,6 @@ def start_and_kill(run_file: Path, ranks: int, step: int, chance: random.Random)
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     try:
         folder = run_file.parent / "run"
@@ -81,7 +80,7 @@ def start_and_kill(run_file: Path, ranks: int, step: int, chance: random.Random)
             time.sleep(chance.uniform(0, 0.1))
         assert process.poll() is None
     finally:
-        kill_session(process.pid)
+        kill_all(process.pid)
         process.wait(60)
 
 
@@ -89,11 +88,9 @@ def tokens(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("tokens_"))
 
 
-def kill_session(leader: int) -> None:
+def kill_all(leader: int) -> None:
     """torchrun gives each rank a session of its own: all that descend from the leader die."""
-    descendants = [leader]
-    for pid in descendants:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            descendants += map(int, task.read_text().split())
-    for pid in descendants:
-        os.kill(pid, signal.SIGKILL)
+    process = psutil.Process(leader)
+    for each in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
