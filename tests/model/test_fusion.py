@@ -20,7 +20,10 @@ CALLS: dict[str, tuple[Callable, tuple]] = {
     "sums": (permutation._sums, (ROWS, ORDER.inverse_N, SLOTS)),
     "sums of one slot": (permutation._sums, (ROWS, ORDER.inverse_N, 1)),
     "weighted sums": (permutation._weighted_sums, (ROWS, GATES, ORDER.inverse_N)),
-    "gradients of weighted sums": (permutation._weighted_sums_gradients, (TOKEN, ROWS, GATES, ORDER.order_N, ORDER.inverse_N)),
+    "gradients of weighted sums": (
+        permutation._weighted_sums_gradients,
+        (TOKEN, ROWS, GATES, ORDER.order_N, ORDER.inverse_N),
+    ),
     "swiglu": (swiglu._forward, (ROWS,)),
     "its gradient": (swiglu._gradient, (ROWS[:, :8], ROWS)),
     "losses of a router": (router._balance_and_z, (LOGITS, SHARE)),
