@@ -1,7 +1,7 @@
 """What torch's AdamW has learned is taken over by the optimizers of Transformer Engine and Apex, and the reverse.
 
-Those run on a GPU alone, but a checkpoint of theirs is read on a CPU. A stand-in keeps its state as they do: moments that
-are not there before the first step, and one count of steps in each group.
+Those run on a GPU alone, but a checkpoint of theirs is read on a CPU. A stand-in keeps its state as they do: moments
+that are not there before the first step, and one count of steps in each group.
 """
 
 from __future__ import annotations
