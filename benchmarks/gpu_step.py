@@ -109,7 +109,7 @@ def layers_that_fit(arguments: argparse.Namespace) -> int:
     tokens = arguments.sequences * 4096
     each = BYTES_PER_WEIGHT * (two - one) + BYTES_PER_TOKEN_AND_LAYER * tokens
     outside = BYTES_PER_WEIGHT * (2 * one - two) + 12 * shape["vocab_size"] * tokens  # the logits, three times fp32
-    free = torch.cuda.get_device_properties(0).total_memory * 0.9 - outside
+    free = torch.cuda.get_device_properties(0).total_memory * 0.85 - outside
     return max(1, min(shape["num_layers"], int(free / each)))
 
 
