@@ -136,9 +136,11 @@ def hugging_face_step(run: Run, micro_batches: int = 1) -> Step:
 
 
 def provenance() -> str:
-    """Commit, date, machine and torch, for a results file."""
+    """Commit, date, machine and torch, for a results file. $COMMIT names it where there are the files alone."""
     commit = ["git", "describe", "--always", "--dirty"]
-    commit_name = subprocess.run(commit, cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
+    commit_name = os.environ.get("COMMIT")
+    if not commit_name and (REPO / ".git").exists():
+        commit_name = subprocess.run(commit, cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
     return (
         f"commit {commit_name or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
         f"Python {platform.python_version()}, torch {torch.__version__}"

@@ -102,7 +102,17 @@ if [[ -z $wheels && $dry_run == false ]] && { $te || $megablocks; }; then
 fi
 
 if $te && [[ $has_te == 0 ]]; then
-  # Its torch part is built from source, against the torch that is here: no isolated build with another one.
+  # Its torch part is built from source, against the torch that is here: no isolated build with another one. It wants
+  # headers of cuDNN and NCCL, which the CUDA toolkit has not, but the packages that torch came with have.
+  headers=$("$python" -c '
+import importlib.util, pathlib
+
+spec = importlib.util.find_spec("nvidia")
+found = [path for root in (spec.submodule_search_locations if spec else []) for path in pathlib.Path(root).glob("*/include")]
+print(*sorted(found), sep=":")')
+  if [[ -n $headers ]]; then
+    run export "CPATH=$headers${CPATH:+:$CPATH}"
+  fi
   NVTE_FRAMEWORK=pytorch pip -c "$held" --no-build-isolation 'transformer-engine[pytorch]>=2.9,<2.12' pybind11 ninja
 fi
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import REPO
+from tests.support import REPO, command
 
 # What each package may import of ours. A package may always import itself, and `errors`.
 ALLOWED: dict[str, set[str]] = {
@@ -60,6 +61,15 @@ def test_data_tools_stand_alone() -> None:
 def test_config_needs_no_torch() -> None:
     for file in [*(REPO / "jetmoe_megatron/config").rglob("*.py"), REPO / "jetmoe_megatron/data/checks.py"]:
         assert not {n.name.split(".")[0] for n in _plain_imports(file)} & {"torch", "megatron", "transformers"}, file
+
+
+def test_training_needs_no_package_of_the_text_tools() -> None:
+    """On a GPU machine without a network what is needed has to be carried there."""
+    packages = ["orjson", "zstandard", "pyarrow", "tokenizers", "sentencepiece", "fastokens", "transformers"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({packages})); import pretrain_jetmoe, tests.gpu.test_train;"
+    code += "import jetmoe_megatron.training.preflight, jetmoe_megatron.training.loop"
+    result = command(sys.executable, "-c", code, timeout=120)
+    assert result.returncode == 0, result.stderr
 
 
 def _plain_imports(path: Path) -> list[ast.alias]:

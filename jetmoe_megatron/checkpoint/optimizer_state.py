@@ -131,6 +131,9 @@ def _allocate(part: Any) -> None:
         return
     if isinstance(part, DistributedOptimizer):
         part.load_state_dict(part.state_dict())
+        for own in part.optimizer.state.values():  # it allocates memory and leaves it as it is
+            for kind in MOMENTS:
+                own[kind].zero_()
     else:
         part.init_state_fn(part.optimizer, part.config)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from data_tools.tokenizer import load_tokenizer
 from jetmoe_megatron.config.schema import Run
 
 
@@ -44,4 +43,8 @@ def end_of_document(run: Run) -> EndOfDocument:
     return EndOfDocument(eod, run.model.vocab_size)
 
 
-_eod_of = lru_cache(maxsize=1)(lambda folder: load_tokenizer(folder)[1])
+@lru_cache(maxsize=1)
+def _eod_of(folder: str) -> int:
+    from data_tools.tokenizer import load_tokenizer  # it reads texts too, which a machine that only trains need not
+
+    return load_tokenizer(folder)[1]

@@ -154,8 +154,9 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
 def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """torch's fused kernels, which never hold S x S scores.
 
-    On a GPU the flash kernel lets groups of heads share keys and values as they are. It takes neither a mask nor fp32;
-    the one that does wants them once for each head (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    On a GPU cuDNN's, which torch prefers on Hopper, and the flash kernel let groups of heads share keys and values as
+    they are. Flash takes no mask, neither takes fp32; the one that takes both wants keys and values once for each head
+    (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
     if q.is_cuda and (mask is not None or q.dtype == torch.float32):

@@ -27,17 +27,16 @@ Letters: S local sequence, B micro-batch, H hidden, T local tokens, E experts, K
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.transformer.moe.moe_utils import (
-    MoEAuxLossAutoScaler,
-    z_loss_func,
-)
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.fusion import fused
 
 
 @dataclass
@@ -89,14 +88,39 @@ class Router(TopKRouter):
         if not config.global_balance:
             count_E = chosen_TE.sum(0, dtype=torch.float32)
             torch.distributed.all_reduce(count_E, group=group)
-        probability_E = logits_TE.softmax(dim=-1).mean(0) / group.size()
-        balance = config.num_moe_experts * (count_E / count_E.sum() * probability_E).sum()
-        z = z_loss_func(logits_TE, 1.0 / group.size())
+        balance, z = (loss / group.size() for loss in _Losses.apply(logits_TE, count_E / count_E.sum()))
         self.losses.balance = self.losses.balance + balance.detach()
         self.losses.z = self.losses.z + z.detach()
         self.losses.micro_batches += 1.0 / group.size()
         loss = config.moe_aux_loss_coeff * balance + config.moe_z_loss_coeff * z
         return MoEAuxLossAutoScaler.apply(gates_TK, loss)
+
+
+class _Losses(torch.autograd.Function):
+    """balance and z of the logits [T, E] and the share f [E] of the assignments, over this rank's tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_TE: Tensor, share_E: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(logits_TE, share_E)
+        return _balance_and_z(logits_TE, share_E)
+
+    @staticmethod
+    def backward(ctx: Any, g_balance: Tensor, g_z: Tensor) -> tuple[Tensor, None]:
+        return _gradient(*ctx.saved_tensors, g_balance, g_z), None
+
+
+@fused
+def _balance_and_z(logits_TE: Tensor, share_E: Tensor) -> tuple[Tensor, Tensor]:
+    probability_E = logits_TE.softmax(dim=-1).mean(0)
+    return share_E.numel() * (share_E * probability_E).sum(), logits_TE.logsumexp(dim=-1).square().mean()
+
+
+@fused
+def _gradient(logits_TE: Tensor, share_E: Tensor, g_balance: Tensor, g_z: Tensor) -> Tensor:
+    probability_TE = logits_TE.softmax(dim=-1)
+    excess_TE = share_E - (probability_TE * share_E).sum(dim=-1, keepdim=True)
+    z_T1 = 2 * logits_TE.logsumexp(dim=-1, keepdim=True)
+    return probability_TE * (g_balance * share_E.numel() * excess_TE + g_z * z_T1) / logits_TE.shape[0]
 
 
 class AttentionRouter(Router):

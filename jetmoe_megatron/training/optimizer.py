@@ -11,8 +11,15 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    USING_PYTORCH_OPTIMIZER,
+    MegatronOptimizer,
+    OptimizerConfig,
+    clip_grads,
+    get_megatron_optimizer,
+)
 from megatron.core.transformer.module import Float16Module
+from torch import Tensor
 
 from jetmoe_megatron.config.schema import Run
 
@@ -69,6 +76,8 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
         params_dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32,
         use_distributed_optimizer=run.parallel.distributed_optimizer,
     )
+    if USING_PYTORCH_OPTIMIZER:
+        clip_grads.l2_norm_impl = _l2_norm
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
@@ -83,6 +92,11 @@ def _prepare(adamw: torch.optim.AdamW) -> None:
         for parameter in group["params"]:
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             adamw.state[parameter] = {"step": torch.tensor(0.0, device=parameter.device), **zeros}
+
+
+def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
+    """Megatron's own (utils.py:1200), without Transformer Engine and Apex, waits for the GPU once for each tensor."""
+    return torch.nn.utils.get_total_norm(tensors[0]).unsqueeze(0), None
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

@@ -152,12 +152,10 @@ def _loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _router_sums(model: list[DistributedDataParallel], kind: str) -> Tensor:
-    sums = torch.zeros(3, device=device())
-    for router in routers(model):
-        if router.kind == kind:
-            losses = router.losses
-            sums += torch.stack([torch.as_tensor(x, device=sums.device) for x in vars(losses).values()])
-    return sums
+    """[balance, z, micro-batches] over this rank's routers of the kind."""
+    records = [vars(router.losses).values() for router in routers(model) if router.kind == kind]
+    sums = [sum(values) for values in zip(*records, strict=True)] or [0.0] * 3
+    return torch.stack([torch.as_tensor(x, device=device()) for x in sums])
 
 
 def _sum_over_world(losses: list[Tensor], *more: Tensor) -> Tensor:

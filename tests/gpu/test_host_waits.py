@@ -1,14 +1,19 @@
-"""How often a layer makes the host wait for the GPU, counted: never with torch's grouped matmul."""
+"""How often the host waits for the GPU, counted: never in a layer with torch's grouped matmul; as often in any step."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from benchmarks.contestants import our_step, run_of
 from jetmoe_megatron.model.experts.choose import _missing
 from tests.model.test_parity import build
+from tests.training.test_step import SHAPE, no_loss_scale
+
+__all__ = ["no_loss_scale"]  # a fixture
 
 # Once for each kind of experts: they want the counts on the host.
 WAITS = {"torch": 0, "te": 2, "megablocks": 2}
@@ -24,17 +29,36 @@ def test_waits_of_a_layer(name: str, data: dict, world_of_one: None, monkeypatch
     layer = model.decoder.layers[0].train()
     angles = model.rotary_pos_emb(32)
     x = torch.randn(32, 2, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    layer(hidden_states=x, attention_mask=None, rotary_pos_emb=angles)[0].sum().backward()  # compiles and warms up
+
+    def forward_and_backward() -> None:
+        layer(hidden_states=x, attention_mask=None, rotary_pos_emb=angles)[0].sum().backward()
+
+    found = waits(forward_and_backward)
+    assert len(found) == WAITS[name], found
+
+
+def test_waits_of_a_step_do_not_grow(no_loss_scale: None) -> None:
+    """They are for the gradient norm and for the numbers of the step, whatever the layers and micro-batches."""
+    few, many = (
+        waits(our_step(run_of({**SHAPE, "num_layers": layers}, "bf16", 32, sequences=2), micro_batches))
+        for layers, micro_batches in ((1, 1), (3, 4))
+    )
+    assert len(few) == len(many) <= 10, (few, many)
+
+
+def waits(function: Callable[[], object]) -> list[str]:
+    """What torch says of each, after two calls that compile and warm up."""
+    for _ in range(2):
+        function()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            layer(hidden_states=x, attention_mask=None, rotary_pos_emb=angles)[0].sum().backward()
+            function()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = [str(warning.message) for warning in caught if "synchroniz" in str(warning.message)]
-    assert len(waits) == WAITS[name], waits
+    return [f"{w.filename}:{w.lineno}: {w.message}" for w in caught if "synchroniz" in str(w.message)]
 
 
 def in_bf16(*arguments: object, **changes: object) -> dict:

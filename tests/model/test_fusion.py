@@ -7,21 +7,27 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from jetmoe_megatron.model import permutation, rotary
+from jetmoe_megatron.model import permutation, rotary, router
 from jetmoe_megatron.model.experts import swiglu
 from tests.model.experts_oracle import EXPERTS, choices
 
 TOKENS, SLOTS, HEADS, CHANNELS = 12, 2, 3, 8
 ORDER = permutation.Permutation.by_expert(choices("uneven", TOKENS, SLOTS), EXPERTS)
 ROWS, GATES, TOKEN = torch.randn(TOKENS * SLOTS, 16), torch.rand(TOKENS, SLOTS), torch.randn(TOKENS, 16)
+LOGITS, SHARE = torch.randn(TOKENS, EXPERTS), torch.rand(EXPERTS)
 TURNS = torch.randn(TOKENS, 1, 1, 1, CHANNELS // 2), torch.randn(TOKENS, 1, 1, 1, CHANNELS // 2)
 CALLS: dict[str, tuple[Callable, tuple]] = {
     "sums": (permutation._sums, (ROWS, ORDER.inverse_N, SLOTS)),
     "sums of one slot": (permutation._sums, (ROWS, ORDER.inverse_N, 1)),
     "weighted sums": (permutation._weighted_sums, (ROWS, GATES, ORDER.inverse_N)),
-    "their gradients": (permutation._weighted_sums_gradients, (TOKEN, ROWS, GATES, ORDER.order_N, ORDER.inverse_N)),
+    "gradients of weighted sums": (
+        permutation._weighted_sums_gradients,
+        (TOKEN, ROWS, GATES, ORDER.order_N, ORDER.inverse_N),
+    ),
     "swiglu": (swiglu._forward, (ROWS,)),
     "its gradient": (swiglu._gradient, (ROWS[:, :8], ROWS)),
+    "losses of a router": (router._balance_and_z, (LOGITS, SHARE)),
+    "their gradient": (router._gradient, (LOGITS, SHARE, torch.tensor(0.3), torch.tensor(0.2))),
     "turned": (rotary._turned, (torch.randn(TOKENS, 1, SLOTS, HEADS, CHANNELS), *TURNS)),
     "turned back": (rotary._turned_back, (torch.randn(TOKENS, 1, SLOTS * HEADS, CHANNELS), *TURNS, SLOTS)),
 }

@@ -14,10 +14,10 @@ from tests.support import REPO, environment
 INSTALL = REPO / "scripts/install_gpu.sh"
 
 
-def install(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+def install(*arguments: str, python: str = sys.executable, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(INSTALL), *arguments],
-        env={**environment(), "PYTHON": python},
+        env={**environment(), "PYTHON": python, **variables},
         capture_output=True,
         text=True,
         timeout=120,
@@ -51,6 +51,15 @@ def test_megablocks_is_built_around_its_traps(everything: str) -> None:
     (patch,) = [line for line in lines if "cumsum.h" in line and "sed" in line]
     assert "debug_synchronous" in patch
     assert lines.index(patch) < lines.index(built[2])
+
+
+def test_transformer_engine_finds_the_headers_of_torchs_packages(tmp_path: Path) -> None:
+    headers = tmp_path / "nvidia/cudnn/include"
+    headers.mkdir(parents=True)
+    result = install("--dry-run", "--te", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if "CPATH" in line]
+    assert str(headers) in line
 
 
 def test_apex_is_never_asked_for(everything: str) -> None:
@@ -95,6 +104,7 @@ def test_gpu_check_without_a_gpu(tmp_path: Path) -> None:
         command, env={**environment(), "PYTHON": sys.executable}, capture_output=True, text=True, timeout=500
     )
     assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1].startswith("gpu_check: there is no GPU that torch can use")
     assert "needs a CUDA GPU" in (tmp_path / "out/tests.txt").read_text()
     assert "figures of no interest" in (tmp_path / "out/gpu_step.md").read_text()
     assert "not usable" in (tmp_path / "out/packages.txt").read_text()

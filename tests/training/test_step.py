@@ -1,0 +1,47 @@
+"""What a step asks the host to wait for does not grow with layers and micro-batches: here as far as a CPU shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.contestants import our_step, run_of
+
+SHAPE = {"hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48, "vocab_size": 64}
+ATEN = torch.ops.aten
+# On a GPU the host must have the value, or the size of the result, before it can go on.
+WAITING = {ATEN._local_scalar_dense, ATEN.nonzero, ATEN.masked_select, ATEN.equal, ATEN.repeat_interleave}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what of a step makes the host wait, outside of kernels."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: tuple = (), named: Any = None) -> Any:
+        self.count += operation.overloadpacket in WAITING
+        return operation(*arguments, **(named or {}))
+
+
+def waits(layers: int, micro_batches: int) -> int:
+    step = our_step(run_of({**SHAPE, "num_layers": layers}, "bf16", 32, sequences=2), micro_batches)
+    step()
+    with Waits() as found:
+        step()
+    return found.count
+
+
+@pytest.fixture
+def no_loss_scale(world_of_one: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backward pass outside of a step leaves one of another shape behind (moe_utils.py:265)."""
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+    monkeypatch.setattr(MoEAuxLossAutoScaler, "main_loss_backward_scale", None)
+
+
+def test_waits_do_not_grow(no_loss_scale: None) -> None:
+    """For the gradient norm, whatever the layers; that of the step's numbers is in no operation."""
+    assert waits(layers=1, micro_batches=1) == waits(layers=3, micro_batches=4) == 1
