@@ -65,7 +65,16 @@ def test_config_needs_no_torch() -> None:
 
 def test_training_needs_no_package_of_the_text_tools() -> None:
     """On a GPU machine without a network what is needed has to be carried there."""
-    packages = ["orjson", "zstandard", "pyarrow", "tokenizers", "sentencepiece", "fastokens", "transformers"]
+    packages = [
+        "orjson",
+        "zstandard",
+        "pyarrow",
+        "tokenizers",
+        "sentencepiece",
+        "fastokens",
+        "transformers",
+        "safetensors",
+    ]
     code = f"import sys; sys.modules.update(dict.fromkeys({packages})); import pretrain_jetmoe, tests.gpu.test_train;"
     code += "import jetmoe_megatron.training.preflight, jetmoe_megatron.training.loop"
     result = command(sys.executable, "-c", code, timeout=120)

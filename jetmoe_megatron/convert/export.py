@@ -12,8 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from jetmoe_megatron.convert.to_hf import convert_to_hf
-
 
 class Exports:
     """An export of the first checkpoint at or after each multiple of `every_tokens`; none if that is 0.
@@ -67,6 +65,8 @@ def _warn(out: Path, error: Exception) -> None:
 
 
 def main() -> int:
+    from jetmoe_megatron.convert.to_hf import convert_to_hf  # training, which starts this, needs none of it
+
     checkpoint, out = map(Path, sys.argv[1:])
     os.nice(10)
     try:
