@@ -29,6 +29,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
+from jetmoe_megatron.checkpoint import handover
 from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, refuse_code
 from jetmoe_megatron.checkpoint.optimizer_state import (
@@ -60,6 +61,7 @@ class Saver:
         self.root, self.run, self.is_permanent, self.published = root, run, is_permanent, published
         self.failed: str | None = None  # why the last save did not succeed
         self._queue = AsyncCallsQueue()
+        handover.install()
         self._on_rank_0 = torch.distributed.get_rank() == 0
         if self._on_rank_0:
             clear_unfinished(root)

@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 
 from jetmoe_megatron.platform import cpu
+from jetmoe_megatron.platform.children import end_with_this_process
 from jetmoe_megatron.platform.lost_ranks import is_lost_connection, name_lost_ranks
 
 
@@ -39,6 +40,7 @@ def process_group(timeout_minutes: float = 30, tensor_parallel: int = 1) -> Iter
         # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
         # (megatron/core/tensor_parallel/layers.py:526). It is read when the device is first used.
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    end_with_this_process()
     if "RANK" not in os.environ:  # started without torchrun: a world of one
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())

@@ -39,7 +39,7 @@ def _die(item: int) -> int:
 
 @pytest.fixture(autouse=True)
 def _no_process_is_left() -> Iterator[None]:
-    """Other tests of the same pytest may have children of their own: Megatron's asynchronous saving keeps one."""
+    """Other tests of the same pytest may have children of their own."""
     before = set(multiprocessing.active_children())
     yield
     assert set(multiprocessing.active_children()) <= before

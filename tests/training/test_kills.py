@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, all ranks and all their helpers at once, and what they compute in the end."""
+"""Runs whose ranks are killed again and again, all at once, and what they compute in the end."""
 
 from __future__ import annotations
 
@@ -80,17 +80,19 @@ def start_and_kill(run_file: Path, ranks: int, step: int, chance: random.Random)
             time.sleep(chance.uniform(0, 0.1))
         assert process.poll() is None
     finally:
-        kill_all(process.pid)
-        process.wait(60)
+        kill_ranks(process.pid)
 
 
 def tokens(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("tokens_"))
 
 
-def kill_all(leader: int) -> None:
-    """torchrun gives each rank a session of its own: all that descend from the leader die."""
+def kill_ranks(leader: int) -> None:
+    """The ranks and their launcher. What they have forked goes with them."""
     process = psutil.Process(leader)
-    for each in [process, *process.children(recursive=True)]:
+    everything = [process, *process.children(recursive=True)]
+    for each in [process, *process.children()]:
         with suppress(psutil.NoSuchProcess):
             each.kill()
+    _, alive = psutil.wait_procs(everything, timeout=20)
+    assert not alive
