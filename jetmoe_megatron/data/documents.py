@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data_tools.tokenizer import load_tokenizer
+from data_tools.engines import open_reference
 from jetmoe_megatron.config.schema import Run
 
 
@@ -44,4 +44,4 @@ def end_of_document(run: Run) -> EndOfDocument:
     return EndOfDocument(eod, run.model.vocab_size)
 
 
-_eod_of = lru_cache(maxsize=1)(lambda folder: load_tokenizer(folder)[1])
+_eod_of = lru_cache(maxsize=1)(lambda folder: open_reference(folder).eod)

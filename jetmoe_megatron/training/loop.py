@@ -35,7 +35,7 @@ from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights, 
 from jetmoe_megatron.training.rollback import roll_back
 from jetmoe_megatron.training.schedule import LearningRate
 from jetmoe_megatron.training.signals import StopSignals
-from jetmoe_megatron.training.start import find_start, set_damaged_aside
+from jetmoe_megatron.training.start import find_start, refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 from jetmoe_megatron.training.sync import check_ranks_agree
 
@@ -55,6 +55,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         folder = RunFolder(run)
         set_damaged_aside(run)
         start = find_start(run)
+        refuse_damaged_source(run, start)
         tokens_per_step = run.batch.global_tokens
         progress, ledger = start.progress, start.ledger
         step = progress["tokens"] // tokens_per_step
@@ -67,12 +68,12 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         cache = IndexCache(folder.data_cache, report=partial(print, flush=True))
         model = wrap_for_data_parallel(run, build_model(run, layout))
         optimizer = build_optimizer(run, model)
-        samples = RunSamples(run, cache, ledger.began)
-        held_out = HeldOutLoss(run, layout, cache)
-        learning_rate = schedule_of(run, layout)
         if start.checkpoint:
             load = load_weights if start.weights_only else load_checkpoint
             load(start.checkpoint, model, optimizer)
+        samples = RunSamples(run, cache, ledger.began)
+        held_out = HeldOutLoss(run, layout, cache)
+        learning_rate = schedule_of(run, layout)
         saver = Saver(folder.checkpoints, run, partial(_is_permanent, run, layout))
         monitor = Monitor(_writers(run, layout, folder, step))
         batches = iter(
