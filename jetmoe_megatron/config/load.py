@@ -19,14 +19,23 @@ from jetmoe_megatron.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text), each key once, and no aliases, with which a few
-    lines stand for gigabytes or for themselves."""
+    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text), each key once, and no aliases within what has an
+    anchor: a few lines of these stand for gigabytes, or for themselves."""
+
+    _anchors = 0  # of nodes around the one that is read
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            problem = "an alias (*name), which is not read here: write it out"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            if self._anchors:
+                problem = f"an alias (*{event.anchor}) within what has an anchor (&name): write it out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            return super().compose_node(parent, index)
+        anchored = event.anchor is not None
+        self._anchors += anchored
+        node = super().compose_node(parent, index)
+        self._anchors -= anchored
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

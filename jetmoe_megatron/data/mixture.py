@@ -165,10 +165,11 @@ def orders(run: Run, cache: IndexCache, began: int = 0) -> Iterator[tuple[int, O
 
 
 def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
-    """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it.
+    """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it, and open the first.
 
     Raises:
-        UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through.
+        UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through, or what the cache
+            holds is damaged.
     """
     builds: list[Callable[[], None]] = []
     tokens = 0
@@ -183,6 +184,9 @@ def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
                     "RUN.yaml` first"
                 )
     on_rank_0(builds)
+    for dataset, epochs in needed.items():
+        if epochs:
+            dataset.open(epochs.start)
 
 
 def on_rank_0(builds: list[Callable[[], None]]) -> None:

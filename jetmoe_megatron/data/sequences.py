@@ -61,6 +61,10 @@ class Sequences(torch.utils.data.Dataset):
     def missing(self, epochs: range) -> Iterator[int]:
         return (epoch for epoch in epochs if self._key(epoch) not in self.cache)
 
+    def open(self, epoch: int) -> None:
+        """Raises UserError if its order is not in the cache, or damaged."""
+        self._epoch(epoch)
+
     def build(self, epoch: int) -> None:
         """Write the epoch's order into the cache."""
         self.cache.add(self._key(epoch), lambda: self._order(epoch))

@@ -57,7 +57,7 @@ def _sealed(name: str, harm: Callable[[World], Any], said: str) -> tuple[Case, C
         world.seal()
         return world.branch()
 
-    return Case(f"own, {name}", own, said), Case(f"start_from, {name}", source, said)
+    return Case(f"own, sealed {name}", own, said), Case(f"start_from, sealed {name}", source, said)
 
 
 def _progress(name: str, edit: Callable[[Any], Any]) -> tuple[Case, Case]:
@@ -126,7 +126,7 @@ PROGRESS = [
         _progress("no tokens", _drop("tokens")),
         _progress("no data", _drop("data")),
         _progress("tokens negative", _set("tokens", to=-256)),
-        _progress("tokens a float", _set("tokens", to=1024.0)),
+        _progress("tokens a fraction", _set("tokens", to=1024.5)),
         _progress("tokens text", _set("tokens", to="1024")),
         _progress("tokens true", _set("tokens", to=True)),
         _progress("tokens null", _set("tokens", to=None)),

@@ -97,7 +97,7 @@ TEXTS = [
     _text("a mapping as key", lambda text: text + "{a: b}: 1\n", INVALID),
     _text("a number as key", lambda text: text + "7: 1\n", r"run\.yaml: 7: "),
     _text("nothing as key", lambda text: text + "~: 1\n", r"run\.yaml: None: "),
-    _text("a bare no as key", lambda text: text + "no: 1\n", r"run\.yaml: False: "),
+    _text("a bare no as key", lambda text: text + "no: 1\n", "Keys should be strings, not False"),
     _text("an empty key", lambda text: text + '"": 1\n', r"run\.yaml: '': unknown key"),
     _text("a key of two lines", lambda text: text + '"a\\nb": 1\n', r"run\.yaml: .*a\\nb.*"),
     _text("a key with a bracket", lambda text: text + '"seed[0]": 1\n', r"seed\[0\]: unknown key; did you mean 'seed'"),
