@@ -5,6 +5,7 @@ A fork runs the command's `main` with its arguments, folder and streams, and end
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -27,12 +28,22 @@ MAIN = {"pretrain": "pretrain_jetmoe", "jetmoe": "jetmoe_megatron.cli", "data_to
 _MEMORY = 4 << 30  # bytes that a command may use, so that one that grows without end ends
 _LOADED = (
     *MAIN.values(),
-    "jetmoe_megatron.training.preflight",
-    "jetmoe_megatron.training.loop",
+    "data_tools.inspect",
+    "data_tools.merge",
+    "data_tools.split",
+    "data_tools.tokenize",
+    "fastokens",
     "jetmoe_megatron.convert.from_hf",
     "jetmoe_megatron.convert.verify",
     "jetmoe_megatron.data.prepare",
-    "data_tools.tokenize",
+    "jetmoe_megatron.model.experts.choose",
+    "jetmoe_megatron.monitor.report",
+    "jetmoe_megatron.training.loop",
+    "jetmoe_megatron.training.parallel",
+    "jetmoe_megatron.training.preflight",
+    "psutil",
+    "sentencepiece",
+    "transformers.models.auto.tokenization_auto",
 )
 
 
@@ -84,6 +95,7 @@ def _pipes(server: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
 def _serve() -> None:
     for name in _LOADED:
         importlib.import_module(name)
+    gc.freeze()  # what is not touched is not copied
     for line in sys.stdin:
         request = json.loads(line)
         child = os.fork()
