@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 
-from data_tools.errors import InputError
+from data_tools.errors import InputError, one_line
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
@@ -42,11 +42,13 @@ def main() -> int:
 
             started = True
             return train(run, layout)
-    except (UserError, InputError) as error:
+    except (UserError, InputError, OSError) as error:
+        if started and isinstance(error, OSError):
+            raise
         # Before the ranks have met, all of one node find the same.
         if rank == 0 or started or os.environ.get("LOCAL_RANK") == "0":
             node = "" if rank == 0 else f"{platform.node()}: "
-            print(f"{node}error: {error}", file=sys.stderr, flush=True)
+            print(f"{node}error: {one_line(error)}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return 130
@@ -63,6 +65,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.world is not None and not arguments.dry_run:
         parser.error("--world goes with --dry-run")
+    if arguments.world is not None and arguments.world < 1:
+        parser.error(f"--world: must be 1 or more, not {arguments.world}")
     return arguments
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from data_tools.cli import add_commands
-from data_tools.errors import InputError
+from data_tools.errors import InputError, one_line
 
 
 def main() -> int:
@@ -14,8 +14,8 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return args.run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -5,6 +6,18 @@ from pathlib import Path
 
 class InputError(ValueError):
     """Something the user gave is wrong. One line that says what to change; commands exit with 2."""
+
+
+def one_line(error: Exception) -> str:
+    """What a command says of an error. Line ends, which the name of a file may hold, are spelled out.
+
+    An OSError is the user's where it is about a file; one that is not is raised again.
+    """
+    if isinstance(error, OSError):
+        if error.filename is None:
+            raise error
+        error = InputError(f"{error.filename}: {error.strerror}")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(error))
 
 
 @contextmanager

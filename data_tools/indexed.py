@@ -341,6 +341,8 @@ def open_index(prefix: str | Path) -> Index:
         if not bounds:
             raise InputError(f"{path}: no document bounds, not even the end of the last one; write it again")
         dtype = _DTYPES[code]
+        if dtype.kind == "f":
+            raise InputError(f"{path}: holds {dtype}; token ids are integers, write it again")
         offset = _HEADER.size
         lengths = _mapped(stream, np.dtype(np.int32), sequences, offset)
         offsets = _mapped(stream, np.dtype(np.int64), sequences, offset + 4 * sequences)

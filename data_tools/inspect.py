@@ -170,9 +170,6 @@ def _vocabulary(tokenizer_dir: str | Path) -> tuple[int, int]:
 def _check_tokens(index: Index, vocabulary: tuple[int, int] | None, report: Report) -> None:
     """Read every token id once. vocabulary: its size, and the id that ends documents."""
     data = bin_path(index.prefix)
-    if index.dtype.kind == "f":
-        report.problems.append(f"{data}: holds {index.dtype}; token ids are integers, write it again")
-        return
     size, eod = vocabulary or (2**63, None)
     outside, empty, unended = Fault(), Fault(), Fault()
     tokens = index.map_tokens()

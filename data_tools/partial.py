@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 
@@ -95,7 +95,7 @@ class Partial:
         """Whether an earlier run did all but to give the files their names."""
         try:
             return json.loads(self._state_path.read_text())["whole"]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return False
 
     def resume(self, overwrite: bool) -> State | None:
@@ -109,9 +109,9 @@ class Partial:
         self._keep = True
         try:
             settings = json.loads(self._settings_path.read_text())
-            state = State(**json.loads(self._state_path.read_text()))
+            state = _checked(State(**json.loads(self._state_path.read_text())))
             difference = _difference(settings, self._settings)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{self.folder}: cannot be read; delete it to start afresh") from error
         if not difference:
             return state
@@ -237,6 +237,17 @@ def _locked(folder: Path) -> IO[str]:
             raise InputError(f"{folder} is in use: another process is making this dataset") from error
         except FileNotFoundError:
             pass  # the process that held it has just ended and removed the folder
+
+
+def _checked(state: State) -> State:
+    """Raises ValueError if no run can have come that far."""
+    for field in fields(State):
+        value = getattr(state, field.name)
+        if type(value) is not type(field.default) or (isinstance(value, int | float) and not value >= 0):
+            raise ValueError(f"{field.name} is {value!r}")
+    if state.engine not in get_args(EngineName):
+        raise ValueError(f"engine is {state.engine!r}")
+    return state
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ def _eos_token(folder: Path) -> str:
             continue
         try:
             token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: not a JSON object") from error
         if isinstance(token, dict):  # an AddedToken
             token = token.get("content")

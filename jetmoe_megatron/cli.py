@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import data_tools.cli
-from data_tools.errors import InputError
+from data_tools.errors import InputError, one_line
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
 
 
@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
-    except (UserError, InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, InputError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return 130

@@ -69,7 +69,7 @@ def small_run(folder: Path, data: dict[str, str], /, **changes: Any) -> dict[str
         node, *path = tree, *dotted.split("__")
         for key in path[:-1]:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        node[path[-1]] = value
+        node[int(path[-1]) if isinstance(node, list) else path[-1]] = value
     return tree
 
 

@@ -15,7 +15,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 
 class _Handover:
-    """A queue for one item. It lies in memory that a forked process shares; there is no file that others could write."""
+    """A queue for one item, in memory that a forked process shares: there is no file that others could write."""
 
     def __init__(self) -> None:
         self._file = open(os.memfd_create("written"), "r+b", buffering=0)

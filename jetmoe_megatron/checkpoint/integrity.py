@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from jetmoe_megatron.checkpoint.folder import published
 
@@ -14,6 +15,8 @@ CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; wri
 METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
 _SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
 _BLOCK = 2**22
+_Name = Annotated[str, Field(pattern=r"^[^/\x00]+$")]  # of a file in the folder
+_List = TypeAdapter(dict[_Name, tuple[Annotated[int, Field(ge=0)], str]])
 
 
 def checksum(path: Path) -> tuple[int, str]:
@@ -28,9 +31,8 @@ def checksum(path: Path) -> tuple[int, str]:
 def listed_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
     """Raises ValueError with a short reason if the list is missing or damaged."""
     try:
-        listed = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
-        return {str(name): (int(size), str(digest)) for name, (size, digest) in listed.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return _List.validate_json((checkpoint / CHECKSUMS).read_bytes(), strict=True)
+    except (OSError, ValueError):
         raise ValueError(f"{CHECKSUMS} is missing or damaged") from None
 
 
@@ -65,7 +67,8 @@ def newest_whole(root: Path) -> Path | None:
 
 
 def refuse_code(checkpoint: Path) -> None:
-    """Read `.metadata` with nothing allowed but what it is made of. Whoever reads it afterwards runs no other code.
+    """Read `.metadata` with nothing allowed but what it is made of. Whoever reads it afterwards runs no other code, and
+    finds what it must hold.
 
     The other files hold tensors and plain values, which torch loads with `weights_only=True`.
 
@@ -74,11 +77,13 @@ def refuse_code(checkpoint: Path) -> None:
     """
     try:
         with open(checkpoint / METADATA, "rb") as stream:
-            _OnlyMetadata(stream).load()
+            metadata = _OnlyMetadata(stream).load()
     except OSError as error:
         raise ValueError(f"{METADATA}: {error.strerror}") from None
     except Exception as error:  # unpickling rubbish raises anything
         raise ValueError(f"{METADATA} cannot be read: {error}") from None
+    if not all(isinstance(getattr(metadata, part, None), dict) for part in ("state_dict_metadata", "storage_data")):
+        raise ValueError(f"{METADATA} does not say where which tensors lie")
 
 
 class _OnlyMetadata(pickle.Unpickler):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS
 from jetmoe_megatron.config import Run, load_run
+from jetmoe_megatron.config.schema import Count
 from jetmoe_megatron.errors import UserError
 
 RUN_FILE = "run.yaml"  # the resolved run
@@ -14,6 +17,58 @@ PROGRESS_FILE = "progress.json"  # consumed tokens, and what else a resumed run 
 # What the losses of the steps to come depend on: a resumed run must agree in it.
 _MUST_AGREE = ("seed", "model", "losses", "precision", "batch", "optimizer", "schedule", "phases")
 _NEVER = ("seed", "model", "precision", "batch")  # no option permits these: the position would mean something else
+
+
+class _Saved(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Position(_Saved):
+    """data.mixture.Position"""
+
+    sample: Count
+    sequences: dict[str, Count]
+
+
+class _Blend(_Saved):
+    model_config = ConfigDict(extra="allow")
+
+    content: dict[str, str]
+
+
+class _Ledger(_Saved):
+    """data.blend.Ledger"""
+
+    blend: _Blend
+    began: _Position
+    read: _Position
+    past: list[dict[str, Any]]
+
+
+class _Guard(_Saved):
+    """training.guard.Guard"""
+
+    phase: str
+    losses: list[float]
+    log_norms: list[float]
+    bad: list[int]
+
+
+class Position(_Saved):
+    """What a note of a rollback replaces."""
+
+    data: _Ledger
+    guard: _Guard | None = None
+
+
+class Progress(Position):
+    tokens: Count  # consumed
+    branched_at: Count = 0  # of them, by the run that this one started from
+
+
+def is_of_training(checkpoint: Path) -> bool:
+    """Not made of a Hugging Face model, which has weights alone. One of its files may be missing."""
+    return any((checkpoint / name).exists() for name in (RUN_FILE, PROGRESS_FILE, CHECKSUMS))
 
 
 def refuse_other_run(path: Path, run: Run, sections: tuple[str, ...] = _MUST_AGREE) -> None:
@@ -34,14 +89,21 @@ def refuse_other_run(path: Path, run: Run, sections: tuple[str, ...] = _MUST_AGR
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """`tokens`, the consumed ones, and `data`, the ledger. Raises UserError if the file is missing or damaged."""
+    """What `Progress` has, as far as it was saved. Raises UserError if the file is missing or damaged."""
     file = checkpoint / PROGRESS_FILE
     try:
-        progress = json.loads(file.read_text(encoding="utf-8"))
-        assert isinstance(progress["tokens"], int) and isinstance(progress["data"], dict)
-        return progress
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise UserError(f"{file}: missing or damaged, so that the checkpoint cannot be resumed from") from None
+        return Progress.model_validate_json(file.read_bytes()).model_dump(exclude_unset=True)
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{file}: missing or damaged, so that the checkpoint cannot be resumed from ({in_short(error)})"
+        ) from None
+
+
+def in_short(error: OSError | ValidationError) -> str:
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    problem = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
 
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint import handover
 from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, refuse_code
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
 from jetmoe_megatron.checkpoint.optimizer_state import (
     empty_state,
     gather_state,
@@ -41,10 +41,9 @@ from jetmoe_megatron.checkpoint.optimizer_state import (
     unsharded,
 )
 from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
-from jetmoe_megatron.checkpoint.weights import fill_model, sharded_model
+from jetmoe_megatron.checkpoint.weights import fill_model, in_short, load_state, sharded_model
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import UserError
 
 
 class Saver:
@@ -98,7 +97,7 @@ class Saver:
         try:
             self._queue.maybe_finalize_async_calls(blocking=wait)
         except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
-            self._fail(_in_short(error))
+            self._fail(in_short(error))
 
     def _begin(self, path: Path, progress: dict[str, Any], size: int) -> Path | None:
         """Rank 0 makes the folder where there is room for it; all ranks learn its name."""
@@ -150,24 +149,12 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
     Raises:
         UserError: a file is not what it should be.
     """
-    try:
-        refuse_code(path)
-        state = {**sharded_model(model), "optimizer_steps": None}
-        parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
-        state["optimizer"] = sharded(empty_state(optimizer), state)
-        loaded = dist_checkpointing.load(state, str(path))
-    except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
-        raise UserError(f"{path}: cannot be loaded: {_in_short(error)}") from error
+    state = {**sharded_model(model), "optimizer_steps": None}
+    parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
+    state["optimizer"] = sharded(empty_state(optimizer), state)
+    loaded = load_state(path, state)
     fill_model(model, loaded)
     set_state(optimizer, unsharded(loaded["optimizer"], parameters), loaded["optimizer_steps"])
-
-
-def _in_short(error: BaseException) -> str:
-    """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
-    while isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _bytes(state: dict[str, Any]) -> int:

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import math
 
-from jetmoe_megatron.config.schema import Model, Run
+from jetmoe_megatron.config.describe import count_parameters
+from jetmoe_megatron.config.schema import Model, Run, Section
 from jetmoe_megatron.errors import UserError
 
 
 def check_run(run: Run) -> None:
     """Raises UserError with one line that names the keys to change."""
-    _check_model(run.model)
+    check_model(run.model)
     _check_batch(run)
     _check_mixtures(run)
     _check_documents(run)
     _check_checkpoints(run)
     _check_schedule(run)
-    for section in (run.model, run.losses, run.parallel, run.optimizer, run.schedule, run.guard):
-        for key, value in section.model_dump().items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{key}: must be a finite number, not {value}")
+    for name in ("losses", "parallel", "optimizer", "schedule", "guard"):
+        _check_finite(name, getattr(run, name))
 
 
-def _check_model(model: Model) -> None:
+def check_model(model: Model) -> None:
+    """Raises UserError with one line that names the keys to change."""
+    _check_finite("model", model)
     if model.top_k > model.num_experts:
         raise UserError(f"model.top_k: {model.top_k} is more than model.num_experts ({model.num_experts})")
     if model.kv_channels % 2:
         raise UserError(f"model.kv_channels: {model.kv_channels} is odd; rotary embeddings turn pairs of channels")
+    if (parameters := count_parameters(model)[0]) > 10**15:
+        raise UserError(f"model: {parameters:.1e} parameters are more than any machine holds: which size is wrong?")
+
+
+def _check_finite(name: str, section: Section) -> None:
+    for key, value in section.model_dump().items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}.{key}: must be a finite number, not {value}")
 
 
 def _check_batch(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -18,7 +19,31 @@ from jetmoe_megatron.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML would read `1e12` and `5e-4` as text."""
+    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text), each key once, and no aliases within what has
+    an anchor: a few lines of these stand for gigabytes, or for themselves."""
+
+    _anchors = 0  # of nodes around the one that is read
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            if self._anchors:
+                problem = f"an alias (*{event.anchor}) within what has an anchor (&name): write it out"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+            return super().compose_node(parent, index)
+        anchored = event.anchor is not None
+        self._anchors += anchored
+        node = super().compose_node(parent, index)
+        self._anchors -= anchored
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -73,19 +98,27 @@ def dump_run(run: Run) -> str:
 def _read(path: Path, named_in: Path | None = None) -> dict[str, Any]:
     where = f" (named in {named_in})" if named_in else ""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}{where}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}{where}: not a UTF-8 text file") from None
+    except ValueError as error:
+        raise UserError(f"{path}{where}:{error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}{where}: expected `key: value` lines at the top, found {_kind(tree)}")
+    return tree
+
+
+def parse_yaml(text: str) -> Any:
+    """Raises ValueError that says in one line what is wrong, and where."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{path}{where}:{line} not valid YAML: {problem}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}{where}: expected `key: value` lines at the top, found {_kind(tree)}")
-    return tree
+        raise ValueError(f"{line} not valid YAML: {problem}") from None
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -94,8 +127,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise UserError(f"override {override!r}: write it as section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         raise UserError(f"override {override!r}: the value is not valid YAML") from None
     node: Any = tree
     *parents, last = dotted.split(".")
@@ -115,13 +148,15 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _expand(node: Any, where: str = "") -> Any:
-    """Replace `${NAME}` by the environment's value."""
+    """Replace `${NAME}` by the environment's value. No text may hold what cannot be printed in a line."""
     if isinstance(node, dict):
-        return {key: _expand(value, f"{where}.{key}" if where else str(key)) for key, value in node.items()}
+        return {_expand(key, where): _expand(value, f"{where}.{key}".lstrip(".")) for key, value in node.items()}
     if isinstance(node, list):
         return [_expand(value, f"{where}.{i}") for i, value in enumerate(node)]
     if not isinstance(node, str):
         return node
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in node):
+        raise UserError(f"{where or 'the run'}: {node!r} holds a control character, or half a character")
 
     def value_of(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
@@ -136,13 +171,17 @@ def _first_line(error: ValidationError) -> str:
     problems = error.errors()
     unknown_first = sorted(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     problem = unknown_first[0]
-    where = ".".join(str(part) for part in _real_location(problem["loc"]))
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"{where}: unknown key{_nearest(problem['loc'])}{more}"
+        return f"{_dotted(problem['loc'])}: unknown key{_nearest(problem['loc'])}{more}"
+    where = _dotted(_real_location(problem["loc"]))
     if problem["type"] == "missing":
         return f"{where}: required key is missing{more}"
     return f"{where}: {_message(problem)}, not {_shown(problem['input'])}{more}"
+
+
+def _dotted(location: Sequence[Any]) -> str:
+    return ".".join(str(part) or "''" for part in location)
 
 
 def _message(problem: Any) -> str:

@@ -21,8 +21,9 @@ def _off_on(value: Any) -> Any:
     return {False: "off", True: "online"}.get(value, value) if isinstance(value, bool) else value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+_MOST = 2**53  # of anything: beyond it a float is not exact, and what is asked for is a slip of the keyboard
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -33,7 +34,7 @@ class Section(BaseModel):
 class Model(Section):
     """Shape of the model. Attention has `num_kv_heads` heads per attention expert, `top_k` times as many per token."""
 
-    num_layers: Positive
+    num_layers: Annotated[Positive, Field(le=10_000)]
     hidden_size: Positive
     num_kv_heads: Positive
     kv_channels: Positive
@@ -72,7 +73,7 @@ class Parallel(Section):
     distributed_optimizer: bool = True  # each data-parallel rank keeps and updates its share of the optimizer state
     overlap_grad_reduce: bool = False  # with the backward pass
     overlap_param_gather: bool = False  # with the next forward pass
-    timeout_minutes: float = Field(30.0, gt=0)  # ranks that have waited so long for another one give up
+    timeout_minutes: float = Field(30.0, gt=0, le=1e6)  # ranks that have waited so long for another one give up
 
 
 class Batch(Section):

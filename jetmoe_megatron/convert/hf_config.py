@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.errors import UserError
 
@@ -65,8 +66,9 @@ def read_hf_config(config: dict[str, Any]) -> tuple[Model, int]:
         problem = error.errors()[0]
         name = " or ".join(_NAMES[str(problem["loc"][0])])
         raise UserError(f"{name}: {problem['msg']}, not {problem['input']!r}") from None
+    check_model(model)
     max_positions = _value(config, _MAX_POSITIONS, may_be_missing=False)
-    if not isinstance(max_positions, int) or max_positions < 1:
+    if type(max_positions) is not int or max_positions < 1:
         raise UserError(f"{' or '.join(_MAX_POSITIONS)}: must be a positive number, not {max_positions!r}")
     return model, max_positions
 

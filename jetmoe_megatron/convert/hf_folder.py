@@ -92,7 +92,7 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{file}: not valid JSON") from None
     if not isinstance(content, dict):
         raise UserError(f"{file}: must hold a JSON object")

@@ -7,7 +7,6 @@ tensor lie, and those pieces of the `.distcp` files that hold the model. The opt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
@@ -23,8 +21,11 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from jetmoe_megatron.checkpoint.integrity import METADATA, refuse_code
 from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
+from jetmoe_megatron.config.checks import check_model
+from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
+from jetmoe_megatron.convert.hf_folder import read_json
 from jetmoe_megatron.convert.names import Weight, weights
 from jetmoe_megatron.convert.safetensors_file import as_bytes
 from jetmoe_megatron.convert.streaming import BLOCK
@@ -156,11 +157,14 @@ def _read_shape(path: Path) -> tuple[Model, int, Path | None]:
     if file is None:
         raise UserError(f"{path}: not a checkpoint of this program: it has neither {RUN_FILE} nor {MODEL_FILE}")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = parse_yaml(file.read_text(encoding="utf-8"))
+        model = Model.model_validate(tree if file.name == MODEL_FILE else tree["model"])
+        check_model(model)
         if file.name == MODEL_FILE:
-            _, max_positions = read_hf_config(json.loads((path / COMPANIONS / "config.json").read_text("utf-8")))
-            return Model.model_validate(tree), max_positions, path / COMPANIONS
+            return model, read_hf_config(read_json(path / COMPANIONS / "config.json"))[1], path / COMPANIONS
         tokenizer = Path(tree["tokenizer"]) if tree.get("tokenizer") else None
-        return Model.model_validate(tree["model"]), int(tree["batch"]["sequence_length"]), tokenizer
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        return model, int(tree["batch"]["sequence_length"]), tokenizer
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: damaged, or of another program ({type(error).__name__})") from None

@@ -84,9 +84,17 @@ def _special_tokens(folder: Path) -> dict[str, Any]:
     """Ids as config.json names them: those of a config beside the tokenizer, else the tokenizer's own."""
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
-        return {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
+        given = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
+        for name, value in given.items():  # a model may have several ends
+            if not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
+                raise UserError(f"{folder / 'config.json'}: {name} must be the id of a token, not {value!r}")
+        return given
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    try:
+        loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # it raises whatever a broken file leads to
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: not a tokenizer that transformers can load ({reason})") from error
     ids = {name: getattr(loaded, name) for name in _SPECIAL_TOKENS}
     return {name: value for name, value in ids.items() if value is not None}

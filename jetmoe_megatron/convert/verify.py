@@ -86,9 +86,9 @@ def compare_logits(a: Path, b: Path, tokens: list[int] | None = None) -> Compari
     vocab, length = first.model.vocab_size, min(64, first.max_positions)
     if tokens is None:
         batch = torch.randint(vocab, (2, length), generator=torch.Generator().manual_seed(0))
-    else:
+    elif tokens and 0 <= min(tokens) <= max(tokens) < vocab:
         batch = torch.tensor([tokens])
-    if not batch.numel() or batch.min() < 0 or batch.max() >= vocab:
+    else:
         raise UserError(f"--tokens: must be ids from 0 to {vocab - 1}")
     comparison = Comparison(f"logits of {batch.numel()} tokens")
     comparison.add("[sequence, position, token]", _logits(first, batch), _logits(second, batch))

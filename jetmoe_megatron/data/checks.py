@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from data_tools.indexed import open_index, read_index
@@ -14,7 +16,7 @@ _SCAN_TOKENS = 2**23  # token ids looked at before training; every batch is chec
 
 
 def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> None:
-    """Look at every data file that the run will read.
+    """Look at the tokenizer, and at every data file that the run will read.
 
     Args:
         look_inside: also at token ids, evenly over each file; one rank is enough for that.
@@ -23,6 +25,8 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
     Raises:
         UserError, data_tools.errors.InputError: one line that names the file and what is wrong.
     """
+    if run.tokenizer:
+        _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
     named = {d.name: d.path for phase in run.phases for d in phase.data if d.weight > 0}
     for name, path in [*named.items(), *((d.name, d.path) for d in run.evaluation.data)]:
         where = f"data set {name!r} ({path})"
@@ -45,6 +49,16 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
             blocks = max(1, min(len(tokens), _SCAN_TOKENS) // block)
             for start in np.linspace(0, len(tokens) - block, num=blocks, dtype=np.int64):
                 check_token_ids(tokens[start : start + block], run.model.vocab_size, where)
+
+
+def _check_tokenizer(folder: Path, vocab_size: int) -> None:
+    if not folder.is_dir():
+        raise UserError(f"tokenizer: {folder} is not a folder")
+    from data_tools.engines import open_reference  # of packages that a machine that only trains need not have
+
+    size = open_reference(folder).vocab_size
+    if size > vocab_size:
+        raise UserError(f"tokenizer: {folder} has {size} tokens, more than model.vocab_size ({vocab_size})")
 
 
 def check_token_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:

@@ -45,6 +45,6 @@ def end_of_document(run: Run) -> EndOfDocument:
 
 @lru_cache(maxsize=1)
 def _eod_of(folder: str) -> int:
-    from data_tools.tokenizer import load_tokenizer  # it reads texts too, which a machine that only trains need not
+    from data_tools.engines import open_reference  # of packages that a machine that only trains need not have
 
-    return load_tokenizer(folder)[1]
+    return open_reference(folder).eod

@@ -35,21 +35,27 @@ class IndexCache:
         aside = temporary_path(path)
         started = time.perf_counter()
         try:
+            arrays = build()
             aside.mkdir(parents=True)
-            for name, array in build().items():
+            for name, array in arrays.items():
                 np.save(aside / f"{name}.npy", array, allow_pickle=False)
             os.rename(aside, path)
             self.report(f"built {path} in {time.perf_counter() - started:.1f} s")
+        except MemoryError as error:
+            raise UserError(f"data.cache: {path} does not fit into memory: {error}") from error
         except OSError as error:
             if key not in self:
                 raise UserError(f"data.cache: cannot write {path}: {error.strerror or error}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def read(self, key: str, name: str) -> np.ndarray:
-        """A mapped array. Raises UserError if it is not there, damaged or pickled."""
+    def read(self, key: str, name: str, *shape: int) -> np.ndarray:
+        """A mapped array of integers. Raises UserError if it is not there, damaged, pickled or not of that shape."""
         path = self.root / key / f"{name}.npy"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if array.dtype.kind not in "iu" or array.shape != shape:
+                raise ValueError(f"{array.dtype} {list(array.shape)} instead of integers {list(shape)}")
+            return array
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"data.cache: {path} is damaged: delete {path.parent} ({error})") from error

@@ -48,8 +48,10 @@ class Order:
 
     def open(self) -> Order:
         """Map the arrays, which must have been built."""
-        self.data_set: np.ndarray = self.cache.read(self.key, "data_set")  # index into `names`
-        self.place: np.ndarray = self.cache.read(self.key, "place")  # how often that data set was drawn before
+        self.data_set: np.ndarray = self.cache.read(self.key, "data_set", self.size)  # index into `names`
+        self.place: np.ndarray = self.cache.read(
+            self.key, "place", self.size
+        )  # how often that data set was drawn before
         return self
 
     def counts(self, first: int, last: int) -> dict[str, int]:
@@ -163,19 +165,28 @@ def orders(run: Run, cache: IndexCache, began: int = 0) -> Iterator[tuple[int, O
 
 
 def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
-    """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it.
+    """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it, and open the first.
 
     Raises:
-        UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through.
+        UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through, or what the cache
+            holds is damaged.
     """
-    missing = {dataset: dataset.missing(epochs) for dataset, epochs in needed.items()}
-    tokens = sum(dataset.tokens * len(epochs) for dataset, epochs in missing.items())
-    if tokens > run.data.build_limit_tokens:
-        raise UserError(
-            f"data.build_limit_tokens: the indices of {tokens:,} tokens are missing in the cache, and training builds "
-            f"no more than {run.data.build_limit_tokens:,} itself: run `jetmoe data prepare RUN.yaml` first"
-        )
-    on_rank_0([partial(dataset.build, epoch) for dataset, epochs in missing.items() for epoch in epochs])
+    builds: list[Callable[[], None]] = []
+    tokens = 0
+    for dataset, epochs in needed.items():
+        for epoch in dataset.missing(epochs):
+            builds.append(partial(dataset.build, epoch))
+            tokens += dataset.tokens
+            if tokens > run.data.build_limit_tokens:  # a slip in a phase's tokens can make it billions of epochs
+                raise UserError(
+                    f"data.build_limit_tokens: the indices of {tokens:,} tokens or more are missing in the cache, and "
+                    f"training builds no more than {run.data.build_limit_tokens:,} itself: run `jetmoe data prepare "
+                    "RUN.yaml` first"
+                )
+    on_rank_0(builds)
+    for dataset, epochs in needed.items():
+        if epochs:
+            dataset.open(epochs.start)
 
 
 def on_rank_0(builds: list[Callable[[], None]]) -> None:

@@ -8,6 +8,7 @@ change of the mixture repeats nothing and loses nothing.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -57,8 +58,12 @@ class Sequences(torch.utils.data.Dataset):
         """Those that sequences `first` up to, not including, `last` lie in."""
         return range(first // self.per_epoch, -(-last // self.per_epoch))
 
-    def missing(self, epochs: range) -> list[int]:
-        return [epoch for epoch in epochs if self._key(epoch) not in self.cache]
+    def missing(self, epochs: range) -> Iterator[int]:
+        return (epoch for epoch in epochs if self._key(epoch) not in self.cache)
+
+    def open(self, epoch: int) -> None:
+        """Raises UserError if its order is not in the cache, or damaged."""
+        self._epoch(epoch)
 
     def build(self, epoch: int) -> None:
         """Write the epoch's order into the cache."""
@@ -100,9 +105,12 @@ class Sequences(torch.utils.data.Dataset):
             create_attention_mask=False,
         )
         documents: np.ndarray = np.arange(len(self.indexed), dtype=np.int32)
-        arrays = tuple(
-            self.cache.read(self._key(epoch), name) for name in ("document_index", "sample_index", "shuffle_index")
-        )
+        shapes = {
+            "document_index": (len(documents),),
+            "sample_index": (self.per_epoch + 1, 2),
+            "shuffle_index": (self.per_epoch,),
+        }
+        arrays = tuple(self.cache.read(self._key(epoch), name, *shape) for name, shape in shapes.items())
         return _CachedDataset(arrays, self.indexed, self.path, documents, None, Split.train, config)
 
 

@@ -34,9 +34,12 @@ def fetch_index(path: str, folder: Path) -> Path:
     """Copy the index of an object-storage dataset to where Megatron looks for it. Several processes may call it.
 
     Raises:
-        UserError: the reader's package is not installed, or the object cannot be read.
+        UserError: the path has another scheme, the reader's package is not installed, or the object cannot be read.
     """
-    module, package = _PACKAGES[path.split("://")[0]]
+    scheme = path.split("://")[0]
+    if scheme not in _PACKAGES:
+        raise UserError(f"{path}: data is read from files, s3:// and msc://")
+    module, package = _PACKAGES[scheme]
     if importlib.util.find_spec(module) is None:
         raise UserError(f"{path}: reading it needs {module}, which is not installed: pip install {package}")
     local = Path(get_index_cache_path(f"{path}.idx", _config(folder)))

@@ -32,12 +32,14 @@ def write_records(path: Path, records: list[dict]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a file of this kind, without a last line that was cut off; none if there is no file."""
+    """The records of a file of this kind, without lines that are none, as one that was cut off; none without a file."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records

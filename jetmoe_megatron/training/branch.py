@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
-from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, read_progress, read_saved_run, refuse_other_run
+from jetmoe_megatron.checkpoint.integrity import METADATA, find_damage, newest_whole, refuse_code
+from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_progress, read_saved_run, refuse_other_run
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.layout import phase_steps
 from jetmoe_megatron.config.run_folder import RunFolder
@@ -52,13 +52,22 @@ def source_of(path: str) -> Path:
     source = newest_whole(folder / "checkpoints") or folder
     if not source.is_dir():
         raise UserError(f"start_from: {source}: no such folder")
-    if (source / PROGRESS_FILE).exists() and (damage := find_damage(source, quick=True)):
-        raise UserError(f"start_from: {source} is damaged: {damage}")
+    if is_of_training(source):
+        if damage := find_damage(source, quick=True):
+            raise UserError(f"start_from: {source} is damaged: {damage}")
+        return source
+    if not (source / METADATA).is_file():
+        way = "make one of it with `jetmoe convert from-hf`" if (source / "config.json").is_file() else "name one"
+        raise UserError(f"start_from: {source}: not a checkpoint: {way}")
+    try:
+        refuse_code(source)
+    except ValueError as error:
+        raise UserError(f"start_from: {source}: {error}") from None
     return source
 
 
 def _refuse_other_model(source: Path, run: Run) -> None:
-    if not (source / PROGRESS_FILE).is_file():
+    if not is_of_training(source):
         return  # its shapes are compared when they are loaded
     saved = read_saved_run(source)
     refuse_other_run(source, run, sections=("model", "precision"))

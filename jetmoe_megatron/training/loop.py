@@ -18,7 +18,7 @@ from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.parts import Parts
 from jetmoe_megatron.training.rollback import roll_back
 from jetmoe_megatron.training.signals import StopSignals
-from jetmoe_megatron.training.start import find_start, set_damaged_aside
+from jetmoe_megatron.training.start import find_start, refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 from jetmoe_megatron.training.sync import check_ranks_agree
 
@@ -35,6 +35,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     """As `train`, or None after a rollback."""
     set_damaged_aside(run)
     start, folder = find_start(run), RunFolder(run)
+    refuse_damaged_source(run, start)
     tokens_per_step = run.batch.global_tokens
     step, ledger = start.progress["tokens"] // tokens_per_step, start.ledger
     last_step = min(layout.steps, run.debug.max_steps or layout.steps)

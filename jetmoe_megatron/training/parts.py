@@ -51,11 +51,11 @@ class Parts:
         cache = IndexCache(folder.data_cache, report=partial(print, flush=True))
         model = wrap_for_data_parallel(run, build_model(run, layout))
         optimizer = build_optimizer(run, model)
-        samples = RunSamples(run, cache, start.ledger.began)
-        held_out = HeldOutLoss(run, layout, cache)
         if start.checkpoint:
             load = load_weights if start.weights_only else load_checkpoint
             load(start.checkpoint, model, optimizer)
+        samples = RunSamples(run, cache, start.ledger.began)
+        held_out = HeldOutLoss(run, layout, cache)
         save_points = SavePoints(run, layout)
         exports = Exports(run.checkpoint.export_every_tokens if rank == 0 else 0, folder.exports)
         return cls(

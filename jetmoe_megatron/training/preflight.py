@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -28,11 +27,9 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
             "parallel.context: context parallelism needs Transformer Engine, which is not installed: "
             "pip install 'jetmoe-megatron[gpu]', or set it to 1"
         )
-    if run.tokenizer:
-        _check_tokenizer(Path(run.tokenizer), run.model.vocab_size)
     check_data(run, look_inside=rank == 0)
     folder = RunFolder(run)
-    _check_writable(folder.root)
+    _check_output(folder)
     if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
         raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
     find_start(run)
@@ -48,30 +45,22 @@ def _check_writers(run: Run) -> None:
             raise UserError(f"logging.{package}: the package is missing: pip install 'jetmoe-megatron[{package}]'")
 
 
-def _check_tokenizer(folder: Path, vocab_size: int) -> None:
-    file = folder / "tokenizer.json"
-    if not folder.is_dir():
-        raise UserError(f"tokenizer: {folder} is not a folder")
-    if not file.is_file():
-        return  # a SentencePiece folder: its ids are checked in the data
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        ids = [
-            *content["model"]["vocab"].values(),
-            *(token["id"] for token in content.get("added_tokens", [])),
-        ]
-        size = 1 + max(ids)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"tokenizer: {file} is not a tokenizer file") from None
-    if size > vocab_size:
-        raise UserError(f"tokenizer: {folder} has {size} tokens, more than model.vocab_size ({vocab_size})")
+def _check_output(folder: RunFolder) -> None:
+    """A data cache may be one that others have made, and that cannot be written."""
+    root = _where_it_would_be(folder.root, "output_dir")
+    if not os.access(root, os.W_OK):
+        raise UserError(f"output_dir: no permission to write in {root}")
+    _where_it_would_be(folder.checkpoints, "output_dir")
+    _where_it_would_be(folder.data_cache, "data.cache")
+    for file in (folder.config, folder.metrics, folder.bad_steps):
+        if file.is_dir():
+            raise UserError(f"output_dir: {file} is a folder")
 
 
-def _check_writable(root: Path) -> None:
-    parent = root
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise UserError(f"output_dir: {parent} is a file")
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"output_dir: no permission to write in {parent}")
+def _where_it_would_be(path: Path, key: str) -> Path:
+    """The folder, or the nearest one above that exists."""
+    while not path.exists():
+        path = path.parent
+    if not path.is_dir():
+        raise UserError(f"{key}: {path} is a file")
+    return path

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import RootModel, ValidationError
 
+from jetmoe_megatron.checkpoint.saved_run import Position as Replaced
+from jetmoe_megatron.checkpoint.saved_run import in_short
 from jetmoe_megatron.data.blend import Ledger
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.guard import Guard
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from jetmoe_megatron.training.start import Start
 
 NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
+
+
+_Notes = RootModel[dict[str, Replaced]]
 
 
 def roll_back(checkpoints: Path, start: Start, ledger: Ledger, guard: Guard) -> None:
@@ -50,13 +56,13 @@ def read_rollback(checkpoints: Path, tokens: int) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        notes = json.loads(file.read_text(encoding="utf-8"))
-        assert isinstance(notes, dict)
-        return notes
+        return _Notes.model_validate_json(file.read_bytes()).model_dump(exclude_unset=True)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AssertionError):
-        raise UserError(f"{file}: damaged: restore it, or delete it to read again what was rolled back over") from None
+    except (OSError, ValidationError) as error:
+        raise UserError(
+            f"{file}: damaged ({in_short(error)}): restore it, or delete it to read again what was rolled back over"
+        ) from None
 
 
 def _write(file: Path, notes: dict[str, Any]) -> None:

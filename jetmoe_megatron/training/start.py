@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from jetmoe_megatron.checkpoint.folder import DAMAGED, newest, set_aside
+from jetmoe_megatron.checkpoint.folder import DAMAGED, checkpoint_path, newest, set_aside
 from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
-from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, read_progress, refuse_other_run
+from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_progress, refuse_other_run
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.blend import Ledger, fingerprint, ledger_of
@@ -40,13 +40,17 @@ def find_start(run: Run) -> Start:
     if checkpoint is not None:
         refuse_other_run(checkpoint, run)
         progress = read_progress(checkpoint)
+        if checkpoint != checkpoint_path(folder.checkpoints, progress["tokens"]):
+            raise UserError(
+                f"{checkpoint}: holds what was saved at {progress['tokens']} tokens: was it copied or renamed?"
+            )
     elif left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
         raise UserError(
             f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or begin anew in another output_dir"
         )
     elif run.start_from is not None:
         checkpoint = source_of(run.start_from)
-        weights_only = not (checkpoint / PROGRESS_FILE).is_file()  # made of a Hugging Face model
+        weights_only = not is_of_training(checkpoint)
         if not weights_only:
             progress = read_progress(checkpoint)
             progress = {key: progress[key] for key in ("tokens", "data")} | {"branched_at": progress["tokens"]}
@@ -60,16 +64,34 @@ def find_start(run: Run) -> Start:
 
 
 def set_damaged_aside(run: Run) -> None:
-    """Check the newest checkpoint byte by byte, each rank its share, until one is whole. All ranks call it."""
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    """Check the newest checkpoint byte by byte until one is whole. All ranks call it."""
     root = RunFolder(run).checkpoints
     while checkpoint := newest(root):
-        found: list[str | None] = [None] * world
-        torch.distributed.all_gather_object(found, find_damage(checkpoint, share=(rank, world)))
-        damage = next((reason for reason in found if reason), None)
+        damage = _find_damage_together(checkpoint)
         if damage is None:
             return
-        if rank == 0:
+        if torch.distributed.get_rank() == 0:
             aside = set_aside(checkpoint)
             print(f"warning: {checkpoint} is damaged: {damage}; set aside as {aside.name}", file=sys.stderr, flush=True)
         torch.distributed.barrier()
+
+
+def refuse_damaged_source(run: Run, start: Start) -> None:
+    """Check the checkpoint of another run byte by byte. All ranks call it.
+
+    Raises:
+        UserError: on all ranks, if it is damaged. One that was made of a Hugging Face model has no checksums.
+    """
+    source = start.checkpoint
+    if source is None or start.weights_only or source.parent == RunFolder(run).checkpoints:
+        return
+    if damage := _find_damage_together(source):
+        raise UserError(f"start_from: {source} is damaged: {damage}")
+
+
+def _find_damage_together(checkpoint: Path) -> str | None:
+    """Each rank looks at its share of the files; all learn of the first that is bad."""
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    found: list[str | None] = [None] * world
+    torch.distributed.all_gather_object(found, find_damage(checkpoint, share=(rank, world)))
+    return next((reason for reason in found if reason), None)

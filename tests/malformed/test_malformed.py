@@ -1,0 +1,134 @@
+"""Whatever is wrong with what a command is given: one line that names it, exit status 2, and no file changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.malformed import cases_checkpoints, cases_config, cases_data, cases_tokenizers, cases_tools
+from tests.malformed.commands import Commands
+from tests.malformed.world import Case, Good, World
+from tests.support import command, metrics
+
+GROUPS: dict[str, list[Case]] = {
+    "config": cases_config.CASES,
+    "data": cases_data.CASES,
+    "checkpoint": cases_checkpoints.CASES,
+    "tokenizer": cases_tokenizers.CASES,
+    "tool": cases_tools.CASES,
+}
+CASES = {f"{group}: {case.name}": case for group, cases in GROUPS.items() for case in cases}
+
+
+@pytest.fixture(scope="module")
+def commands() -> Iterator[Commands]:
+    with Commands() as commands:
+        yield commands
+
+
+@pytest.fixture(scope="module")
+def good(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Good:
+    return Good(tmp_path_factory.mktemp("good"), commands)
+
+
+@pytest.fixture
+def world(tmp_path: Path, good: Good) -> World:
+    return World(tmp_path, good)
+
+
+def _every_other_is_slow(cases: dict[str, Any]) -> list[Any]:
+    marks = ([], [pytest.mark.slow])
+    return [pytest.param(case, id=name, marks=marks[i % 2]) for i, (name, case) in enumerate(cases.items())]
+
+
+@pytest.mark.parametrize("case", _every_other_is_slow(CASES))
+def test_one_line_status_2_and_nothing_written(case: Case, world: World, commands: Commands) -> None:
+    arguments = case.make(world)
+    before = world.snapshot()
+    status, _, err = commands.run(*arguments, cwd=world / "cwd", scratch=world / "tmp")
+    lines = err.splitlines()
+    assert status == 2, err
+    errors = [line for line in lines if re.match(r"(\S+.*: )?error: ", line)]
+    usage = [line for line in lines if line.startswith(("usage: ", "    "))] if "usage: " in err else []
+    said = [line for line in lines if line.startswith(("note: ", "warning: ") if case.warns else "note: ")]
+    assert len(errors) == 1 and len(errors + usage + said) == len(lines), err
+    assert re.search(case.said, errors[0]), errors[0]
+    expected = {_renamed(name, case.renamed): content for name, content in before.items()}
+    after = world.snapshot()
+    assert after.keys() == expected.keys()
+    assert after == expected
+
+
+def _renamed(name: str, renamed: dict[str, str]) -> str:
+    for old, new in renamed.items():
+        if name == old or name.startswith(f"{old}/"):
+            return new + name.removeprefix(old)
+    return name
+
+
+def test_the_list_is_as_long_as_promised() -> None:
+    """Without those that are slow, too."""
+    assert len(CASES) == sum(map(len, GROUPS.values())) >= 400
+
+
+PROGRAMS = {
+    "pretrain": [sys.executable, "pretrain_jetmoe.py"],
+    "jetmoe": ["jetmoe"],
+    "data_tools": [sys.executable, "-m", "data_tools"],
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config: file, a key twice",
+        "checkpoint: the only one, common.pt missing",
+        "tokenizer: tokenize, SentencePiece cut",
+        "tool: merge, dtype unknown",
+    ],
+)
+def test_the_commands_themselves_do_what_their_forks_do(name: str, world: World, commands: Commands) -> None:
+    """In processes of their own, in the same world."""
+    program, *arguments = CASES[name].make(world)
+    status, _, err = commands.run(program, *arguments, cwd=world / "cwd", scratch=world / "tmp")
+    for new, old in ((new, old) for old, new in CASES[name].renamed.items()):
+        (world / new).rename(world / old)
+    real = command(*PROGRAMS[program], *arguments)
+    assert (real.returncode, real.stderr) == (status, err)
+
+
+def junk(name: str) -> Callable[[World], Any]:
+    lines = [b"[]", b"7", b"null", b'{"epoch": 1}', b'{"step": "x"}', bytes(range(128, 256)), b"[" * 100_000]
+    content = b"\n".join([*lines, b'{"step": 1, "cut o'])
+    return lambda world: world.write(f"run/{name}", content)
+
+
+HARMLESS: dict[str, Callable[[World], Any]] = {
+    "junk for metrics": junk("metrics.jsonl"),
+    "junk for bad steps": junk("bad_steps.jsonl"),
+    "junk for the configuration": junk("config.yaml"),
+    "names that are like checkpoints": lambda world: [
+        (world / "run/checkpoints" / name).mkdir()
+        for name in ("tokens_", "tokens_x", "tokens_-1", "tokens_1e3", "tokens_99999.old", "tokens_2048 ")
+    ],
+    "an unfinished checkpoint": lambda world: world.write("run/checkpoints/tokens_1536.partial-00/x", ""),
+    "a newer checkpoint that is damaged": lambda world: world.spoil("run/checkpoints/tokens_1024/common.pt", "cut"),
+    "a newer checkpoint that is a file": lambda world: world.write("run/checkpoints/tokens_1792", "x"),
+}
+
+
+@pytest.mark.parametrize("harm", _every_other_is_slow(HARMLESS))
+def test_what_does_not_stop_a_run(harm: Callable[[World], Any], world: World, commands: Commands) -> None:
+    world.put("run")
+    harm(world)
+    status, _, err = commands.run(*world.train(), cwd=world / "cwd", scratch=world / "tmp")
+    assert status == 0, err
+    assert all(line.startswith("warning: ") for line in err.splitlines())
+    assert [record["step"] for record in metrics(world / "run")][-4:] == [5, 6, 7, 8]
+    assert json.loads((world / "run/checkpoints/tokens_2048/progress.json").read_text())["tokens"] == 2048
