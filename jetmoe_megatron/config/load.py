@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             if self._anchors:
                 problem = f"an alias (*{event.anchor}) within what has an anchor (&name): write it out"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
             return super().compose_node(parent, index)
         anchored = event.anchor is not None
         self._anchors += anchored
