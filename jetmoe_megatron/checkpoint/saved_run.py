@@ -54,14 +54,16 @@ class _Guard(_Saved):
     bad: list[int]
 
 
-class Position(_Saved):
-    """What a note of a rollback replaces."""
+class Note(_Saved):
+    """What a rollback leaves for a resume to find in the place of the checkpoint's."""
 
     data: _Ledger
     guard: _Guard | None = None
 
 
-class Progress(Position):
+class Progress(Note):
+    """What `progress.json` holds."""
+
     tokens: Count  # consumed
     branched_at: Count = 0  # of them, by the run that this one started from
 

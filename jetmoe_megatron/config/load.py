@@ -19,8 +19,10 @@ from jetmoe_megatron.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text), each key once, and no aliases within what has
-    an anchor: a few lines of these stand for gigabytes, or for themselves."""
+    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text), and each key once.
+
+    No aliases within what has an anchor: a few lines of these stand for gigabytes, or for themselves.
+    """
 
     _anchors = 0  # of nodes around the one that is read
 

@@ -48,10 +48,9 @@ class Order:
 
     def open(self) -> Order:
         """Map the arrays, which must have been built."""
-        self.data_set: np.ndarray = self.cache.read(self.key, "data_set", self.size)  # index into `names`
-        self.place: np.ndarray = self.cache.read(
-            self.key, "place", self.size
-        )  # how often that data set was drawn before
+        # Of each sample the data set, as an index into `names`, and how often that was drawn before.
+        self.data_set: np.ndarray = self.cache.read(self.key, "data_set", self.size)
+        self.place: np.ndarray = self.cache.read(self.key, "place", self.size)
         return self
 
     def counts(self, first: int, last: int) -> dict[str, int]:

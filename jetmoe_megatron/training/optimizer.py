@@ -77,7 +77,7 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
         use_distributed_optimizer=run.parallel.distributed_optimizer,
     )
     if USING_PYTORCH_OPTIMIZER:
-        clip_grads.l2_norm_impl = _l2_norm
+        clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = _l2_norm, _scale
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
@@ -97,6 +97,11 @@ def _prepare(adamw: torch.optim.AdamW) -> None:
 def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
     """Megatron's own (utils.py:1200), without Transformer Engine and Apex, waits for the GPU once for each tensor."""
     return torch.nn.utils.get_total_norm(tensors[0]).unsqueeze(0), None
+
+
+def _scale(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], scale: float) -> None:
+    """In place, where Megatron's own (utils.py:1211) makes a copy of each gradient and copies it back."""
+    torch._foreach_mul_(tensors[1], scale)
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

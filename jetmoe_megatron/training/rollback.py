@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import RootModel, ValidationError
 
-from jetmoe_megatron.checkpoint.saved_run import Position as Replaced
-from jetmoe_megatron.checkpoint.saved_run import in_short
+from jetmoe_megatron.checkpoint.saved_run import Note, in_short
 from jetmoe_megatron.data.blend import Ledger
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.guard import Guard
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
 
 
-_Notes = RootModel[dict[str, Replaced]]
+_Notes = RootModel[dict[str, Note]]
 
 
 def roll_back(checkpoints: Path, start: Start, ledger: Ledger, guard: Guard) -> None:

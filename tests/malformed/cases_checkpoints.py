@@ -283,7 +283,7 @@ SOURCES = [
     _start("a file", lambda world: world.write("file", "x").name, "start_from: .*file: no such folder"),
     _start("an empty folder", _folder(), "start_from: .*foreign: "),
     _start("a folder of other files", _folder("model.pt", "README.md"), "start_from: .*foreign: "),
-    _start("a folder with an empty .metadata", _folder(".metadata"), "start_from: .*foreign"),
+    _start("a folder with an empty .metadata", _folder(".metadata"), "foreign: cannot be loaded: "),
     _start("a data folder", _good("data"), "start_from: .*data: "),
     _start("a Hugging Face folder", _good("hf"), "start_from: .*hf: .*from-hf"),
     _start("a tokenizer", _good("tokenizer"), "start_from: .*tokenizer: "),
