@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import (
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -27,12 +28,12 @@ from jetmoe_megatron.config.schema import Run
 def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
     """Gradients are accumulated and reduced in fp32, averaged over data-parallel ranks."""
     config = chunks[0].config
-    parallel = run.parallel
+    parallel, distributed = run.parallel, _is_distributed(run)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
-        use_distributed_optimizer=parallel.distributed_optimizer,
+        use_distributed_optimizer=distributed,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
+        overlap_param_gather=parallel.overlap_param_gather and distributed,
     )
     modules = [Float16Module(config, chunk) if run.precision == "bf16" else chunk for chunk in chunks]
     wrapped = [DistributedDataParallel(config, ddp_config, module) for module in modules]
@@ -40,9 +41,15 @@ def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[Distributed
     config.no_sync_func = _per_chunk([model.no_sync for model in wrapped])
     if parallel.overlap_grad_reduce:
         config.grad_sync_func = _per_chunk([model.start_grad_sync for model in wrapped])
-    if parallel.overlap_param_gather:
+    if ddp_config.overlap_param_gather:
         config.param_sync_func = _per_chunk([model.start_param_sync for model in wrapped])
     return wrapped
+
+
+def _is_distributed(run: Run) -> bool:
+    """One rank has nobody to share the optimizer's state with, and Megatron would copy all gradients and weights."""
+    dense = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+    return run.parallel.distributed_optimizer and max(dense, parallel_state.get_expert_data_parallel_world_size()) > 1
 
 
 def _per_chunk(functions: list[Any]) -> Any:
@@ -74,7 +81,7 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
         clip_grad=options.clip_grad,
         bf16=run.precision == "bf16",
         params_dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32,
-        use_distributed_optimizer=run.parallel.distributed_optimizer,
+        use_distributed_optimizer=_is_distributed(run),
     )
     if USING_PYTORCH_OPTIMIZER:
         clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = _l2_norm, _scale

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.contestants import _build, random_batch, run_of
 from jetmoe_megatron.checkpoint.optimizer_state import MOMENTS, gather_state, set_state, steps_done
+from jetmoe_megatron.training import optimizer as training_optimizer
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.step import compute_gradients, update_weights
 
@@ -62,7 +63,8 @@ class Training:
         self.kind = KINDS[kind]
         parallel = {"distributed_optimizer": distributed}
         run = run_of({**SHAPE, "vocab_size": 64}, precision, 32, sequences=2, parallel=parallel)
-        with self.kind():
+        # one rank has nobody to distribute it over, but it is what keeps the state here
+        with self.kind(), patch.object(training_optimizer, "_is_distributed", lambda run: distributed):
             self.model = wrap_for_data_parallel(run, _build(run))
             self.optimizer = build_optimizer(run, self.model)
         assert isinstance(self.optimizer.chained_optimizers[0].optimizer, FusedAdam) == (kind == "fused")
