@@ -19,6 +19,8 @@ from jetmoe_megatron.convert.to_hf import convert_to_hf
 from tests.convert.conftest import Saved
 from tests.support import REPO, command
 
+TEXTS = ("one two three " * 4, "left right up down " * 3)
+
 
 def test_losses_and_router_gradients_are_those_of_pretraining(save: Callable[..., Saved], tmp_path: Path) -> None:
     saved = save(losses={"balance": 0.5, "z": 0.05})
@@ -68,8 +70,8 @@ def test_padding_does_not_count(saved: Saved, tmp_path: Path) -> None:
 def exported(save: Callable[..., Saved], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a tokenizer, and texts of two kinds beside it."""
     folder = tmp_path_factory.mktemp("finetune")
-    texts = [("one two three " * 4, 0), ("left right up down " * 3, 1)] * 16
-    (folder / "texts.jsonl").write_text("\n".join(json.dumps({"text": t, "label": k}) for t, k in texts))
+    lines = [json.dumps({"text": text, "label": label}) for label, text in enumerate(TEXTS)] * 16
+    (folder / "texts.jsonl").write_text("\n".join(lines))
     train_bpe([folder / "texts.jsonl"], 280, folder / "tokenizer")
     saved = save(model__vocab_size=280, model__init_std=0.02)
     convert_to_hf(saved.checkpoint, folder / "hf", tokenizer=folder / "tokenizer")
@@ -98,10 +100,11 @@ def test_language_model(exported: Path, tmp_path: Path) -> None:
 
 def test_classifier(exported: Path, tmp_path: Path) -> None:
     options = ["--max-steps", "80", "--learning-rate", "5e-3"]
+    torch.manual_seed(0)  # the head is drawn from it
     main(["classify", str(exported), str(exported.with_name("texts.jsonl")), str(tmp_path / "out"), *options])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    for label, text in enumerate(("one two three one two three", "left right up down left right")):
+    for label, text in enumerate(TEXTS):
         inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
         assert model(**inputs).logits.argmax().item() == label
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,11 @@ def running(tmp_path: Path, corpus: Path, tokenizer_dir: Path) -> subprocess.Pop
     """A command with a minute's work before it, which has already saved some."""
     (tmp_path / "in.jsonl").write_bytes(corpus.read_bytes() * 300)
     command = [sys.executable, "-c", SMALL_SHARDS, *long_run(tmp_path, tokenizer_dir)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE)
+    # A shell starts what runs in the background with Ctrl-C ignored, which would be inherited.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, preexec_fn=heard
+    )
     deadline = time.monotonic() + 100
     while not (tmp_path / "out.partial" / "state.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
