@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import numpy as np
 import yaml
 
 from data_tools.indexed import IndexedWriter
-from jetmoe_megatron.monitor.jsonl import read_metrics
 
 REPO = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -106,11 +106,15 @@ def pretrain(ranks: int, run_file: Path, *overrides: str, timeout: float = 240) 
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:
-    return read_metrics(run_folder / "metrics.jsonl")
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(run_folder: Path) -> list[tuple[float, ...]]:
+    return computed(metrics(run_folder))
+
+
+def computed(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     """Everything of each step that depends on the computation alone."""
     keys = ("step", "tokens", "lr", "lm_loss", "grad_norm")
     keys += ("moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss")
-    return [tuple(record[key] for key in keys) for record in metrics(run_folder)]
+    return [tuple(record[key] for key in keys) for record in records]

@@ -18,21 +18,19 @@ class _Handover:
     """A queue for one item, in memory that a forked process shares: there is no file that others could write."""
 
     def __init__(self) -> None:
-        self._file = open(os.memfd_create("written"), "r+b", buffering=0)
+        self._file = open(os.memfd_create("written"), "r+b", buffering=0)  # empty: it is never written twice
 
     def put(self, item: Any) -> None:
-        self._file.seek(0)
-        self._file.write(pickle.dumps(item))
+        pickle.dump(item, self._file)
 
     def get_nowait(self) -> Any:
         self._file.seek(0)
         data = self._file.readall()
-        self._file.truncate(0)
         if not data:
             raise queue.Empty
         return pickle.loads(data)
 
 
-def install() -> None:
-    """All savings of this process from now on."""
+def renew() -> None:
+    """One for the next save of this process: what a save that failed has left in the last one is not its."""
     filesystem_async._results_queue = _Handover()

@@ -60,7 +60,6 @@ class Saver:
         self.root, self.run, self.is_permanent, self.published = root, run, is_permanent, published
         self.failed: str | None = None  # why the last save did not succeed
         self._queue = AsyncCallsQueue()
-        handover.install()
         self._on_rank_0 = torch.distributed.get_rank() == 0
         if self._on_rank_0:
             clear_unfinished(root)
@@ -80,6 +79,7 @@ class Saver:
         aside = self._begin(path, progress, _bytes(state))
         if aside is None:
             return
+        handover.renew()
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), group)
         request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
@@ -127,14 +127,15 @@ class Saver:
                 _collect_checksums(aside)
                 publish(aside, path)
                 retain(self.root, self.run.checkpoint.keep_last, self.is_permanent)
-                self.published(path)
             except OSError as error:
                 answer = [f"{path}: {error.strerror}"]
         torch.distributed.broadcast_object_list(answer)
         if answer[0]:
             self._fail(answer[0])
-        else:
-            self.failed = None
+            return
+        self.failed = None
+        if self._on_rank_0:
+            self.published(path)
 
     def _fail(self, reason: str) -> None:
         self.failed = reason

@@ -15,7 +15,8 @@ FILES = (".metadata", "__0_0.distcp", "common.pt", "metadata.json", "run.yaml", 
 HOW = ("missing", "empty", "cut", "flipped", "longer", "a folder")
 DEEP = "[" * 100_000
 NEWEST = "run/checkpoints/tokens_1024"
-ASIDE = {NEWEST: f"{NEWEST}.damaged"}
+OLDER = "run/checkpoints/tokens_512"
+ASIDE = {path: f"{path}.damaged" for path in (NEWEST, OLDER)}
 
 
 def _damaged_source(file: str, how: str) -> Case:
@@ -351,7 +352,7 @@ def _only(path: str, content: bytes | None) -> Callable[[World], list[Any]]:
 
 def _link_to_nothing(world: World) -> list[Any]:
     (world / "run/checkpoints").mkdir(parents=True)
-    os.symlink("nowhere", world / "run/checkpoints/tokens_512")
+    os.symlink("nowhere", world / OLDER)
     return world.train()
 
 
@@ -361,28 +362,28 @@ PLACES = [
     Case("phase of a run that has gone on", _own_phase, "phase"),
     Case(
         "a file with its name",
-        _only("run/checkpoints/tokens_512", b"x"),
+        _only(OLDER, b"x"),
         "tokens_512.damaged: is damaged, and no whole",
-        {"run/checkpoints/tokens_512": "run/checkpoints/tokens_512.damaged"},
+        ASIDE,
         warns=True,
     ),
     Case(
         "an empty folder with its name",
-        _only("run/checkpoints/tokens_512", None),
+        _only(OLDER, None),
         "tokens_512.damaged: is damaged, and no whole",
-        {"run/checkpoints/tokens_512": "run/checkpoints/tokens_512.damaged"},
+        ASIDE,
         warns=True,
     ),
     Case(
         "a link to nothing with its name",
         _link_to_nothing,
         "tokens_512.damaged: is damaged, and no whole",
-        {"run/checkpoints/tokens_512": "run/checkpoints/tokens_512.damaged"},
+        ASIDE,
         warns=True,
     ),
     Case(
         "one that was set aside before",
-        _only("run/checkpoints/tokens_512.damaged/x", b""),
+        _only(f"{OLDER}.damaged/x", b""),
         "tokens_512.damaged: is damaged, and no whole checkpoint is left",
     ),
 ]

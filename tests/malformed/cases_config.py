@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from tests.malformed.world import Case, World
+from tests.malformed.world import LONG, Case, World
 
 TextEdit = Callable[[str], str | bytes]
 
@@ -131,7 +131,6 @@ TEXTS = [
     ),
 ]
 
-LONG = "x" * 300
 VALUES = [
     _value("seed", -1, "seed: must be greater than or equal to 0, not -1"),
     _value("seed", 1.5, "seed: must be a valid integer, not 1.5"),

@@ -6,20 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.malformed.world import Case, World
+from tests.malformed.world import Case, Harm, World, spoilt, written
 
-Harm = Callable[[World], Any]
 FILE = "tokenizer/tokenizer.json"
 CONFIG = "tokenizer/tokenizer_config.json"
 REMOTE = "import os\nos.mkdir({witness!r})\n\n\nclass Foreign:\n    pass\n"
-
-
-def _written(name: str, content: Any) -> Harm:
-    return lambda world: world.write(name, content)
-
-
-def _spoilt(name: str, how: str) -> Harm:
-    return lambda world: world.spoil(name, how)
 
 
 def _vocab(edit: Callable[[dict[str, Any]], Any]) -> Harm:
@@ -52,19 +43,19 @@ def _no_eos(world: World) -> None:
 
 # What is wrong with a folder whatever reads it: (name, harm, what the line names).
 FOLDERS: list[tuple[str, Harm, str]] = [
-    ("tokenizer.json missing", _spoilt(FILE, "missing"), r"tokenizer\.json: no such file"),
-    ("tokenizer.json a folder", _spoilt(FILE, "a folder"), r"tokenizer\.json: "),
-    ("tokenizer.json empty", _spoilt(FILE, "empty"), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json cut", _spoilt(FILE, "cut"), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json text", _spoilt(FILE, "text"), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json binary", _written(FILE, bytes(range(256))), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json {}", _written(FILE, "{}"), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json []", _written(FILE, "[]"), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json null", _written(FILE, "null"), r"tokenizer\.json: not a tokenizer"),
-    ("tokenizer.json deeply nested", _written(FILE, "[" * 100_000), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json missing", spoilt(FILE, "missing"), r"tokenizer\.json: no such file"),
+    ("tokenizer.json a folder", spoilt(FILE, "a folder"), r"tokenizer\.json: "),
+    ("tokenizer.json empty", spoilt(FILE, "empty"), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json cut", spoilt(FILE, "cut"), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json text", spoilt(FILE, "text"), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json binary", written(FILE, bytes(range(256))), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json {}", written(FILE, "{}"), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json []", written(FILE, "[]"), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json null", written(FILE, "null"), r"tokenizer\.json: not a tokenizer"),
+    ("tokenizer.json deeply nested", written(FILE, "[" * 100_000), r"tokenizer\.json: not a tokenizer"),
     (
         "a model of no kind",
-        _written(FILE, {"model": {"type": "None", "vocab": {}}}),
+        written(FILE, {"model": {"type": "None", "vocab": {}}}),
         r"tokenizer\.json: not a tokenizer",
     ),
     (
@@ -99,9 +90,9 @@ FOLDERS: list[tuple[str, Harm, str]] = [
         lambda world: world.edit_json(FILE, lambda content: content.update(added_tokens=["</s>"])),
         r"tokenizer\.json: not a tokenizer",
     ),
-    ("tokenizer_config.json binary", _written(CONFIG, bytes(range(256))), r"tokenizer_config\.json: not a JSON object"),
-    ("tokenizer_config.json a number", _written(CONFIG, "7"), r"tokenizer_config\.json: not a JSON object"),
-    ("tokenizer_config.json deeply nested", _written(CONFIG, "[" * 100_000), r"tokenizer_config\.json: not a JSON"),
+    ("tokenizer_config.json binary", written(CONFIG, bytes(range(256))), r"tokenizer_config\.json: not a JSON object"),
+    ("tokenizer_config.json a number", written(CONFIG, "7"), r"tokenizer_config\.json: not a JSON object"),
+    ("tokenizer_config.json deeply nested", written(CONFIG, "[" * 100_000), r"tokenizer_config\.json: not a JSON"),
     ("no eos_token", _no_eos, "names an eos_token"),
     ("eos_token a number", _configured(eos_token=2), "names an eos_token"),
     ("eos_token unknown", _configured(eos_token="<gone>"), "eos token '<gone>' is not in its vocabulary"),
@@ -147,11 +138,11 @@ MODEL = "sentencepiece/tokenizer.model"
 SENTENCEPIECE = [
     case
     for pair in (
-        _sentencepiece("empty", _spoilt(MODEL, "empty"), r"tokenizer\.model: "),
-        _sentencepiece("cut", _spoilt(MODEL, "cut"), r"tokenizer\.model: not a SentencePiece model"),
-        _sentencepiece("text", _spoilt(MODEL, "text"), r"tokenizer\.model: not a SentencePiece model"),
-        _sentencepiece("a folder", _spoilt(MODEL, "a folder"), "tokenizer"),
-        _sentencepiece("missing", _spoilt(MODEL, "missing"), "tokenizer"),
+        _sentencepiece("empty", spoilt(MODEL, "empty"), r"tokenizer\.model: "),
+        _sentencepiece("cut", spoilt(MODEL, "cut"), r"tokenizer\.model: not a SentencePiece model"),
+        _sentencepiece("text", spoilt(MODEL, "text"), r"tokenizer\.model: not a SentencePiece model"),
+        _sentencepiece("a folder", spoilt(MODEL, "a folder"), "tokenizer"),
+        _sentencepiece("missing", spoilt(MODEL, "missing"), "tokenizer"),
     )
     for case in pair
 ]
@@ -172,18 +163,16 @@ def _special(token: Any) -> Harm:
 
 
 EXPORTS = [
-    _exporting("tokenizer.json cut", _spoilt(FILE, "cut"), r"/tokenizer: "),
-    _exporting("tokenizer.json {}", _written(FILE, "{}"), r"/tokenizer: "),
-    _exporting("tokenizer.json binary", _written(FILE, bytes(range(256))), r"/tokenizer: "),
-    _exporting("tokenizer.json missing", _spoilt(FILE, "missing"), r"/tokenizer: "),
-    _exporting("tokenizer.json a folder", _spoilt(FILE, "a folder"), r"/tokenizer"),
-    _exporting("tokenizer_config.json text", _spoilt(CONFIG, "text"), r"/tokenizer: "),
-    _exporting("tokenizer_config.json a list", _written(CONFIG, "[]"), r"/tokenizer: "),
+    _exporting("tokenizer.json cut", spoilt(FILE, "cut"), r"/tokenizer: "),
+    _exporting("tokenizer.json {}", written(FILE, "{}"), r"/tokenizer: "),
+    _exporting("tokenizer.json binary", written(FILE, bytes(range(256))), r"/tokenizer: "),
+    _exporting("tokenizer.json missing", spoilt(FILE, "missing"), r"/tokenizer: "),
+    _exporting("tokenizer.json a folder", spoilt(FILE, "a folder"), r"/tokenizer"),
+    _exporting("tokenizer_config.json text", spoilt(CONFIG, "text"), r"/tokenizer: "),
+    _exporting("tokenizer_config.json a list", written(CONFIG, "[]"), r"/tokenizer: "),
     _exporting("remote code", _remote, r"/tokenizer: "),
-    _exporting(
-        "config.json text", _written("tokenizer/config.json", "text"), r"tokenizer/config\.json: not valid JSON"
-    ),
-    _exporting("config.json a list", _written("tokenizer/config.json", "[]"), r"tokenizer/config\.json: must hold"),
+    _exporting("config.json text", written("tokenizer/config.json", "text"), r"tokenizer/config\.json: not valid JSON"),
+    _exporting("config.json a list", written("tokenizer/config.json", "[]"), r"tokenizer/config\.json: must hold"),
     _exporting("eos_token_id text", _special("two"), r"tokenizer/config\.json: eos_token_id"),
     _exporting("eos_token_id an object", _special({"a": 1}), r"tokenizer/config\.json: eos_token_id"),
     _exporting("eos_token_id negative", _special(-1), r"tokenizer/config\.json: eos_token_id"),

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.malformed import cases_checkpoints, cases_config, cases_data, cases_tokenizers, cases_tools
+from tests.malformed import (
+    cases_checkpoints,
+    cases_config,
+    cases_convert,
+    cases_data,
+    cases_data_tools,
+    cases_report,
+    cases_tokenizers,
+)
 from tests.malformed.commands import Commands
 from tests.malformed.world import Case, Good, World
 from tests.support import command, metrics
@@ -21,7 +29,7 @@ GROUPS: dict[str, list[Case]] = {
     "data": cases_data.CASES,
     "checkpoint": cases_checkpoints.CASES,
     "tokenizer": cases_tokenizers.CASES,
-    "tool": cases_tools.CASES,
+    "tool": [*cases_data_tools.CASES, *cases_convert.CASES, *cases_report.CASES],
 }
 CASES = {f"{group}: {case.name}": case for group, cases in GROUPS.items() for case in cases}
 

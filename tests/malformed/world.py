@@ -6,7 +6,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
 from tests.malformed.commands import Commands
 from tests.support import small_run, write_dataset, write_run
 
+LONG = "x" * 300  # more than a file system takes for a name
 DATA = {"code": 120, "prose": 60, "held_out": 12}  # documents
 
 
@@ -242,3 +243,18 @@ class World:
             else:
                 found[name] = path.read_bytes() if path.is_file() else "folder"
         return found
+
+
+Harm = Callable[[World], Any]
+
+
+def written(name: str, content: Any) -> Harm:
+    return lambda world: world.write(name, content)
+
+
+def spoilt(name: str, how: str) -> Harm:
+    return lambda world: world.spoil(name, how)
+
+
+def given(world: World, options: Sequence[Any]) -> list[Any]:
+    return [option(world) if callable(option) else option for option in options]

@@ -1,0 +1,50 @@
+"""`jetmoe report`, and commands that there are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.malformed.world import LONG, Case, World
+
+
+def _report(name: str, content: Any, said: str = r"metrics\.jsonl: ") -> Case:
+    def make(world: World) -> list[Any]:
+        if content is not None:
+            world.write("run/metrics.jsonl", content)
+        return ["jetmoe", "report", world / "run"]
+
+    return Case(f"report, {name}", make, said)
+
+
+def _metrics_folder(world: World) -> list[Any]:
+    (world / "run/metrics.jsonl").mkdir(parents=True)
+    return ["jetmoe", "report", world / "run"]
+
+
+REPORT = [
+    _report("nothing", None, "no steps recorded"),
+    _report("empty", "", "no steps recorded"),
+    _report("text", "once upon a time\n"),
+    _report("binary", bytes(range(256))),
+    _report("a list", "[]\n[]\n"),
+    _report("numbers", "1\n2\n"),
+    _report("null", "null\n"),
+    _report("other records", '{"epoch": 1}\n'),
+    _report("steps alone", '{"step": 1}\n'),
+    _report("steps of text", '{"step": "1", "tokens": "2", "lm_loss": "low", "tokens_per_second": "fast"}\n'),
+    _report("deeply nested", "[" * 100_000 + "\n"),
+    Case("report, metrics a folder", _metrics_folder, "no steps recorded"),
+    Case(
+        "report, a file", lambda world: ["jetmoe", "report", world.write("f", "")], "no steps recorded|Not a directory"
+    ),
+    Case("report, a name too long", lambda world: ["jetmoe", "report", LONG], "x{300}.*File name too long"),
+]
+
+USAGE = [
+    Case("no command", lambda world: ["jetmoe"], "the following arguments are required: COMMAND"),
+    Case("an unknown command", lambda world: ["jetmoe", "train"], "invalid choice: 'train'"),
+    Case("an unknown data command", lambda world: ["jetmoe", "data", "shuffle"], "invalid choice: 'shuffle'"),
+    Case("data_tools, no command", lambda world: ["data_tools"], "the following arguments are required: COMMAND"),
+]
+
+CASES = [*REPORT, *USAGE]
