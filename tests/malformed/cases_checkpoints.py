@@ -16,7 +16,8 @@ HOW = ("missing", "empty", "cut", "flipped", "longer", "a folder")
 DEEP = "[" * 100_000
 NEWEST = "run/checkpoints/tokens_1024"
 OLDER = "run/checkpoints/tokens_512"
-ASIDE = {path: f"{path}.damaged" for path in (NEWEST, OLDER)}
+ASIDE = {NEWEST: f"{NEWEST}.damaged"}
+OLDER_ASIDE = {OLDER: f"{OLDER}.damaged"}
 
 
 def _damaged_source(file: str, how: str) -> Case:
@@ -364,21 +365,21 @@ PLACES = [
         "a file with its name",
         _only(OLDER, b"x"),
         "tokens_512.damaged: is damaged, and no whole",
-        ASIDE,
+        OLDER_ASIDE,
         warns=True,
     ),
     Case(
         "an empty folder with its name",
         _only(OLDER, None),
         "tokens_512.damaged: is damaged, and no whole",
-        ASIDE,
+        OLDER_ASIDE,
         warns=True,
     ),
     Case(
         "a link to nothing with its name",
         _link_to_nothing,
         "tokens_512.damaged: is damaged, and no whole",
-        ASIDE,
+        OLDER_ASIDE,
         warns=True,
     ),
     Case(
