@@ -13,6 +13,8 @@ import torch
 from jetmoe_megatron.platform import cpu
 from jetmoe_megatron.platform.children import end_with_this_process
 from jetmoe_megatron.platform.lost_ranks import is_lost_connection, name_lost_ranks
+from jetmoe_megatron.platform.matmul import choose_matmul
+from jetmoe_megatron.platform.memory import keep_freed_memory
 
 
 def has_gpu() -> bool:
@@ -49,6 +51,8 @@ def process_group(timeout_minutes: float = 30, tensor_parallel: int = 1) -> Iter
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         cpu.install()
+        keep_freed_memory()
+        choose_matmul()
     torch.distributed.init_process_group(
         backend="nccl" if has_gpu() else "gloo", timeout=timedelta(minutes=timeout_minutes)
     )

@@ -1,0 +1,41 @@
+"""Which library multiplies fp32 matrices on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def choose_matmul() -> None:
+    """oneDNN on AMD's CPUs with AVX-512, where MKL, torch's usual one, runs at half its rate.
+
+    torch's switch for it is `medium`, which also lets oneDNN round to bf16 where it has a fast matmul for that: hence
+    the test. Ranks and resumed runs on the same kind of CPU choose alike.
+    """
+    if by_onednn(torch.float32) or not _mkl_is_slow():
+        return
+    torch.set_float32_matmul_precision("medium")
+    if _rounds():
+        torch.set_float32_matmul_precision("highest")
+
+
+def by_onednn(dtype: torch.dtype) -> bool:
+    """Whether matmuls of `dtype` on the CPU are oneDNN's, which compiles a kernel for each shape."""
+    return dtype == torch.bfloat16 or torch.get_float32_matmul_precision() == "medium"
+
+
+def _mkl_is_slow() -> bool:
+    return (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and _CPUINFO.exists()
+        and "AuthenticAMD" in _CPUINFO.read_text()
+    )
+
+
+def _rounds() -> bool:
+    x = torch.linspace(0.5, 1.0, 256 * 256).view(256, 256)
+    exact = x.double() @ x.double()
+    return bool(((x @ x - exact).abs() > 1e-5 * exact).any())
