@@ -159,9 +159,9 @@ def record(table: str, arguments: argparse.Namespace) -> str:
         f"{shape}, 8 experts, top 2,\n4 sequences of 512 tokens; each in a process of its own, one step each in turn, "
         f"the median of {arguments.rounds}.\n"
         "`ours` is all that the training loop does in a step. `bare` is our model with torch's AdamW on its weights:\n"
-        "no schedule, no gradient buffers, in bf16 no fp32 copies of weights and gradients. `tuned`: with the memory and\n"
-        "the matmul library that training chooses for its process. `matmul` is a plain one of 2048 x 2048 x 2048 by that\n"
-        "library. The parts of our step are by torch's profiler, which slows what is short.\n\n" + table + "\n"
+        "no schedule, no gradient buffers, in bf16 no fp32 copies of weights and gradients. `tuned`: with the memory\n"
+        "and the matmul library that training chooses for its process. `matmul` is a plain one of 2048 x 2048 x 2048 by\n"
+        "that library. The parts of our step are by torch's profiler, which slows what is short.\n\n" + table + "\n"
     )
 
 
