@@ -160,8 +160,8 @@ def record(table: str, arguments: argparse.Namespace) -> str:
         f"the median of {arguments.rounds}.\n"
         "`ours` is all that the training loop does in a step. `bare` is our model with torch's AdamW on its weights:\n"
         "no schedule, no gradient buffers, in bf16 no fp32 copies of weights and gradients. `tuned`: with the memory\n"
-        "and the matmul library that training chooses for its process. `matmul` is a plain one of 2048 x 2048 x 2048 by\n"
-        "that library. The parts of our step are by torch's profiler, which slows what is short.\n\n" + table + "\n"
+        "and the matmul library that training chooses for its process. `matmul` is a plain one of 2048 x 2048 x 2048\n"
+        "by that library. The parts of our step are by torch's profiler, which slows what is short.\n\n" + table + "\n"
     )
 
 
