@@ -32,19 +32,20 @@ def attention_step(name: str, run: Run) -> Step:
 
     heads = model.num_kv_heads * model.top_k
     q, k, v = draw(heads), draw(model.num_kv_heads), draw(model.num_kv_heads)
+    g = torch.randn_like(q)
     if name == TRANSFORMER_ENGINE:
         import transformer_engine.pytorch as te
 
         attend = te.DotProductAttention(
             heads, model.kv_channels, num_gqa_groups=model.num_kv_heads, attn_mask_type="causal", qkv_format="sbhd"
         )
-        return lambda: attend(q, k, v).sum().backward()
+        return lambda: attend(q, k, v).backward(g.flatten(2))
 
     def step() -> None:
         with sdpa_kernel(KERNELS[name]):
             a = torch.nn.functional.scaled_dot_product_attention(
                 *(t.permute(1, 2, 0, 3) for t in (q, k, v)), is_causal=True, enable_gqa=True
             )
-        a.sum().backward()
+        a.permute(2, 0, 1, 3).backward(g)
 
     return step

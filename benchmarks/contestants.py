@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
-from datetime import date
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +22,6 @@ from jetmoe_megatron.platform.device import device, process_group
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 
-REPO = Path(__file__).parent.parent
 Step = Callable[[], Any]
 
 
@@ -133,15 +127,3 @@ def hugging_face_step(run: Run, micro_batches: int = 1) -> Step:
         optimizer.zero_grad()
 
     return step
-
-
-def provenance() -> str:
-    """Commit, date, machine and torch, for a results file. $COMMIT names it where there are the files alone."""
-    commit = ["git", "describe", "--always", "--dirty"]
-    commit_name = os.environ.get("COMMIT")
-    if not commit_name and (REPO / ".git").exists():
-        commit_name = subprocess.run(commit, cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
-    return (
-        f"commit {commit_name or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
-    )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -22,13 +21,13 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors import safe_open
 
+from benchmarks.provenance import REPO, provenance
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.from_hf import write_weights_only
 from jetmoe_megatron.convert.hf_config import hf_config
@@ -36,7 +35,6 @@ from jetmoe_megatron.convert.names import Weight, weights
 from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import BLOCK
 
-REPO = Path(__file__).parent.parent
 # Of the released model (Hugging Face commit e289db5).
 RELEASED_SIZES = [4_879_573_992, 4_933_084_288, 4_933_084_344, 2_298_765_576]
 
@@ -189,12 +187,10 @@ def check(out: Path, model: Model) -> None:
 
 
 def record(table: str) -> str:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True).stdout
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         "# Conversion of a model of JetMoE-8B's size\n\n"
-        f"`python -m benchmarks.convert`, commit {commit.strip()}, {date.today()}, {os.cpu_count()} CPU cores "
-        f"({platform.machine()}), {memory:.0f} GiB of memory, torch {torch.__version__}.\n"
+        f"`python -m benchmarks.convert`, {provenance()}, {memory:.0f} GiB of memory.\n"
         "The rate is that of the whole command, imports included, from a cold file cache. All 266 names and the four "
         f"file sizes were those of the released model in every round.\n\n{table}"
     )

@@ -26,9 +26,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.contestants import Step, bare_step, hugging_face_step, our_step, provenance, run_of, world_of_one
+from benchmarks.contestants import Step, bare_step, hugging_face_step, our_step, run_of, world_of_one
 from benchmarks.flops import step_flops
 from benchmarks.kernels import breakdown
+from benchmarks.provenance import provenance
 from jetmoe_megatron.config.schema import Run
 
 RESULT = Path(__file__).parent / "results/cpu_step.md"

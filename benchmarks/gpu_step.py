@@ -14,7 +14,6 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -27,10 +26,11 @@ import torch
 import yaml
 
 from benchmarks.attention_kernels import attention_step, kernel_names
-from benchmarks.contestants import REPO, Step, hugging_face_step, our_step, provenance, run_of, world_of_one
+from benchmarks.contestants import Step, hugging_face_step, our_step, run_of, world_of_one
 from benchmarks.flops import FORMULA, peak_tflops, step_flops
 from benchmarks.kernels import breakdown
 from benchmarks.moe_layers import OURS, layer_names, layer_step
+from benchmarks.provenance import REPO, provenance, versions
 from jetmoe_megatron.config.describe import count_parameters
 from jetmoe_megatron.config.schema import Model, Run
 from jetmoe_megatron.errors import UserError
@@ -48,15 +48,6 @@ TINY = {
 }
 BACKENDS = ("torch", "te", "te_fp8", "megablocks", "loop")
 TRANSFORMERS, LAYER, ATTENTION = "transformers", "MoE layer", "attention"
-PACKAGES = (
-    "triton",
-    "megatron-core",
-    "transformer-engine",
-    "megablocks",
-    "grouped_gemm",
-    "transformers",
-    "nvidia-cudnn-cu13",
-)
 # fp32 weights, gradients and both moments, bf16 weights; and what the backward pass of a token needs of a layer.
 BYTES_PER_WEIGHT, BYTES_PER_TOKEN_AND_LAYER = 18, 200_000
 LIMIT = 120  # seconds of one process
@@ -263,20 +254,6 @@ def _table(title: str, text: str, result: dict[str, Any], flops: float) -> str:
         figures = f"{time_ * 1e3:.2f} | {flops / time_ / 1e12:.4g}" if measured else f"not measured: {time_} |"
         rows.append(f"| {name} | {figures} |")
     return "\n".join(rows)
-
-
-def versions() -> str:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if torch.cuda.is_available():
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split()
-        found += [f"driver {driver[0] if driver else 'unknown'}", f"CUDA {torch.version.cuda}"]
-    return ", ".join(found)
 
 
 if __name__ == "__main__":

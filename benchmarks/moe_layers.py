@@ -42,12 +42,13 @@ def layer_step(name: str, run: Run) -> Step:
             parameter.normal_(0, 0.01)
     length, sequences = run.batch.sequence_length, run.batch.micro_sequences
     x = torch.randn(length, sequences, run.model.hidden_size, dtype=config.params_dtype, device=device())
+    g = torch.randn_like(x)
     x.requires_grad_()
 
     def step() -> None:
         layer.zero_grad()
         output, _ = layer(x)
-        output.sum().backward()
+        output.backward(g)
 
     return step
 

@@ -67,7 +67,7 @@ class Router(TopKRouter):
 
     def gating(self, input: Tensor) -> Tensor:
         """Logits in fp32. Megatron's own needs Transformer Engine (moe_utils.py:1192 reads an unbound name)."""
-        return torch.nn.functional.linear(input.float(), self.weight.float())
+        return _Gating.apply(input, self.weight)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [S, B, E] -> gates [T, E], zero where not chosen, and the choice as a boolean map [T, E]."""
@@ -94,6 +94,21 @@ class Router(TopKRouter):
         self.losses.micro_batches += 1.0 / group.size()
         loss = config.moe_aux_loss_coeff * balance + config.moe_z_loss_coeff * z
         return MoEAuxLossAutoScaler.apply(gates_TK, loss)
+
+
+class _Gating(torch.autograd.Function):
+    """`x @ w.T` in fp32, forward and backward, of which only the input as it came is kept, not its copy in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x_SBH: Tensor, w_EH: Tensor) -> Tensor:
+        ctx.save_for_backward(x_SBH, w_EH)
+        return torch.nn.functional.linear(x_SBH.float(), w_EH.float())
+
+    @staticmethod
+    def backward(ctx: Any, g_SBE: Tensor) -> tuple[Tensor, Tensor]:
+        x_SBH, w_EH = ctx.saved_tensors
+        g_EH = g_SBE.flatten(0, 1).t() @ x_SBH.flatten(0, 1).float()
+        return (g_SBE @ w_EH.float()).to(x_SBH.dtype), g_EH.to(w_EH.dtype)
 
 
 class _Losses(torch.autograd.Function):

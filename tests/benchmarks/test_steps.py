@@ -62,9 +62,22 @@ def test_one_process_of_gpu_step(tmp_path: Path) -> None:
     assert measured["seconds"] > 0 and dict(measured["groups"])["matmul"] > 0
 
 
+def test_loss_curves_without_a_gpu() -> None:
+    result = command(sys.executable, "benchmarks/loss_curves.py", timeout=180)
+    assert result.returncode == 0, result.stderr
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| ")]
+    assert rows[0] == "| steps | torch | loop |"
+    first, last = (float(rows[i].split("|")[2]) for i in (1, 10))
+    assert last < first
+    for row in rows[1:12]:  # the backends differ by rounding alone
+        assert abs(float(row.split("(")[1].split(")")[0])) < 0.01
+    assert rows[11].startswith("| held out | ") and "a tiny model, figures of no interest" in result.stdout
+
+
 @pytest.mark.slow
-def test_nothing_is_recorded_without_a_gpu() -> None:
-    result = command(sys.executable, "benchmarks/gpu_step.py", "--record", timeout=180)
+@pytest.mark.parametrize("benchmark", ["gpu_step", "loss_curves"])
+def test_nothing_is_recorded_without_a_gpu(benchmark: str) -> None:
+    result = command(sys.executable, f"benchmarks/{benchmark}.py", "--record", timeout=180)
     assert result.returncode != 0 and "there is no GPU" in result.stderr
 
 

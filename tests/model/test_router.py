@@ -85,3 +85,21 @@ def test_nothing_is_counted_outside_of_training(router: torch.nn.Module) -> None
     with torch.no_grad():  # the first pass of a recomputed layer
         router(torch.randn(4, 1, 32))
     assert router.losses.micro_batches == 0
+
+
+def test_logits_in_fp32_without_an_fp32_copy_of_the_input(router: torch.nn.Module) -> None:
+    x = torch.randn(16, 3, 32, dtype=torch.bfloat16).requires_grad_()
+    router.weight.data = router.weight.data.bfloat16()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        logits = router.gating(x)
+    assert logits.dtype == torch.float32
+    assert {t.dtype for t in kept} == {torch.bfloat16}
+    g = torch.randn_like(logits)
+    logits.backward(g)
+    plain, weight = (t.detach().float().requires_grad_() for t in (x, router.weight))
+    expected = torch.nn.functional.linear(plain, weight)
+    expected.backward(g)
+    assert torch.equal(logits, expected)
+    for ours, truth in ((x.grad, plain.grad), (router.weight.grad, weight.grad)):
+        torch.testing.assert_close(ours, truth.bfloat16(), rtol=1e-2, atol=1e-6)

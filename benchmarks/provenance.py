@@ -1,0 +1,50 @@
+"""Where the figures of a results file come from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import date
+from pathlib import Path
+
+import torch
+
+REPO = Path(__file__).parent.parent
+PACKAGES = (
+    "triton",
+    "megatron-core",
+    "transformer-engine",
+    "megablocks",
+    "grouped_gemm",
+    "transformers",
+    "nvidia-cudnn-cu13",
+)
+
+
+def provenance() -> str:
+    """Commit, date, machine and torch, for a results file. $COMMIT names it where there are the files alone."""
+    commit = ["git", "describe", "--always", "--dirty"]
+    commit_name = os.environ.get("COMMIT")
+    if not commit_name and (REPO / ".git").exists():
+        commit_name = subprocess.run(commit, cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
+    return (
+        f"commit {commit_name or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def versions() -> str:
+    """Of the packages that a GPU step may run through, of the driver and of CUDA, as far as they are there."""
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split()
+        found += [f"driver {driver[0] if driver else 'unknown'}", f"CUDA {torch.version.cuda}"]
+    return ", ".join(found)
