@@ -45,6 +45,9 @@ def versions() -> str:
             continue
     if torch.cuda.is_available():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split()
-        found += [f"driver {driver[0] if driver else 'unknown'}", f"CUDA {torch.version.cuda}"]
+        try:
+            driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+        except OSError:  # a container may have the driver without its tools
+            driver = ""
+        found += [f"driver {driver or 'unknown'}", f"CUDA {torch.version.cuda}"]
     return ", ".join(found)

@@ -31,7 +31,8 @@ def test_waits_of_a_layer(name: str, data: dict, world_of_one: None, monkeypatch
     x = torch.randn(32, 2, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
 
     def forward_and_backward() -> None:
-        layer(hidden_states=x, attention_mask=None, rotary_pos_emb=angles)[0].sum().backward()
+        y, _ = layer(hidden_states=x, attention_mask=None, rotary_pos_emb=angles)
+        y.backward(torch.ones_like(y))
 
     found = waits(forward_and_backward)
     assert len(found) == WAITS[name], found
