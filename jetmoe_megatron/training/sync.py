@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
 from jetmoe_megatron.model.initialize import global_named_parameters
+from jetmoe_megatron.platform.device import device
 
 
 def check_ranks_agree(model: list[DistributedDataParallel]) -> None:
@@ -43,7 +44,7 @@ def _copies(chunks: list[GPTModel]) -> Iterator[tuple[str, ProcessGroup, dict[st
     dense = {name: p for name, p in named.items() if name not in expert}
     whole = {name: p for name, p in dense.items() if not getattr(p, "tensor_model_parallel", False)}
     states = get_cuda_rng_tracker().get_states()
-    random = {f"random state {name!r}": state for name, state in states.items()}
+    random = {f"random state {name!r}": state.to(device()) for name, state in states.items()}  # a GPU's are on the host
     data_parallel = parallel_state.get_data_parallel_group(with_context_parallel=True)
     yield "data-parallel", data_parallel, {**dense, **random}
     yield "expert-data-parallel", parallel_state.get_expert_data_parallel_group(), expert
