@@ -46,8 +46,8 @@ def versions() -> str:
     if torch.cuda.is_available():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
-            driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.strip()
+            driver = subprocess.run(query, capture_output=True, text=True, timeout=30).stdout.split()
         except OSError:  # a container may have the driver without its tools
-            driver = ""
-        found += [f"driver {driver or 'unknown'}", f"CUDA {torch.version.cuda}"]
+            driver = []
+        found += [f"driver {driver[0] if driver else 'unknown'}", f"CUDA {torch.version.cuda}"]
     return ", ".join(found)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What one GPU can tell within ten minutes: the packages, the tests that need a GPU, the benchmark of the step. Another few
-# minutes are for benchmarks/loss_curves.py.
+# What one GPU can tell within ten minutes: the packages, the tests that need a GPU, the benchmark of the step.
+# benchmarks/loss_curves.py wants ten minutes of its own.
 # usage: scripts/gpu_check.sh [FOLDER]    leaves packages.txt, tests.txt and gpu_step.md in FOLDER (default: gpu_check)
 # $PYTHON is the Python to use; $COMMIT names the commit where git cannot.
 set -uo pipefail

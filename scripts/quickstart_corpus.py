@@ -35,8 +35,8 @@ def main(root: Path, out_dir: Path) -> None:
     documents: dict[str, list[str]] = {
         f"{source}.{part}": [] for source in ("code", "prose") for part in ("train", "heldout")
     }
-    for name, code in _sources(root):
-        part = "heldout" if _is_held_out(name) else "train"
+    for name, code in sources(root):
+        part = "heldout" if is_held_out(name) else "train"
         if code.strip():
             documents[f"code.{part}"].append(_line(code, name))
         prose = _docstrings(code)
@@ -56,7 +56,7 @@ def main(root: Path, out_dir: Path) -> None:
         print(f"{path}: {len(lines)} documents, {len(content) / 1e6:.1f} MB")
 
 
-def _sources(root: Path) -> Iterator[tuple[str, str]]:
+def sources(root: Path) -> Iterator[tuple[str, str]]:
     """Relative path and content of each file, in the order of the paths, whatever the filesystem's."""
     names: list[str] = []
     for folder, subfolders, files in os.walk(root):
@@ -77,7 +77,7 @@ def _is_library(name: str) -> bool:
     return name not in _SKIPPED_FOLDERS and not name.startswith(_BUILD_PREFIXES)
 
 
-def _is_held_out(name: str) -> bool:
+def is_held_out(name: str) -> bool:
     """By a hash of the path, so that a file stays on its side when others come or go."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 1000 < _HELD_OUT_PER_MILLE
 

@@ -19,6 +19,7 @@ from tests.malformed.commands import Commands
 from tests.support import small_run, write_dataset, write_run
 
 LONG = "x" * 300  # more than a file system takes for a name
+NEWEST = "run/checkpoints/tokens_1024"
 DATA = {"code": 120, "prose": 60, "held_out": 12}  # documents
 
 
@@ -151,7 +152,7 @@ class World:
 
     @property
     def checkpoint(self) -> Path:
-        return self.folder / "run/checkpoints/tokens_1024"
+        return self.folder / NEWEST
 
     def only_one_checkpoint(self) -> None:
         self.put("run")
@@ -174,7 +175,7 @@ class World:
         (self / "run.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
         return ["pretrain", self / "run.yaml"]
 
-    def branch(self, source: str = "run/checkpoints/tokens_1024", **changes: Any) -> list[Any]:
+    def branch(self, source: str = NEWEST, **changes: Any) -> list[Any]:
         """A run of another folder that starts from there."""
         return self.train(start_from=str(self / source), output_dir=str(self / "other"), **changes)
 
