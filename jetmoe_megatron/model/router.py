@@ -63,7 +63,8 @@ class Router(TopKRouter):
         super().__init__(config=config, pg_collection=pg_collection)
         self.losses = RouterLosses()
         self.counting = False  # in the pass before a step with losses.scope: global_batch
-        self.register_buffer("count_E", torch.zeros(config.num_moe_experts), persistent=False)
+        # Integers: Megatron casts what is floating-point to bf16, which cannot count beyond 256.
+        self.register_buffer("count_E", torch.zeros(config.num_moe_experts, dtype=torch.int64), persistent=False)
 
     def gating(self, input: Tensor) -> Tensor:
         """Logits in fp32. Megatron's own needs Transformer Engine (moe_utils.py:1192 reads an unbound name)."""
@@ -86,7 +87,7 @@ class Router(TopKRouter):
         config, group = self.config, self.tp_cp_group
         count_E = self.count_E
         if not config.global_balance:
-            count_E = chosen_TE.sum(0, dtype=torch.float32)
+            count_E = chosen_TE.sum(0)
             torch.distributed.all_reduce(count_E, group=group)
         balance, z = (loss / group.size() for loss in _Losses.apply(logits_TE, count_E / count_E.sum()))
         self.losses.balance = self.losses.balance + balance.detach()

@@ -88,6 +88,8 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
     if USING_PYTORCH_OPTIMIZER:
         clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = _l2_norm, _scale
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
+    for group in optimizer.param_groups:  # Megatron's scheduler does this, which is not used here
+        group["weight_decay"] = options.weight_decay * group["wd_mult"]
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
             _prepare(part.optimizer)

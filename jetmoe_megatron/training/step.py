@@ -119,7 +119,7 @@ def _count_assignments(model: list[DistributedDataParallel], batches: list[Micro
 def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch], forward_only: bool) -> list[Tensor]:
     iterators = [iter(batches) for _ in model]
     return get_forward_backward_func()(
-        forward_step_func=_forward_step,
+        forward_step_func=functools.partial(_forward_step, _tokens_of_a_micro_batch(batches)),
         data_iterator=iterators if len(iterators) > 1 else iterators[0],
         model=model if len(model) > 1 else model[0],
         num_microbatches=len(batches),
@@ -129,12 +129,25 @@ def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch
     )
 
 
-def _forward_step(batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+def _tokens_of_a_micro_batch(batches: list[MicroBatch]) -> Tensor:
+    """How many tokens have a loss, on average over the micro-batches of all ranks that read other data.
+
+    Divided by this, and not by its own count, each micro-batch gives every token of the step the same weight.
+    """
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    own = torch.stack([batch["loss_mask"].sum(dtype=torch.float64) for batch in batches]).sum()
+    total = own.to(device(), non_blocking=True)
+    torch.distributed.all_reduce(total, group=group)
+    # Context-parallel ranks read the same sequences, and each of them has the loss of its part.
+    return (total / (len(batches) * group.size() * parallel_state.get_context_parallel_world_size())).float()
+
+
+def _forward_step(mean_tokens: Tensor, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
     batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it replaces what is in the dict it is given
     batch = {key: value.to(device(), non_blocking=True) for key, value in batch.items()}
     mask = _hidden(batch["document"]) if "document" in batch else None
     output = model(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
-    return output, functools.partial(_loss, batch["loss_mask"])
+    return output, functools.partial(_loss, batch["loss_mask"], mean_tokens)
 
 
 def _hidden(document_BS: Tensor) -> Tensor:
@@ -144,11 +157,11 @@ def _hidden(document_BS: Tensor) -> Tensor:
     return later | (document_BS[:, None, :, None] != document_BS[:, None, None, :])
 
 
-def _loss(mask_BS: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _loss(mask_BS: Tensor, mean_tokens: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Megatron divides the first by the second and by the number of micro-batches; the third is for the record."""
     total = (loss_BS.float() * mask_BS).sum()
-    tokens = mask_BS.sum()
-    return total, tokens.int(), torch.stack([total.detach(), tokens])
+    one = torch.ones_like(mean_tokens, dtype=torch.int)
+    return total / mean_tokens.clamp(min=1e-6), one, torch.stack([total.detach(), mask_BS.sum()])
 
 
 def _router_sums(model: list[DistributedDataParallel], kind: str) -> Tensor:

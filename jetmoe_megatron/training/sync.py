@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.tensor_parallel.random import get_expert_parallel_rng_tracker_name
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
@@ -45,6 +46,7 @@ def _copies(chunks: list[GPTModel]) -> Iterator[tuple[str, ProcessGroup, dict[st
     whole = {name: p for name, p in dense.items() if not getattr(p, "tensor_model_parallel", False)}
     states = get_cuda_rng_tracker().get_states()
     random = {f"random state {name!r}": state.to(device()) for name, state in states.items()}  # a GPU's are on the host
+    expert |= {name: random.pop(name) for name in list(random) if get_expert_parallel_rng_tracker_name() in name}
     data_parallel = parallel_state.get_data_parallel_group(with_context_parallel=True)
     yield "data-parallel", data_parallel, {**dense, **random}
     yield "expert-data-parallel", parallel_state.get_expert_data_parallel_group(), expert

@@ -87,6 +87,16 @@ def test_nothing_is_counted_outside_of_training(router: torch.nn.Module) -> None
     assert router.losses.micro_batches == 0
 
 
+def test_counts_of_a_step_are_exact_in_bf16(router: torch.nn.Module) -> None:
+    """Megatron casts the model, which 257 in bf16 would not survive."""
+    router.bfloat16()
+    router.counting = True
+    with torch.no_grad():
+        for _ in range(40):
+            router(torch.randn(32, 1, 32, dtype=torch.bfloat16))
+    assert int(router.count_E.sum()) == 40 * 32 * 2
+
+
 def test_logits_in_fp32_without_an_fp32_copy_of_the_input(router: torch.nn.Module) -> None:
     x = torch.randn(16, 3, 32, dtype=torch.bfloat16).requires_grad_()
     router.weight.data = router.weight.data.bfloat16()

@@ -66,17 +66,19 @@ def router_gradients(tree: dict[str, Any], ranks: int) -> dict[str, dict[str, Te
 
 
 class Samples(Dataset):
-    """Sample n is the same random sequence in every layout."""
+    """Sample n is the same random sequence in every layout, masked: with as random a part of it left out."""
 
-    def __init__(self, length: int, vocab: int) -> None:
-        self.length, self.vocab = length, vocab
+    def __init__(self, length: int, vocab: int, masked: bool) -> None:
+        self.length, self.vocab, self.masked = length, vocab, masked
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        text = torch.randint(self.vocab, (self.length + 1,), generator=torch.Generator().manual_seed(number))
+        random = torch.Generator().manual_seed(number)
+        text = torch.randint(self.vocab, (self.length + 1,), generator=random)
+        hidden = torch.rand(self.length, generator=random) < torch.rand(1, generator=random)
         return {
             "tokens": text[:-1],
             "labels": text[1:],
-            "loss_mask": torch.ones(self.length),
+            "loss_mask": 1.0 - (hidden & self.masked).float(),
             "position_ids": torch.arange(self.length),
         }
 
@@ -96,7 +98,7 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
         from jetmoe_megatron.training.optimizer import wrap_for_data_parallel
 
         model = wrap_for_data_parallel(run, build_model(run, layout))
-        samples = Samples(run.batch.sequence_length, run.model.vocab_size)
+        samples = Samples(run.batch.sequence_length, run.model.vocab_size, run.data.mask_loss)
         shares = (layout.micro_batches, run.batch.micro_sequences, layout.data, groups.get_data_parallel_rank())
         yield run, model, StepBatches(samples, range(steps), *shares)
 

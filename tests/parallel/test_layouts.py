@@ -31,6 +31,11 @@ USUAL: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "recompute selective, tp2": (2, {"tensor": 2}, {"recompute": "selective"}),
     "micro-batch split, global batch": (1, {}, {"batch__micro_sequences": 1, **GLOBAL}),
     "dp2, global batch": (2, {}, GLOBAL),
+    "dp2, micro-batch split, masked loss": (
+        2,
+        {},
+        {"batch__micro_sequences": 1, "data": {"mask_loss": True}, **GLOBAL},
+    ),
     "tp2 ep2 pp2": (4, {"tensor": 2, "expert": 2, "pipeline": 2}, {}),
 }
 FURTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
@@ -84,10 +89,13 @@ def _one_process(changes: str) -> Outcome:
 
 
 def one_process(changes: dict[str, Any]) -> Outcome:
-    """What no split may change: of the further changes only the losses, within one micro-batch for the global scope."""
+    """What no split may change: of the further changes only the losses, within one micro-batch for the global scope,
+    and what is masked."""
     plain: dict[str, Any] = {}
     if "losses" in changes:
         plain = {"losses": {**changes["losses"], "scope": "micro_batch"}, "batch__micro_sequences": 8}
+    if "data" in changes:
+        plain["data"] = changes["data"]
     return _one_process(json.dumps(plain))
 
 

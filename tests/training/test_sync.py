@@ -41,6 +41,10 @@ def drift(data: dict[str, str], parallel: dict[str, int], change: Change) -> str
         return "agreed"
 
 
+def nothing(_model: Any) -> None:
+    pass
+
+
 def nudge(name: str, model: Any) -> None:
     import torch
 
@@ -74,26 +78,32 @@ RANDOM = "model-parallel-rng"
 @pytest.mark.parametrize(
     ("parallel", "change", "where"),
     [
-        pytest.param({}, partial(nudge, EXPERTS), f"{EXPERTS} is not the same on all 2 data-parallel", id="weight"),
         pytest.param(
-            {"tensor": 2}, partial(nudge, ROUTER), f"{ROUTER} is not the same on all 2 tensor-parallel", id="tp"
+            {}, partial(nudge, EXPERTS), f"{EXPERTS} is not the same on all 2 data-parallel ranks", id="weight"
         ),
         pytest.param(
-            {}, partial(swap_experts, EXPERTS), f"{EXPERTS} is not the same on all 2 data-parallel", id="expert order"
+            {"tensor": 2}, partial(nudge, ROUTER), f"{ROUTER} is not the same on all 2 tensor-parallel ranks", id="tp"
+        ),
+        pytest.param(
+            {},
+            partial(swap_experts, EXPERTS),
+            f"{EXPERTS} is not the same on all 2 data-parallel ranks",
+            id="expert order",
         ),
         pytest.param(
             {},
             partial(draw_a_random_number, RANDOM),
-            f"random state '{RANDOM}' is not the same on all 2 data-parallel",
+            f"random state '{RANDOM}' is not the same on all 2 data-parallel ranks",
             id="random state",
         ),
+        pytest.param({"expert": 2}, nothing, "agreed", id="expert parallelism, nothing"),
         pytest.param(
             {"pipeline": 2},
             nudge_tied_copy,
-            f"{EMBEDDING} is not the same on all 2 embedding (first and last pipeline stage)",
+            f"{EMBEDDING} is not the same on all 2 embedding (first and last pipeline stage) ranks",
             id="tied embedding",
         ),
     ],
 )
 def test_drift_is_named_on_every_rank(data: dict, parallel: dict, change: Change, where: str) -> None:
-    assert run_ranks(2, drift, data, parallel, change) == [f"{where} ranks"] * 2
+    assert run_ranks(2, drift, data, parallel, change) == [where] * 2
