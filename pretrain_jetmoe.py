@@ -10,13 +10,16 @@ import argparse
 import os
 import platform
 import sys
+import time
 
 from data_tools.errors import InputError, one_line
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
+from jetmoe_megatron.errors import EXIT_BAD_INPUT, SharedError, UserError
 from jetmoe_megatron.training.branch import branch
+
+ONE_SPEAKS_SECONDS = 60  # the others leave it to the first rank of their node to say what is wrong
 
 
 def main() -> int:
@@ -28,6 +31,10 @@ def main() -> int:
         layout = resolve_layout(run, arguments.world or world)
         if rank == 0:
             print(describe(run, layout), flush=True)
+        if layout.tensor > 1:
+            # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
+            # (megatron/core/tensor_parallel/layers.py:526). It is read when the GPU is first used: in the checks.
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
         from jetmoe_megatron.training.preflight import check_run_can_start
 
@@ -45,10 +52,12 @@ def main() -> int:
     except (UserError, InputError, OSError) as error:
         if started and isinstance(error, OSError):
             raise
-        # Before the ranks have met, all of one node find the same.
-        if rank == 0 or started or os.environ.get("LOCAL_RANK") == "0":
-            node = "" if rank == 0 else f"{platform.node()}: "
-            print(f"{node}error: {one_line(error)}", file=sys.stderr, flush=True)
+        message = one_line(error)
+        # Before the ranks have met, all of one node find the same, and the first that ends has the others killed.
+        if (not started or isinstance(error, SharedError)) and os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ONE_SPEAKS_SECONDS)
+        node = "" if rank == 0 else f"{platform.node()}: "
+        print(f"{node}error: {message}", file=sys.stderr, flush=True)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return 130
@@ -62,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
     parser.add_argument("--world", type=int, metavar="N", help="with --dry-run: plan for N ranks")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.world is not None and not arguments.dry_run:
         parser.error("--world goes with --dry-run")
     if arguments.world is not None and arguments.world < 1:

@@ -1,6 +1,6 @@
 """Does fp8 learn as bf16 does? The same model on the same text, once for each way to do the expert matmuls.
 
-    python benchmarks/loss_curves.py [--steps 300] [--record]
+    python benchmarks/loss_curves.py [--steps 200] [--record]
 
 Two bf16 backends show how far apart runs come that are equally good: rounding alone parts them. The text is the
 quickstart's, the source of Python's standard library, byte by byte. Each of three runs on a GPU is ended after three
@@ -66,7 +66,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300 if torch.cuda.is_available() else 10)
+    parser.add_argument("--steps", type=int, default=200 if torch.cuda.is_available() else 10)
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     if arguments.steps < PARTS:

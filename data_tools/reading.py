@@ -140,6 +140,8 @@ def _wrong_table(table: Any, text_key: str) -> str | None:
     schema = table.schema_arrow
     if text_key not in schema.names:
         return f"no column {text_key!r} (columns: {', '.join(map(repr, schema.names))[:200]})"
+    if schema.names.count(text_key) > 1:
+        return f"{schema.names.count(text_key)} columns have the name {text_key!r}"
     kind = schema.field(text_key).type
     kind = kind.value_type if types.is_dictionary(kind) else kind
     if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_binary)):

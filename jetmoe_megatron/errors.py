@@ -7,3 +7,7 @@ EXIT_RUN_ME_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped on a signal after s
 
 class UserError(ValueError):
     """Something the user gave is wrong. The message is one line that says what to change; commands exit with 2."""
+
+
+class SharedError(UserError):
+    """All ranks raise it at the same place: one of them is enough to say it."""

@@ -61,10 +61,10 @@ def clear_unfinished(root: Path) -> None:
 
 
 def retain(root: Path, keep_last: int, is_permanent: Callable[[int], bool]) -> None:
-    """Delete all but the last ones and those whose number of tokens is permanent."""
-    for path in published(root)[:-keep_last]:
-        if not is_permanent(int(path.name.removeprefix("tokens_"))):
-            shutil.rmtree(path, ignore_errors=True)
+    """Delete all but the last ones and, besides those, the ones whose number of tokens is permanent."""
+    passing = [path for path in published(root) if not is_permanent(int(path.name.removeprefix("tokens_")))]
+    for path in passing[:-keep_last]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -8,11 +8,12 @@ another layout loads these too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
@@ -20,6 +21,7 @@ from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_GATHERED_AT_ONCE = 2**26  # numbers
 MASTER = "master"  # the fp32 weight of a parameter that is not fp32 itself
 State = dict[Tensor, dict[str, Tensor]]  # of each parameter
 
@@ -43,26 +45,53 @@ def unsharded(loaded: dict[str, Tensor], parameters: list[Tensor]) -> State:
 
 
 def empty_state(optimizer: MegatronOptimizer) -> State:
-    """Where a checkpoint's tensors can be loaded to."""
+    """Where a checkpoint's tensors can be loaded to: those of which this rank has a part."""
     return {
         parameter: {kind: torch.empty(parameter.shape, dtype=torch.float32) for kind in _kinds(parameter)}
         for part in _parts(optimizer)
-        for parameter in _parameters(part)
+        for parameter in _own_parameters(part)
     }
 
 
-def gather_state(optimizer: MegatronOptimizer) -> State:
-    """Whole tensors of each parameter of this rank. All ranks call it: the distributed optimizer's are put together."""
+def own_state(optimizer: MegatronOptimizer) -> State:
+    """Of each parameter of this rank; what the distributed optimizer holds in parts is without data: see `gather`."""
     state: State = {}
     for part in _parts(optimizer):
         _allocate(part)
         if isinstance(part, DistributedOptimizer):
-            state |= dict(_gathered(part))
+            for parameter in (p for buffer in part.buffers for p in buffer.param_index_map):
+                state[parameter] = {
+                    kind: torch.empty(parameter.shape, dtype=torch.float32, device="meta") for kind in _kinds(parameter)
+                }
         else:
             for parameter, main in _mains(part):
                 own = part.optimizer.state[main]
                 state[parameter] = {kind: main if kind == MASTER else own[kind] for kind in _kinds(parameter)}
     return state
+
+
+def gather(optimizer: MegatronOptimizer, state: State, entries: Iterable[ShardedTensor]) -> None:
+    """Give those of `entries` their data that this rank will write and that are without. All ranks call it.
+
+    The parts of all data-parallel ranks pass through in blocks, and no rank keeps more than what it writes.
+
+    Args:
+        state: of `own_state`.
+        entries: of `sharded`, once it is settled which rank writes what.
+    """
+    written = {id(entry.data): entry for entry in entries if entry.data.is_meta and is_main_replica(entry.replica_id)}
+    for part in _parts(optimizer):
+        if isinstance(part, DistributedOptimizer):
+            for buffer, ranges in zip(part.buffers, part.gbuf_ranges, strict=True):
+                for bucket, own in zip(buffer.buckets, *ranges.values(), strict=True):
+                    for kind in _kinds(bucket.params_list[0]):
+                        targets = []  # (where it begins in the bucket, the flat tensor to fill)
+                        for parameter in bucket.params_list:
+                            if entry := written.get(id(state[parameter][kind])):
+                                entry.data = torch.empty(parameter.shape, dtype=torch.float32)
+                                start = buffer.param_index_map[parameter][0] - bucket.offset
+                                targets.append((start, entry.data.view(-1)))
+                        _gather_bucket(part, bucket, own["param_map"], kind, targets)
 
 
 def steps_done(optimizer: MegatronOptimizer) -> int:
@@ -106,12 +135,10 @@ def _kinds(parameter: Tensor) -> tuple[str, ...]:
     return MOMENTS if parameter.dtype == torch.float32 else (*MOMENTS, MASTER)
 
 
-def _parameters(part: Any) -> Iterator[Tensor]:
+def _own_parameters(part: Any) -> Iterable[Tensor]:
     if isinstance(part, DistributedOptimizer):
-        for buffer in part.buffers:
-            yield from buffer.param_index_map
-    else:
-        yield from (parameter for parameter, _ in _mains(part))
+        return (parameter for parameter, _ in _own_ranges(part))
+    return (parameter for parameter, _ in _mains(part))
 
 
 def _mains(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,13 +165,28 @@ def _allocate(part: Any) -> None:
         part.init_state_fn(part.optimizer, part.config)
 
 
-def _gathered(part: DistributedOptimizer) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    world = part.get_parameter_state_dp_zero(use_gloo_comm=False, return_on_all_ranks=True)
-    for number, buffer in enumerate(part.buffers):
-        (tensors,) = world[number].values()
-        for parameter, (start, end, _) in buffer.param_index_map.items():
-            flat = {**{kind: tensors[kind] for kind in MOMENTS}, MASTER: tensors["param"]}
-            yield parameter, {kind: flat[kind][start:end].view(parameter.shape) for kind in _kinds(parameter)}
+@torch.no_grad()
+def _gather_bucket(
+    part: Any, bucket: Any, own: dict[Tensor, Any], kind: str, targets: list[tuple[int, Tensor]]
+) -> None:
+    """Fill `targets` from the equal shares that the data-parallel ranks have of one bucket."""
+    group = part.data_parallel_group
+    share = bucket.grad_data.numel() // group.size()
+    local = torch.zeros(share, dtype=torch.float32, device=bucket.grad_data.device)
+    for parameter, place in own.items():
+        value = part._get_main_param_and_optimizer_states(parameter)["param" if kind == MASTER else kind]
+        local[place["gbuf_local"].start : place["gbuf_local"].end] = value.flatten()
+    block = max(1, _GATHERED_AT_ONCE // group.size())
+    for first in range(0, share, block):
+        piece = local[first : first + block]
+        shares = torch.empty(group.size() * len(piece), dtype=torch.float32, device=piece.device)
+        torch.distributed.all_gather_into_tensor(shares, piece, group=group)
+        for rank, values in enumerate(shares.split(len(piece))):
+            begins = rank * share + first
+            for start, target in targets:
+                low, high = max(start, begins), min(start + len(target), begins + len(values))
+                if low < high:
+                    target[low - start : high - start] = values[low - begins : high - begins]
 
 
 def _own_ranges(part: DistributedOptimizer) -> Iterator[tuple[Tensor, slice]]:

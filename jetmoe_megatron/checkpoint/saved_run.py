@@ -78,7 +78,7 @@ def refuse_other_run(path: Path, run: Run, sections: tuple[str, ...] = _MUST_AGR
     saved, now = read_saved_run(path).model_dump(), run.model_dump()
     found = [line for section in sections for line in _differences(section, saved[section], now[section])]
     permitted = tuple(run.checkpoint.may_change)
-    refused = [(key, text) for key, text in found if not _under(key, permitted)]
+    refused = [(key, text) for key, text in found if _under(key, _NEVER) or not _under(key, permitted)]
     if not refused:
         return
     fixed = [key for key, _ in refused if _under(key, _NEVER)]

@@ -12,12 +12,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -34,7 +36,8 @@ from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished,
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
 from jetmoe_megatron.checkpoint.optimizer_state import (
     empty_state,
-    gather_state,
+    gather,
+    own_state,
     set_state,
     sharded,
     steps_done,
@@ -74,19 +77,29 @@ class Saver:
         """
         self.poll(wait=True)
         path = checkpoint_path(self.root, progress["tokens"])
-        state = {**sharded_model(model), "optimizer_steps": steps_done(optimizer)}
-        state["optimizer"] = sharded(gather_state(optimizer), state)
+        state, optimizer_state = sharded_model(model), own_state(optimizer)
+        state["optimizer"] = sharded(optimizer_state, state)
         aside = self._begin(path, progress, _bytes(state))
         if aside is None:
             return
         handover.renew()
+        strategy = get_default_save_sharded_strategy()
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        strategy = FullyParallelSaveStrategyWrapper(get_default_save_sharded_strategy(), group)
+        FullyParallelSaveStrategyWrapper(strategy, group).apply_saving_parallelization(state)
+        gather(optimizer, optimizer_state, state["optimizer"].values())
+        state["optimizer_steps"] = steps_done(optimizer)
         request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
         if request.async_fn is not None:
             rank = torch.distributed.get_rank()
             request = request._replace(async_fn=partial(_write_and_sum, request.async_fn, aside, rank))
-        request.add_finalize_fn(partial(self._publish, aside, path))
+        # What only rank 0 does there can fail there alone, and then the others must not wait for it.
+        metadata, config = request.finalize_fns
+        own: list[str] = []
+        request.finalize_fns[:] = [
+            partial(_try, own, metadata, partial(torch.distributed.broadcast, _no_failure(), src=0)),
+            partial(_try, own, config, torch.distributed.barrier),
+            partial(self._publish, aside, path, own),
+        ]
         self._queue.schedule_async_request(request)
         self.poll(wait=wait or not self.run.checkpoint.asynchronous)
 
@@ -119,10 +132,10 @@ class Saver:
             self._fail(answer[1])
         return answer[0]
 
-    def _publish(self, aside: Path, path: Path) -> None:
-        """Megatron has written its metadata; all ranks are here."""
-        answer: list[Any] = [None]
-        if self._on_rank_0:
+    def _publish(self, aside: Path, path: Path, failed: list[str]) -> None:
+        """Megatron has written its metadata, or not; all ranks are here."""
+        answer: list[Any] = [f"{path}: {failed[0]}" if failed else None]
+        if self._on_rank_0 and not failed:
             try:
                 _collect_checksums(aside)
                 publish(aside, path)
@@ -155,7 +168,7 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
     state["optimizer"] = sharded(empty_state(optimizer), state)
     loaded = load_state(path, state)
     fill_model(model, loaded)
-    set_state(optimizer, unsharded(loaded["optimizer"], parameters), loaded["optimizer_steps"])
+    set_state(optimizer, unsharded(loaded.get("optimizer", {}), parameters), loaded["optimizer_steps"])
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -169,9 +182,33 @@ def _bytes(state: dict[str, Any]) -> int:
 
 def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *arguments: Any) -> None:
     """In the writing process: read back what this rank has written while it is in the page cache."""
+    signal.signal(signal.SIGCHLD, _end_with_a_killed_child)
     write(*arguments)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*.distcp")}
     (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
+
+
+def _end_with_a_killed_child(*signal_and_frame: Any) -> None:
+    """Megatron's writer would wait for ever for a child that was killed, for want of memory, say."""
+    for child in psutil.Process().children():
+        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended and ended.si_code != os.CLD_EXITED:
+            os._exit(1)
+
+
+def _try(failed: list[str], finalize: Callable[[], None], join: Callable[[], Any]) -> None:
+    """`finalize`; where the disk refuses, `join` is what the other ranks have come to meanwhile."""
+    try:
+        finalize()
+    except OSError as error:
+        failed.append(str(error.strerror))
+        join()
+
+
+def _no_failure() -> torch.Tensor:
+    """As state_dict_saver.save_state_dict_async_finalize has it: no rank failed to write its part."""
+    return torch.zeros(1, dtype=torch.int, device=torch.cuda.current_device())
 
 
 def _collect_checksums(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from jetmoe_megatron.config.describe import count_parameters
 from jetmoe_megatron.config.schema import Model, Run, Section
@@ -16,6 +17,7 @@ def check_run(run: Run) -> None:
     _check_mixtures(run)
     _check_documents(run)
     _check_checkpoints(run)
+    _check_may_change(run)
     _check_schedule(run)
     for name in ("losses", "parallel", "optimizer", "schedule", "guard"):
         _check_finite(name, getattr(run, name))
@@ -63,6 +65,8 @@ def _check_mixtures(run: Run) -> None:
                 raise UserError(f"phase {phase.name!r}: data: the weight of {dataset.name!r} is {dataset.weight}")
             if path_of.setdefault(dataset.name, dataset.path) != dataset.path:
                 raise UserError(f"phase {phase.name!r}: data: {dataset.name!r} has another path in an earlier phase")
+        if not math.isfinite(sum(dataset.weight for dataset in phase.data)):
+            raise UserError(f"phase {phase.name!r}: data: the sum of the weights is not finite")
     held_out = [dataset.name for dataset in run.evaluation.data]
     if len(set(held_out)) < len(held_out):
         raise UserError(f"evaluation.data: two entries have the same name ({', '.join(held_out)})")
@@ -75,6 +79,20 @@ def _check_checkpoints(run: Run) -> None:
             f"checkpoint.keep_every_tokens: {options.keep_every_tokens} is not a multiple of checkpoint.every_tokens "
             f"({options.every_tokens})"
         )
+
+
+def _check_may_change(run: Run) -> None:
+    sections: dict[str, Any] = {name: getattr(run, name).model_dump() for name in ("losses", "optimizer", "schedule")}
+    sections["phases"] = {str(number): phase.model_dump() for number, phase in enumerate(run.phases)}
+    for key in run.checkpoint.may_change:
+        if not _has(sections, key.split(".")):
+            raise UserError(
+                f"checkpoint.may_change: {key!r} is none of losses, optimizer, schedule and phases, nor a key in them"
+            )
+
+
+def _has(tree: Any, path: list[str]) -> bool:
+    return not path or (isinstance(tree, dict) and path[0] in tree and _has(tree[path[0]], path[1:]))
 
 
 def _check_documents(run: Run) -> None:

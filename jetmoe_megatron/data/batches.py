@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from data_tools.errors import InputError
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import HeldOut, Run
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import build_epochs
 from jetmoe_megatron.data.sequences import Sequences
+from jetmoe_megatron.errors import UserError
 
 MicroBatch = dict[str, Tensor]  # tokens, labels, loss_mask, position_ids, each [micro_sequences, sequence_length]
 
@@ -49,8 +51,11 @@ class StepBatches:
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         batches = iter(self.loader)
-        while step_batches := [batch for _, batch in zip(range(self.micro_batches), batches, strict=False)]:
-            yield step_batches
+        try:
+            while step_batches := [batch for _, batch in zip(range(self.micro_batches), batches, strict=False)]:
+                yield step_batches
+        except (UserError, InputError) as error:  # a worker's has its traceback before the message
+            raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
 class _Sampler:
@@ -73,7 +78,9 @@ class HeldOutSamples(Dataset):
         self.sequences = Sequences(held_out.path, run, cache)
         build_epochs(run, {self.sequences: range(1)})
         self.real = min(self.sequences.per_epoch, run.evaluation.sequences)
-        self.micro_batches = -(-self.real // (layout.data * run.batch.micro_sequences))
+        # Interleaved pipeline stages want whole rounds of micro-batches.
+        rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
+        self.micro_batches = rounds * -(-self.real // (rounds * layout.data * run.batch.micro_sequences))
 
     def __getitem__(self, sample: int) -> MicroBatch:
         item = self.sequences[sample % self.real]

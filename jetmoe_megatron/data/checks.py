@@ -38,11 +38,7 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
         index = open_index(path)
         if thorough or (look_inside and len(index.sequence_lengths) <= _SCAN_SEQUENCES):
             read_index(path)
-        if index.tokens < run.batch.sequence_length + 1:
-            raise UserError(
-                f"{where}: {index.tokens} tokens are too few for one sequence of {run.batch.sequence_length} and its "
-                "next token"
-            )
+        check_length(index.tokens, run.batch.sequence_length, where)
         if look_inside:
             tokens = index.map_tokens()
             block = min(len(tokens), 2**20)
@@ -59,6 +55,13 @@ def _check_tokenizer(folder: Path, vocab_size: int) -> None:
     size = open_reference(folder).vocab_size
     if size > vocab_size:
         raise UserError(f"tokenizer: {folder} has {size} tokens, more than model.vocab_size ({vocab_size})")
+
+
+def check_length(tokens: int, sequence_length: int, where: str) -> None:
+    if tokens < sequence_length + 1:
+        raise UserError(
+            f"{where}: {tokens} tokens are too few for one sequence of {sequence_length} and its next token"
+        )
 
 
 def check_token_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.atomic import temporary_path
+from data_tools.atomic import sync, temporary_path
 from jetmoe_megatron.errors import UserError
 
 Build = Callable[[], dict[str, np.ndarray]]
@@ -38,7 +38,9 @@ class IndexCache:
             arrays = build()
             aside.mkdir(parents=True)
             for name, array in arrays.items():
-                np.save(aside / f"{name}.npy", array, allow_pickle=False)
+                with open(aside / f"{name}.npy", "wb") as stream:
+                    np.save(stream, array, allow_pickle=False)
+                    sync(stream)
             os.rename(aside, path)
             self.report(f"built {path} in {time.perf_counter() - started:.1f} s")
         except MemoryError as error:

@@ -19,6 +19,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.checks import check_length
 from jetmoe_megatron.data.documents import document_of_tokens, end_of_document
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.storage import content_key, count_tokens, open_dataset
@@ -33,6 +34,7 @@ class Sequences(torch.utils.data.Dataset):
         self.indexed = open_dataset(path, cache.root)
         self.content = content_key(path, cache.root)
         self.tokens = count_tokens(self.indexed)
+        check_length(self.tokens, run.batch.sequence_length, path)  # of object storage nobody has looked before
         self.per_epoch = (self.tokens - 1) // run.batch.sequence_length
         self._epoch = lru_cache(_OPEN_EPOCHS)(self._open)
 

@@ -3,7 +3,7 @@
     python -m jetmoe_megatron.launch.elastic <the arguments of torchrun>
 
 torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback whatever status
-they failed with. This launcher passes SIGTERM, SIGINT and SIGUSR1 on to the workers and exits as they did.
+they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to the workers and exits as they did.
 
 Source: torch.distributed.run and torch.distributed.elastic.agent.server, of which the parts used here (`run`,
 `_monitor_workers`, `_exit_barrier`) are the same in torch 2.10 to 2.13.
@@ -33,7 +33,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_LOST_RANKS, EXIT_RUN_ME_AGAIN
 
 PROGRAM = "jetmoe_megatron.launch.elastic"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # With these starting the workers again at once, which --max-restarts is for, would not help.
 DECIDED = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
@@ -69,7 +69,8 @@ class _SignalRelay:
 
     def _set_handler(self, handler: Any) -> None:
         for signum in STOP_SIGNALS:
-            signal.signal(signum, handler)
+            if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:  # as it is under nohup
+                signal.signal(signum, handler)
 
 
 class _PatientAgent(LocalElasticAgent):

@@ -93,6 +93,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         # Batched transfers mix up a stage's two neighbours where both are one rank, as with two interleaved stages.
         overlap_p2p_comm=layout.virtual_pipeline > 1,
         batch_p2p_comm=layout.virtual_pipeline == 1,
+        batch_p2p_sync=False,  # a wait for the whole GPU after each transfer, for versions of torch before 2.0
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,

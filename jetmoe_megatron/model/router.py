@@ -88,7 +88,8 @@ class Router(TopKRouter):
         count_E = self.count_E
         if not config.global_balance:
             count_E = chosen_TE.sum(0)
-            torch.distributed.all_reduce(count_E, group=group)
+            if group.size() > 1:
+                torch.distributed.all_reduce(count_E, group=group)
         balance, z = (loss / group.size() for loss in _Losses.apply(logits_TE, count_E / count_E.sum()))
         self.losses.balance = self.losses.balance + balance.detach()
         self.losses.z = self.losses.z + z.detach()

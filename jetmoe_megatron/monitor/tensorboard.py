@@ -8,10 +8,11 @@ from jetmoe_megatron.monitor.monitor import Record
 
 
 class TensorBoard:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
+        """What an earlier process has written of later steps than `step` is not shown any more."""
         from torch.utils.tensorboard import SummaryWriter  # an extra, as wandb
 
-        self.writer = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
         for key, value in record.items():

@@ -30,5 +30,5 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
     if run.logging.wandb != "off":
         builders.append(partial(WeightsAndBiases, run, folder.logs))
     if run.logging.tensorboard:
-        builders.append(partial(TensorBoard, folder.logs / "tensorboard"))
+        builders.append(partial(TensorBoard, folder.logs / "tensorboard", step))
     return Monitor(builders)

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 
 from jetmoe_megatron.platform import cpu
-from jetmoe_megatron.platform.children import end_with_this_process
+from jetmoe_megatron.platform.children import end_with_this_process, stop_with_launcher
 from jetmoe_megatron.platform.lost_ranks import is_lost_connection, name_lost_ranks
 from jetmoe_megatron.platform.matmul import choose_matmul
 from jetmoe_megatron.platform.memory import keep_freed_memory
@@ -26,23 +26,15 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
-def world_size() -> int:
-    """Ranks of this run, as torchrun tells; 1 when the program was started by hand."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 @contextlib.contextmanager
-def process_group(timeout_minutes: float = 30, tensor_parallel: int = 1) -> Iterator[None]:
+def process_group(timeout_minutes: float = 30) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
 
     Raises:
         SystemExit: over gloo, with status 4 after naming the ranks that died, or kept the others waiting so long.
     """
-    if tensor_parallel > 1:
-        # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
-        # (megatron/core/tensor_parallel/layers.py:526). It is read when the device is first used.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     end_with_this_process()
+    stop_with_launcher()
     if "RANK" not in os.environ:  # started without torchrun: a world of one
         os.environ.update(
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
@@ -58,13 +50,14 @@ def process_group(timeout_minutes: float = 30, tensor_parallel: int = 1) -> Iter
     )
     try:
         yield
-    except RuntimeError as error:
-        if is_lost_connection(error):
+    except BaseException as error:
+        if has_gpu():  # NCCL would wait for all ranks, which wait for this one, before the error is told
+            raise
+        if isinstance(error, RuntimeError) and is_lost_connection(error):
             name_lost_ranks(error)
+        torch.distributed.destroy_process_group()
         raise
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
 
 
 def _free_port() -> int:

@@ -30,7 +30,9 @@ def branch(run: Run) -> Run:
     if run.phase is None:
         return run
     progress = read_progress(source)
-    tokens = progress["tokens"] if own is None else progress.get("branched_at", 0)
+    if own is not None and "branched_at" not in progress:
+        raise UserError(f"start_from: output_dir has {source}, which began at no other run: choose another output_dir")
+    tokens = progress["tokens"] if own is None else progress["branched_at"]
     if not 2 <= run.phase <= len(run.phases):
         raise UserError(f"phase: {run.phase} is not a phase after the first one of {len(run.phases)}")
     before = sum(steps * run.batch.global_tokens for steps in phase_steps(run)[: run.phase - 2])

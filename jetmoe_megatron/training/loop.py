@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN, SharedError
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.training.bad_steps import record_bad_step
 from jetmoe_megatron.training.optimizer import settle_weights
@@ -21,24 +23,34 @@ from jetmoe_megatron.training.signals import StopSignals
 from jetmoe_megatron.training.start import find_start, refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 from jetmoe_megatron.training.sync import check_ranks_agree
+from jetmoe_megatron.training.together import check_ranks_read_the_same, claimed, decided_by_rank_0
 
 
 def train(run: Run, layout: Layout) -> int:
     """Train from the newest checkpoint, or from the start, to the end. Returns the process's exit status."""
-    with StopSignals() as stop:
+    check_ranks_read_the_same(run)
+    folder = RunFolder(run)
+    with StopSignals() as stop, claimed(folder.root):
         while (status := _train(run, layout, stop)) is None:
             gc.collect()  # the model of before the rollback: it and its hooks hold one another
+    if status == EXIT_RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
+        print(f"stopped at {newest(folder.checkpoints)}: run the same command again to go on", flush=True)
     return status
 
 
 def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     """As `train`, or None after a rollback."""
     set_damaged_aside(run)
-    start, folder = find_start(run), RunFolder(run)
+    start, folder = decided_by_rank_0(partial(find_start, run)), RunFolder(run)
     refuse_damaged_source(run, start)
     tokens_per_step = run.batch.global_tokens
     step, ledger = start.progress["tokens"] // tokens_per_step, start.ledger
     last_step = min(layout.steps, run.debug.max_steps or layout.steps)
+    if step > layout.steps:
+        raise SharedError(
+            f"{start.checkpoint}: is after the last of the {layout.steps} steps of all phases: to decay from it, begin "
+            "another run there with start_from and phase"
+        )
     if step >= last_step:
         if torch.distributed.get_rank() == 0:
             print(f"{folder.root}: all {step} steps are done, nothing left to do", flush=True)
@@ -75,8 +87,6 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
-        if parts.held_out.is_due(step, last=step == last_step):
-            record |= parts.held_out.measure(model)
         started, ending = time.perf_counter(), stopping or step == last_step
         if ending or parts.save_points.is_due(step):
             settle_weights(model)
@@ -85,13 +95,15 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             record["save_stall_seconds"] = time.perf_counter() - started
         else:
             parts.saver.poll()
+        if parts.held_out.is_due(step, last=step == last_step):
+            record |= parts.held_out.measure(model)
         parts.monitor.log(record)
     parts.close()
     if bad and guard.action == "stop":
         return EXIT_BAD_STEPS
     if bad and guard.action == "rollback":
         set_damaged_aside(run)
-        roll_back(folder.checkpoints, find_start(run), ledger, guard)
+        roll_back(folder.checkpoints, decided_by_rank_0(partial(find_start, run)), ledger, guard)
         return EXIT_RUN_ME_AGAIN if stopping else None
     if parts.saver.failed:
         return EXIT_NOT_SAVED

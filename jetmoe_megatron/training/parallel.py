@@ -16,7 +16,7 @@ from jetmoe_megatron.platform.device import process_group
 def parallel_state(run: Run, layout: Layout) -> Iterator[None]:
     """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
     _quiet_megatron()
-    with process_group(run.parallel.timeout_minutes, tensor_parallel=layout.tensor):
+    with process_group(run.parallel.timeout_minutes):
         from megatron.core import parallel_state as groups
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 

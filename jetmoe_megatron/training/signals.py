@@ -1,4 +1,5 @@
-"""Stop requests from outside: SIGTERM, Ctrl-C, and SLURM's warning before the wall-time limit (SIGUSR1)."""
+"""Stop requests from outside: SIGTERM, Ctrl-C, a lost terminal (SIGHUP), and SLURM's warning before the wall-time limit
+(SIGUSR1)."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from types import FrameType, TracebackType
 
 # SLURM and torchrun both pass a signal on, so that a process gets one request several times: seconds within which
 # repeats are the same one. A keyboard has no such layers.
-STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGINT: 2.0}
+STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGHUP: 10.0, signal.SIGINT: 2.0}
 
 
 class StopSignals:
@@ -24,7 +25,8 @@ class StopSignals:
         self._first: dict[int, float] = {}  # when each came
 
     def __enter__(self) -> StopSignals:
-        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS}
+        lasting = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # under nohup
+        self._previous = {number: signal.signal(number, self._receive) for number in STOP_SIGNALS.keys() - lasting}
         return self
 
     def __exit__(

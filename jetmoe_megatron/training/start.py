@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_progress, 
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.blend import Ledger, fingerprint, ledger_of
-from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.errors import SharedError, UserError
 from jetmoe_megatron.training.branch import source_of
 from jetmoe_megatron.training.rollback import read_rollback
+from jetmoe_megatron.training.together import decided_by_rank_0
 
 
 @dataclass(frozen=True)
@@ -66,27 +68,26 @@ def find_start(run: Run) -> Start:
 def set_damaged_aside(run: Run) -> None:
     """Check the newest checkpoint byte by byte until one is whole. All ranks call it."""
     root = RunFolder(run).checkpoints
-    while checkpoint := newest(root):
+    while checkpoint := decided_by_rank_0(partial(newest, root)):
         damage = _find_damage_together(checkpoint)
         if damage is None:
             return
+        aside = decided_by_rank_0(partial(set_aside, checkpoint))
         if torch.distributed.get_rank() == 0:
-            aside = set_aside(checkpoint)
             print(f"warning: {checkpoint} is damaged: {damage}; set aside as {aside.name}", file=sys.stderr, flush=True)
-        torch.distributed.barrier()
 
 
 def refuse_damaged_source(run: Run, start: Start) -> None:
     """Check the checkpoint of another run byte by byte. All ranks call it.
 
     Raises:
-        UserError: on all ranks, if it is damaged. One that was made of a Hugging Face model has no checksums.
+        SharedError: it is damaged. One that was made of a Hugging Face model has no checksums.
     """
     source = start.checkpoint
     if source is None or start.weights_only or source.parent == RunFolder(run).checkpoints:
         return
     if damage := _find_damage_together(source):
-        raise UserError(f"start_from: {source} is damaged: {damage}")
+        raise SharedError(f"start_from: {source} is damaged: {damage}")
 
 
 def _find_damage_together(checkpoint: Path) -> str | None:

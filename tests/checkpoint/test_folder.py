@@ -20,6 +20,10 @@ def test_order_and_what_counts(tmp_path: Path) -> None:
     assert newest(tmp_path) == tmp_path / "tokens_1000"
     retain(tmp_path, 1, lambda tokens: tokens == 90)
     assert [p.name for p in published(tmp_path)] == ["tokens_90", "tokens_1000"]
+    (tmp_path / "tokens_2000").mkdir()
+    retain(tmp_path, 1, lambda tokens: tokens in (90, 2000))
+    assert [p.name for p in published(tmp_path)] == ["tokens_90", "tokens_1000", "tokens_2000"]
+    (tmp_path / "tokens_2000").rmdir()
     clear_unfinished(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "tokens_1000", "tokens_90", "tokens_x"]
 

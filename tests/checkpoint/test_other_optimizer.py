@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from benchmarks.contestants import _build, random_batch, run_of
-from jetmoe_megatron.checkpoint.optimizer_state import MOMENTS, gather_state, set_state, steps_done
+from jetmoe_megatron.checkpoint.optimizer_state import MOMENTS, set_state, steps_done
 from jetmoe_megatron.training import optimizer as training_optimizer
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.step import compute_gradients, update_weights
+from tests.checkpoint.test_reshard import whole_state
 
 SHAPE = {"num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
 
@@ -77,7 +78,7 @@ class Training:
 
     def state(self) -> tuple[list[dict[str, torch.Tensor]], int]:
         with self.kind():
-            state = gather_state(self.optimizer)
+            state = whole_state(self.optimizer)
         return [
             {"weight": p.data.clone(), **{kind: tensor.clone() for kind, tensor in state[p].items()}}
             for p in self.model[0].parameters()

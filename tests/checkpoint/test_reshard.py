@@ -27,18 +27,21 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
         {"tensor": 2, "expert_tensor": 2, "expert": 2, "attention_experts": "sharded"},
     ),
     "ep4, no distributed optimizer": (4, {"expert": 4, "distributed_optimizer": False}),
+    "pp2 dp3": (6, {"pipeline": 2}),  # Megatron pads what three ranks cannot divide
 }
-USUAL = ["one", "tp2 ep2 pp2", "ep4, no distributed optimizer"]
+USUAL = ["one", "tp2 ep2 pp2", "ep4, no distributed optimizer", "pp2 dp3"]
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
 
 
 def trained(tree: dict[str, Any], folder: str) -> tuple[Any, list[float]]:
-    """Two steps, a checkpoint, one step more."""
+    """Two steps, a checkpoint, whose parts pass between the ranks in small blocks, one step more."""
     with training(tree, 3) as (run, model, batches_of_steps):
+        from jetmoe_megatron.checkpoint import optimizer_state
         from jetmoe_megatron.checkpoint.store import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
+        optimizer_state._GATHERED_AT_ONCE = 1000
         optimizer = build_optimizer(run, model)
         first, second, third = batches_of_steps
         for batches in (first, second):
@@ -71,12 +74,34 @@ def step(model: Any, optimizer: Any, batches: Any) -> list[float]:
 
 
 def state_pieces(model: Any, optimizer: Any) -> dict[str, Any]:
-    from jetmoe_megatron.checkpoint.optimizer_state import gather_state, steps_done
+    from jetmoe_megatron.checkpoint.optimizer_state import steps_done
 
-    state = gather_state(optimizer)
+    state = whole_state(optimizer)
     values = {"weight": weight_of, **{kind: (lambda p, kind=kind: state[p][kind]) for kind in KINDS[1:]}}
     found: dict[str, Any] = {kind: pieces(model, value_of) for kind, value_of in values.items()}
     return {**found, "steps": steps_done(optimizer)}
+
+
+def whole_state(optimizer: Any) -> Any:
+    """Of each parameter of this rank, summed from where each data-parallel rank says that its part lies."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    from jetmoe_megatron.checkpoint.optimizer_state import own_state
+
+    state = own_state(optimizer)
+    for part in optimizer.chained_optimizers:
+        if not isinstance(part, DistributedOptimizer):
+            continue
+        for parameter in (p for buffer in part.buffers for p in buffer.params):
+            for kind in state[parameter]:
+                flat = torch.zeros(parameter.numel())
+                if parameter in part.model_param_gbuf_map:
+                    place = part._get_model_param_range_map(parameter)["param"]
+                    own = part._get_main_param_and_optimizer_states(parameter)
+                    flat[place.start : place.end] = own["param" if kind == "master" else kind].flatten()
+                torch.distributed.all_reduce(flat, group=part.data_parallel_group)
+                state[parameter][kind] = flat.view(parameter.shape)
+    return state
 
 
 def whole(ranks: list[dict[str, Any]]) -> State:
@@ -86,7 +111,7 @@ def whole(ranks: list[dict[str, Any]]) -> State:
 
 def tree_of(layout: str, precision: str = "fp32") -> tuple[int, dict[str, Any]]:
     ranks, parallel = LAYOUTS[layout]
-    return ranks, run_tree(parallel=parallel, precision=precision)
+    return ranks, run_tree(parallel=parallel, precision=precision, batch__global_tokens=24 * 32)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +159,6 @@ def compare(target: str, sources: list[str], saved: Any) -> None:
 def bf16_master(tree: dict[str, Any], folder: str, load: bool) -> dict[str, Any]:
     """Pieces of what the optimizer steps on, and of a moment."""
     with training(tree, 2) as (run, model, batches_of_steps):
-        from jetmoe_megatron.checkpoint.optimizer_state import gather_state
         from jetmoe_megatron.checkpoint.store import Saver, load_checkpoint
         from jetmoe_megatron.training.optimizer import build_optimizer
 
@@ -147,7 +171,7 @@ def bf16_master(tree: dict[str, Any], folder: str, load: bool) -> dict[str, Any]
             Saver(Path(folder), run, lambda tokens: False).save(
                 {"tokens": 512, "data": {}}, model, optimizer, wait=True
             )
-        state = gather_state(optimizer)
+        state = whole_state(optimizer)
         master = pieces(model, lambda p: state[p].get("master", p.detach()))
         return {"master": master, "exp_avg": pieces(model, lambda p: state[p]["exp_avg"])}
 

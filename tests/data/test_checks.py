@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_tools.errors import InputError
 from data_tools.indexed import IndexedWriter
@@ -30,6 +31,31 @@ def refused(own: dict[str, str], **changes: object) -> str:
 
 def test_good_data_passes(own: dict[str, str]) -> None:
     check_data(Run.model_validate(small_run(Path("x"), own)))
+
+
+def test_a_set_that_no_check_saw_is_too_short(own: dict[str, str], tmp_path: Path) -> None:
+    """Object storage is looked at when it is opened."""
+    from jetmoe_megatron.data.index_cache import IndexCache
+    from jetmoe_megatron.data.sequences import Sequences
+
+    run = Run.model_validate(small_run(Path("x"), own, batch__sequence_length=10**6, batch__global_tokens=10**6))
+    with pytest.raises(UserError, match="tokens are too few for one sequence of 1000000"):
+        Sequences(own["code"], run, IndexCache(tmp_path))
+
+
+class _Bad(torch.utils.data.Dataset):
+    def __getitem__(self, sample: int) -> dict[str, torch.Tensor]:
+        raise UserError("data set 'code': token id 7 is outside")
+
+
+def test_what_a_worker_finds_is_one_line() -> None:
+    from jetmoe_megatron.data.batches import StepBatches
+
+    batches = StepBatches(_Bad(), range(1), 1, 1, 1, 0)
+    for workers in (0, 1):  # as on a GPU
+        batches.loader = torch.utils.data.DataLoader(_Bad(), batch_sampler=[[0]], num_workers=workers)
+        with pytest.raises(UserError, match="^data set 'code': token id 7 is outside$"):
+            next(iter(batches))
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])

@@ -30,7 +30,7 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "cpu to gpu": ("torch", "fp32", (CPU, GPU)),
     "gpu to gpu": ("torch", "fp32", (GPU, GPU)),
 }
-AT_ONCE = 5  # processes: most of their time goes into starting
+AT_ONCE = len(RUNS)  # processes: most of their time goes into starting
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def losses(data: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Los
         run_file = write_run(folder, small_run(folder, data, precision=precision, model__expert_backend=backend))
         for part, device in enumerate(devices, start=1):
             command = [sys.executable, "pretrain_jetmoe.py", run_file, *([STOP] if part < len(devices) else [])]
-            hidden = {**environment(), "CUDA_VISIBLE_DEVICES": device}
+            hidden = {**environment(), "CUDA_VISIBLE_DEVICES": device, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
             result = subprocess.run(command, cwd=REPO, env=hidden, capture_output=True, text=True, timeout=240)
             assert result.returncode == 0, result.stderr
         return [record["lm_loss"] for record in metrics(folder / "run")]

@@ -109,7 +109,7 @@ def test_default_run_and_environment(environment: dict[str, str], tmp_path: Path
     command = (tmp_path / "srun").read_text().split("\n/env/bin/python\n")[1].splitlines()
     assert command[-4:] == ["--rdzv-id=1234567-4", "pretrain_jetmoe.py", "configs/jetmoe_8b/run.yaml", "seed=2"]
     variables = (tmp_path / "environment").read_text().splitlines()
-    assert {"CUDA_DEVICE_MAX_CONNECTIONS=1", "OMP_NUM_THREADS=12", "NCCL_DEBUG=INFO"} <= set(variables)
+    assert {"OMP_NUM_THREADS=12", "NCCL_DEBUG=INFO"} <= set(variables)
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 75, 137])

@@ -138,10 +138,11 @@ def wandb_records(file: Path) -> list:
 def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    writer = TensorBoard(tmp_path)
-    for step in (1, 2):
-        writer.write(record(step))
-    writer.close()
+    for goes_on_after, steps in ((0, (1, 2, 3, 4)), (1, (2,))):  # killed, and resumed from an earlier checkpoint
+        writer = TensorBoard(tmp_path, goes_on_after)
+        for step in steps:
+            writer.write(record(step))
+        writer.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("lm_loss")] == [(1, 4.0), (2, 3.0)]
     assert set(events.Tags()["scalars"]) == set(record(1)) - {"phase"}
