@@ -1,7 +1,8 @@
 """Which files the inputs of a command name, and what they hold."""
 
 import glob
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -53,13 +54,28 @@ def _files_under(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: not a file on a disk; a run that was interrupted must be able to read it again")
-    found = sorted(p for p in path.rglob("*") if _kind_by_name(p) and p.is_file())
+    found = sorted(p for p in _below(path) if _kind_by_name(p) and not p.is_dir())
+    if lost := next((p for p in found if not p.exists()), None):
+        raise InputError(f"{lost}: a link to a file that is not there")
+    found = [p for p in found if p.is_file()]
     texts = [p for p in found if kind_of(p) == "text"]
     if not found:
         raise InputError(f"{path}: no {', '.join(_KINDS)} file in this folder (.jsonl and .txt also as .gz or .zst)")
     if texts and len(texts) < len(found):
         raise InputError(f"{path}: holds records and also text such as {texts[0]}; name what you mean by a pattern")
     return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything at any depth, behind links to folders too, but no folder twice: links may go round."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(root, name) for name in names)
 
 
 def _refuse_twice(files: list[Path]) -> None:

@@ -76,6 +76,20 @@ class JetMoeTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+def read_lines(path: Path, keys: list[str]) -> list[dict[str, Any]]:
+    """Raises OSError or ValueError that says which line is not a JSON object with these keys."""
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if text.strip():
+            line = json.loads(text)
+            if not isinstance(line, dict) or not set(keys) <= line.keys():
+                raise ValueError(f"line {number}: expected an object with {' and '.join(keys)}")
+            lines.append(line)
+    if not lines:
+        raise ValueError("no lines")
+    return lines
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["lm", "classify"])
@@ -88,9 +102,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-length", type=int, default=512)
     arguments = parser.parse_args(argv)
 
+    if not (arguments.model / "config.json").is_file():  # else transformers would look for that name on the network
+        parser.error(f"{arguments.model}: not a Hugging Face folder: it has no config.json")
+    if arguments.out.exists():
+        parser.error(f"{arguments.out}: exists already; remove it or choose another folder")
+    try:
+        lines = read_lines(arguments.data, ["text"] if arguments.task == "lm" else ["text", "label"])
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.data}: {error}")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    lines = [json.loads(line) for line in arguments.data.read_text(encoding="utf-8").splitlines()]
     samples = [tokenizer(line["text"], truncation=True, max_length=arguments.max_length) for line in lines]
     for sample in samples:
         sample.pop("token_type_ids", None)

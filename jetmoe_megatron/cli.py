@@ -94,7 +94,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     to_hf = directions.add_parser(
         "to-hf",
         help="a checkpoint to a Hugging Face folder",
-        epilog="example: jetmoe convert to-hf runs/quickstart/checkpoints/tokens_4915200 runs/quickstart/hf",
+        epilog="example: jetmoe convert to-hf runs/quickstart/checkpoints/tokens_2048000 runs/quickstart/hf",
     )
     to_hf.add_argument("checkpoint", type=Path, help=a_checkpoint)
     to_hf.add_argument("out", type=Path, help="the folder to write")

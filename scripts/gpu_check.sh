@@ -17,7 +17,7 @@ failed=()
 
 # Each test by name: those that were done in time can be told.
 timeout 50 "$python" scripts/gpu_packages.py 2>&1 | tee "$folder/packages.txt" || failed+=(packages)
-timeout 230 "$python" -m pytest tests/gpu -v 2>&1 | tee "$folder/tests.txt" || failed+=(tests)
+timeout 230 "$python" -m pytest tests/gpu -v -rs 2>&1 | tee "$folder/tests.txt" || failed+=(tests)
 timeout 280 "$python" benchmarks/gpu_step.py --minutes 4.4 > "$folder/gpu_step.md" || failed+=(gpu_step)
 cat "$folder/gpu_step.md"
 
@@ -27,5 +27,6 @@ if [[ ${#failed[@]} -gt 0 ]]; then
 elif ! "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())'; then
   echo "gpu_check: there is no GPU that torch can use: the code ran, nothing was measured"
 else
-  echo "gpu_check: passed; all output is in $folder"
+  skipped=$(grep -c ' SKIPPED' "$folder/tests.txt" || true)
+  echo "gpu_check: passed, ${skipped} tests skipped (tests.txt says why); all output is in $folder"
 fi

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 import warnings
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
-    folder, prompt = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("prompt")
+    arguments = parser.parse_args()
+    if not (arguments.folder / "config.json").is_file():  # else transformers would look for that name on the network
+        parser.error(f"{arguments.folder}: not a Hugging Face folder: it has no config.json")
+    if not arguments.prompt:
+        parser.error("PROMPT: one character at least, for the model to go on from")
     warnings.filterwarnings("ignore")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
+    model = AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)
     torch.manual_seed(0)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    inputs = tokenizer(arguments.prompt, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=80, do_sample=True, temperature=0.7, top_p=0.95)
     print(tokenizer.decode(output[0], skip_special_tokens=True))
 

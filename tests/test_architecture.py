@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "convert": {"config", "checkpoint", "model"},
     "monitor": {"config", "checkpoint"},
     "launch": {"config"},
-    "training": {"config", "platform", "model", "data", "checkpoint", "convert", "monitor"},
+    "training": {"config", "platform", "model", "data", "checkpoint", "convert", "monitor", "data_tools"},
     "cli": {"convert", "checkpoint", "monitor", "config", "data", "training", "data_tools"},
 }
 

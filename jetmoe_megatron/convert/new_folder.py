@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jetmoe_megatron.errors import UserError
@@ -15,21 +17,39 @@ def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
     """A folder to write to, renamed to `path` when the block ends well and removed when it does not.
 
     Raises:
-        UserError: `path` exists, the disk has less than `nbytes` free, or writing fails.
+        UserError: `path` exists, another process is writing it, the disk has less than `nbytes` free, or writing fails.
     """
-    if path.exists():
+    if os.path.lexists(path):
         raise UserError(f"{path}: exists already; remove it or choose another folder")
     aside = path.with_name(path.name + ".partial")
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < nbytes:
-            raise UserError(f"{path}: needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
-        aside.mkdir()
-        yield aside
-        aside.rename(path)
+        with _claimed(aside):
+            try:
+                free = shutil.disk_usage(aside).free
+                if free < nbytes:
+                    raise UserError(f"{path}: needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+                yield aside
+                aside.rename(path)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """An empty folder, without what a killed process has left in it, and with a lock where the disk has locks."""
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{folder}: another process is writing there; wait for it") from None
+        for left in folder.iterdir():
+            (shutil.rmtree if left.is_dir() else os.remove)(left)
+        yield
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        os.close(lock)

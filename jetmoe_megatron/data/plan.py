@@ -87,7 +87,7 @@ def draw(run: Run, rows: list[Share], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise UserError("drawing needs matplotlib: pip install 'jetmoe-megatron[plot]'") from None
+        raise UserError("drawing needs matplotlib: pip install matplotlib") from None
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -25,7 +25,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
         raise UserError(
             "parallel.context: context parallelism needs Transformer Engine, which is not installed: "
-            "pip install 'jetmoe-megatron[gpu]', or set it to 1"
+            "bash scripts/install_gpu.sh --te, or set it to 1"
         )
     check_data(run, look_inside=rank == 0)
     folder = RunFolder(run)
@@ -42,7 +42,7 @@ def _check_writers(run: Run) -> None:
     wanted = {"wandb": run.logging.wandb != "off", "tensorboard": run.logging.tensorboard}
     for package, switched_on in wanted.items():
         if switched_on and importlib.util.find_spec(package) is None:
-            raise UserError(f"logging.{package}: the package is missing: pip install 'jetmoe-megatron[{package}]'")
+            raise UserError(f"logging.{package}: the package is missing: pip install {package}")
 
 
 def _check_output(folder: RunFolder) -> None:

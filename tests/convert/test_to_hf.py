@@ -139,12 +139,15 @@ def damaged_metadata(checkpoint: Path) -> None:
 
 
 class Crafted:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
     def __reduce__(self):
-        return os.mkdir, ("/tmp/jetmoe-was-here",)
+        return os.mkdir, (str(self.witness),)
 
 
 def crafted_metadata(checkpoint: Path) -> None:
-    (checkpoint / ".metadata").write_bytes(pickle.dumps(Crafted()))
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Crafted(checkpoint.parent / "code was run")))
 
 
 def truncated(checkpoint: Path) -> None:
@@ -264,3 +267,13 @@ def test_what_a_killed_conversion_left_is_in_nobodys_way(saved: Saved, tmp_path:
     convert_to_hf(saved.checkpoint, tmp_path / "hf")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
     assert len(list((tmp_path / "hf").iterdir())) == 3
+
+
+def test_what_another_process_is_writing_is_left_to_it(saved: Saved, tmp_path: Path) -> None:
+    from jetmoe_megatron.convert.new_folder import new_folder
+
+    with new_folder(tmp_path / "hf", 0) as aside:
+        (aside / "model.safetensors").write_text("half")
+        with pytest.raises(UserError, match=r"hf.partial: another process is writing there"):
+            convert_to_hf(saved.checkpoint, tmp_path / "hf")
+    assert [p.name for p in (tmp_path / "hf").iterdir()] == ["model.safetensors"]

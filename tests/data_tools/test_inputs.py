@@ -39,6 +39,21 @@ def test_files_in_order(folder: Path, inputs: list[str], names: list[str], monke
     assert [path.as_posix() for path in find_files(inputs)] == names
 
 
+def test_links(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To folders, also round and twice; one to nothing is not left out in silence."""
+    monkeypatch.chdir(folder)
+    (folder / "linked").mkdir()
+    (folder / "linked/deep").symlink_to(folder / "deep")
+    (folder / "linked/deep_again").symlink_to(folder / "deep")
+    (folder / "linked/round").symlink_to(folder / "linked")
+    (folder / "linked/d.jsonl").symlink_to(folder / "b.jsonl")
+    names = ["linked/d.jsonl", "linked/deep/er/c.jsonl", "linked/deep/t.parquet"]
+    assert sorted(path.as_posix() for path in find_files(["linked"])) == names
+    (folder / "linked/gone.jsonl").symlink_to("/gone.jsonl")
+    with pytest.raises(InputError, match="linked/gone.jsonl: a link to a file that is not there"):
+        find_files(["linked"])
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

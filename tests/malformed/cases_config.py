@@ -213,6 +213,8 @@ VALUES = [
     _value("checkpoint__keep_every_tokens", 700, "checkpoint.keep_every_tokens: 700 is not a multiple of checkpoint"),
     _value("checkpoint__resume", "always", "checkpoint.resume: must be 'auto' or 'never', not 'always'"),
     _value("checkpoint__may_change", "optimizer.max_lr", "checkpoint.may_change: must be a valid list"),
+    _value("checkpoint__may_change", ["optimizer.maxlr"], "checkpoint.may_change: 'optimizer.maxlr' is none of losses"),
+    _value("checkpoint__may_change", ["batch"], "checkpoint.may_change: 'batch' is none of losses, optimizer"),
     _value("checkpoint__may_change", [1], "checkpoint.may_change.0: must be a valid string, not 1"),
     _value("evaluation__sequences", 0, "evaluation.sequences: must be greater"),
     _value("evaluation__data", {"name": "a", "path": "b"}, "evaluation.data: must be a valid list"),

@@ -169,6 +169,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "batch": (["batch.micro_sequences=3"], "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
     "missing data": (["phases.0.data.0.path=no/such", "phases.1.data.0.path=no/such"], "no/such.idx"),
     "vocabulary": (["model.vocab_size=64"], "is outside the model's vocabulary of 64"),
+    "weights without a sum": (
+        ["phases.0.data.0.weight=1e308", "phases.0.data.1.weight=1e308"],
+        "the sum of the weights is not finite",
+    ),
+    "override after an option": (["--dry-run", "phases.0.tokens=-1"], "phases.0.tokens: must be greater than 0"),
     "sequence too long": (
         ["batch.sequence_length=65536", "batch.global_tokens=131072", "schedule.warmup_tokens=0"],
         "too few for one sequence",
