@@ -38,8 +38,7 @@ def parallel_state(run: Run, layout: Layout) -> Iterator[None]:
 
 
 def _quiet_megatron() -> None:
-    """Messages that every run would repeat: fused kernels that are not there, and specs Megatron does not know."""
-    warnings.filterwarnings("ignore", module=r"megatron\.core\..*")
+    """Messages that every run would repeat: of names that torch will drop, and of specs that Megatron does not know."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")  # names it will lose
     for name in ("transformer.transformer_layer", "datasets.blended_dataset", "dist_checkpointing"):
         logging.getLogger(f"megatron.core.{name}").setLevel(logging.ERROR)

@@ -173,7 +173,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["phases.0.data.0.weight=1e308", "phases.0.data.1.weight=1e308"],
         "the sum of the weights is not finite",
     ),
-    "override after an option": (["--dry-run", "phases.0.tokens=-1"], "phases.0.tokens: must be greater than 0"),
+    "override after an option": (
+        ["--dry-run", "phases.0.tokens=-1"],
+        "phases.0.tokens: must be greater than or equal to 1",
+    ),
     "sequence too long": (
         ["batch.sequence_length=65536", "batch.global_tokens=131072", "schedule.warmup_tokens=0"],
         "too few for one sequence",
@@ -217,6 +220,14 @@ def test_bad_input_on_two_ranks_is_said_once(tmp_path: Path, data: dict) -> None
     assert result.returncode != 0
     assert result.stderr.count("error: parallel: tensor 1 x pipeline 4 = 4 does not divide the world of 2 ranks") == 1
     assert result.stderr.count("does not divide") == 1
+
+
+def test_nothing_but_errors_goes_to_stderr(tmp_path: Path, data: dict) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    environment_of_a_user = {key: value for key, value in environment().items() if key != "PYTHONWARNINGS"}
+    line = [sys.executable, "pretrain_jetmoe.py", run_file]
+    ended = subprocess.run(line, cwd=REPO, env=environment_of_a_user, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0 and ended.stderr == ""
 
 
 def test_dry_run_plans_without_training(tmp_path: Path, data: dict) -> None:
