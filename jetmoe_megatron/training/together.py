@@ -55,13 +55,16 @@ def check_ranks_read_the_same(run: Run) -> None:
 def claimed(folder: Path) -> Iterator[None]:
     """Nobody else trains into `folder`, where its file system has locks. The lock goes with the process.
 
+    A folder that was made here and is empty in the end, as the run was refused, goes again.
+
     Raises:
         SharedError: somebody does, or the folder cannot be made.
     """
-    lock = None
+    lock, made = None, []
 
     def claim() -> None:
-        nonlocal lock
+        nonlocal lock, made
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
         deadline = time.monotonic() + _PATIENCE_SECONDS
@@ -81,5 +84,8 @@ def claimed(folder: Path) -> Iterator[None]:
         decided_by_rank_0(claim)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
         if lock is not None:
             os.close(lock)
