@@ -35,6 +35,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jetmoe_megatron.model.attention_on_cpu import causal_attention
 from jetmoe_megatron.model.config import JetMoEConfig
 from jetmoe_megatron.model.dispatch import Dispatch
 from jetmoe_megatron.model.experts.weight import ExpertLinear
@@ -152,12 +153,14 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
 
 
 def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's fused kernels, which never hold S x S scores.
+    """Fused kernels, which never hold S x S scores: torch's, but for causal attention on a CPU.
 
     On a GPU cuDNN's, which torch prefers on Hopper, and the flash kernel let groups of heads share keys and values as
     they are. Flash takes no mask, neither takes fp32; the one that takes both wants keys and values once for each head
     (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
+    if mask is None and not q.is_cuda:
+        return causal_attention(q, k, v)
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
     if q.is_cuda and (mask is not None or q.dtype == torch.float32):
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))

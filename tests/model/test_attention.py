@@ -1,11 +1,17 @@
-"""Attention goes through a fused kernel that never holds S x S scores, and the rotation equals Megatron's."""
+"""Attention equals its formula and never holds S x S scores; the rotation equals Megatron's."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from jetmoe_megatron.model import attention_on_cpu
 from jetmoe_megatron.model.attention import _scaled_dot_product
 from jetmoe_megatron.model.rotary import turn
 
@@ -18,19 +24,73 @@ def plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor 
     return torch.einsum("bhst,tbhc->sbhc", scores.masked_fill(hidden, float("-inf")).softmax(-1), v).flatten(2)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_equals_the_formula_without_holding_scores(masked: bool) -> None:
+def draw(length: int, batch: int, heads: int, kv_heads: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.randn(length, batch, n, 16, dtype=dtype, requires_grad=True) for n in (heads, kv_heads, kv_heads)]
+
+
+def with_gradients(attend: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    a = attend(*inputs, None)
+    a.backward(torch.randn(a.shape, generator=torch.Generator().manual_seed(1)).to(a.dtype))
+    return [a.detach(), *(t.grad for t in inputs if t.grad is not None)]
+
+
+def test_a_document_mask_goes_to_torchs_fused_kernel() -> None:
     length = 64
-    q, k, v = torch.randn(length, 2, 6, 16), torch.randn(length, 2, 3, 16), torch.randn(length, 2, 3, 16)
+    q, k, v = draw(length, batch=2, heads=6, kv_heads=3)
     document = torch.arange(length) // 20
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
-    mask = (later | (document[:, None] != document))[None, None] if masked else None
+    mask = (later | (document[:, None] != document))[None, None]
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         a = _scaled_dot_product(q, k, v, mask)
     called = {event.key for event in profiled.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
     assert not called & {"aten::bmm", "aten::softmax", "aten::repeat_interleave"}
     torch.testing.assert_close(a, plain(q, k, v, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 16, 40, 45])  # blocks of 16: less than one, one, an uneven last one
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 3), (6, 2), (4, 1)])
+@pytest.mark.parametrize("scores", [1, 4000, 2**22])  # heads at work at a time: one, some, all
+def test_causal_attention_on_a_cpu_equals_the_formula(
+    monkeypatch: pytest.MonkeyPatch, length: int, heads: int, kv_heads: int, scores: int
+) -> None:
+    monkeypatch.setattr(attention_on_cpu, "_QUERIES", 16)
+    monkeypatch.setattr(attention_on_cpu, "_SCORES", scores)
+    inputs = draw(length, 2, heads, kv_heads)
+    ours, formula = (with_gradients(f, inputs) for f in (_scaled_dot_product, plain))
+    for own, expected in zip(ours, formula, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bf16_it_is_as_near_to_the_formula_as_torchs_kernel() -> None:
+    def torchs(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: None) -> torch.Tensor:
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+        a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return a.permute(2, 0, 1, 3).flatten(2)
+
+    inputs = draw(300, 2, 4, 2, torch.bfloat16)
+    exact = with_gradients(plain, [t.double() for t in inputs])
+    ours, reference = ([t.double() for t in with_gradients(f, inputs)] for f in (_scaled_dot_product, torchs))
+    for own, its, right in zip(ours, reference, exact, strict=True):
+        assert (own - right).norm() < 1.2 * (its - right).norm()
+
+
+def test_no_more_than_a_few_heads_blocks_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_on_cpu, "_SCORES", 2 * 128 * 2 * 1024)
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            largest = max(largest, *(t.numel() for t in tree_leaves(result) if isinstance(t, torch.Tensor)), 0)
+            return result
+
+    inputs = draw(1024, 1, 8, 4)
+    with Largest():
+        with_gradients(_scaled_dot_product, inputs)
+    assert largest == 2 * 128 * 2 * 1024  # two key-value heads, 128 queries of both of their heads, all keys
 
 
 def test_rotation_equals_megatrons() -> None:

@@ -81,7 +81,7 @@ def test_logits_and_gradients_equal_hugging_face(shape: dict, data: dict, world_
     model.eval()
     logits = model(inputs, positions, None)
     expected = twin.eval()(inputs).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
 
     model(inputs, positions, None, labels=labels).mean().backward()
     torch.nn.functional.cross_entropy(expected.flatten(0, 1), labels.flatten()).backward()
