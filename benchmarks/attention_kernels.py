@@ -9,17 +9,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.contestants import Step
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.model.attention import scaled_dot_product
 from jetmoe_megatron.platform.device import device
 
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
+OURS = "ours"  # what the layer calls
 TRANSFORMER_ENGINE = "Transformer Engine"
 
 
 def kernel_names() -> list[str]:
     if not torch.cuda.is_available():
-        return ["flash"]
+        return [OURS, "flash"]
     has_te = importlib.util.find_spec("transformer_engine") is not None
-    return [*KERNELS, *([TRANSFORMER_ENGINE] if has_te else [])]
+    return [OURS, *KERNELS, *([TRANSFORMER_ENGINE] if has_te else [])]
 
 
 def attention_step(name: str, run: Run) -> Step:
@@ -33,6 +35,8 @@ def attention_step(name: str, run: Run) -> Step:
     heads = model.num_kv_heads * model.top_k
     q, k, v = draw(heads), draw(model.num_kv_heads), draw(model.num_kv_heads)
     g = torch.randn_like(q)
+    if name == OURS:
+        return lambda: scaled_dot_product(q, k, v, None).backward(g.flatten(2))
     if name == TRANSFORMER_ENGINE:
         import transformer_engine.pytorch as te
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.attention_kernels import OURS, attention_step
 from benchmarks.contestants import Step, bare_step, hugging_face_step, our_step, run_of, world_of_one
 from benchmarks.flops import step_flops
 from benchmarks.kernels import breakdown
@@ -47,6 +48,7 @@ CONTESTANTS: dict[str, Callable[[Run], Step]] = {
     "ours": our_step,
     "bare": bare_step,
 }
+ATTENTION_ROUNDS = 9
 WARM_UP = 3  # steps: memory that is kept is asked for in the first
 TINY = {**SHAPE, "num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
 
@@ -65,19 +67,24 @@ def main() -> int:
         "|---|---|---|---|---|---|",
     ]
     part_rows = ["| precision | part of our step | share |", "|---|---|---|"]
+    attention_rows = [
+        "| precision | tokens of a sequence | torch's kernel, ms | ours, ms | ratio |",
+        "|---|---|---|---|---|",
+    ]
     for precision in ("fp32", "bf16"):
-        steps, parts = measure(run_of(shape, precision, length, sequences=4), arguments.rounds)
+        steps, parts, attention = measure(run_of(shape, precision, length, sequences=4), arguments.rounds)
         rows += steps
         part_rows += parts
-    table = "\n".join([*rows, "", *part_rows])
+        attention_rows += attention
+    table = "\n".join([*rows, "", *part_rows, "", *attention_rows])
     print(table)
     if arguments.record:
         RESULT.write_text(record(table, arguments))
     return 0
 
 
-def measure(run: Run, rounds: int) -> tuple[list[str], list[str]]:
-    """A row for each contestant, of the median of the rounds; a row for each part of our step."""
+def measure(run: Run, rounds: int) -> tuple[list[str], list[str], list[str]]:
+    """Rows for each contestant, of the median of the rounds; for each part of our step; for attention alone."""
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     matmul_rates: list[float] = []
     with contextlib.ExitStack() as stack:
@@ -89,6 +96,7 @@ def measure(run: Run, rounds: int) -> tuple[list[str], list[str]]:
                     seconds[name].append(taken)
             matmul_rates.append(workers["ours"].ask("matmul"))
         parts = workers["ours"].ask("breakdown")
+        attention = workers["ours"].ask("attention")
     typical = {name: statistics.median(times) for name, times in seconds.items()}
     rate = statistics.median(matmul_rates)
     flops = step_flops(run.model, run.batch.sequence_length, run.batch.global_tokens).with_attention
@@ -99,7 +107,12 @@ def measure(run: Run, rounds: int) -> tuple[list[str], list[str]]:
     ]
     step_rows.append(f"| {run.precision} | matmul | | | {rate / 1e9:,.0f} | |")
     total = sum(time_ for _, time_ in parts)
-    return step_rows, [f"| {run.precision} | {part} | {time_ / total:.0%} |" for part, time_ in parts]
+    part_rows = [f"| {run.precision} | {part} | {time_ / total:.0%} |" for part, time_ in parts]
+    attention_rows = [
+        f"| {run.precision} | {length} | {1e3 * torchs:.1f} | {1e3 * ours:.1f} | {torchs / ours:.2f} |"
+        for length, torchs, ours in attention
+    ]
+    return step_rows, part_rows, attention_rows
 
 
 class Worker:
@@ -132,6 +145,7 @@ def _serve(pipe: Connection, name: str, run: Run, threads: int) -> None:
         answers = {
             "step": lambda: seconds_of(step),
             "breakdown": lambda: breakdown(step),
+            "attention": lambda: attention_times(run),
             "matmul": lambda: rate_of(run),
         }
         while True:
@@ -151,6 +165,19 @@ def rate_of(run: Run) -> float:
     return times * 2 * size**3 / seconds_of(lambda: [a @ a for _ in range(times)])
 
 
+def attention_times(run: Run) -> list[tuple[int, float, float]]:
+    """(tokens of a sequence, seconds of torch's kernel, seconds of ours): a step's tokens in few or many sequences."""
+    result = []
+    for length in (run.batch.sequence_length // 4, run.batch.sequence_length, run.batch.sequence_length * 4):
+        other = run_of(run.model.model_dump(), run.precision, length, run.batch.global_tokens // length)
+        seconds: dict[str, list[float]] = {"flash": [], OURS: []}
+        for _ in range(ATTENTION_ROUNDS):
+            for name, times in seconds.items():
+                times.append(seconds_of(attention_step(name, other)))
+        result.append((length, *(statistics.median(times) for times in seconds.values())))
+    return result
+
+
 def record(table: str, arguments: argparse.Namespace) -> str:
     command = f"python benchmarks/cpu_step.py --threads {arguments.threads} --rounds {arguments.rounds}"
     shape = ", ".join(f"{key} {value}" for key, value in SHAPE.items())
@@ -162,7 +189,8 @@ def record(table: str, arguments: argparse.Namespace) -> str:
         "`ours` is all that the training loop does in a step. `bare` is our model with torch's AdamW on its weights:\n"
         "no schedule, no gradient buffers, in bf16 no fp32 copies of weights and gradients. `tuned`: with the memory\n"
         "and the matmul library that training chooses for its process. `matmul` is a plain one of 2048 x 2048 x 2048\n"
-        "by that library. The parts of our step are by torch's profiler, which slows what is short.\n\n" + table + "\n"
+        "by that library. The parts of our step are by torch's profiler, which slows what is short.\n"
+        "Attention alone is that of one layer, forward and backward, over the same tokens.\n\n" + table + "\n"
     )
 
 

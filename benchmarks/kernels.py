@@ -13,9 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 
 # The first that matches a kernel's (on the CPU an operator's) name counts it.
 GROUPS = {
-    "attention": r"flash|fmha|sdpa|attention|softmax_fwd",
+    "attention": r"flash|fmha|sdpa|attention|softmax_fwd|aten::(bmm|_softmax)",  # the last are those of ours on a CPU
     "grouped matmul": r"grouped|gmm|GroupProblemShape",
-    "matmul": r"gemm|nvjet|cutlass|cublas|aten::(mm|bmm|addmm)|splitK",
+    "matmul": r"gemm|nvjet|cutlass|cublas|aten::(mm|addmm)|splitK",
     "gather and scatter": r"index|gather|scatter|_padded_copy|permute|sort|radix|searchsorted|scan",
     "optimizer and gradient norm": r"adam|multi_tensor|l2norm|lpnorm|foreach",
     "norm": r"rms_?norm|layer_?norm",

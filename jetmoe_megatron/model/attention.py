@@ -145,14 +145,14 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
     A sequence that is split over context-parallel ranks goes round by Transformer Engine's ring, causal.
     """
     if config.context_parallel_size == 1:
-        return _scaled_dot_product
+        return scaled_dot_product
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
     ring = TEDotProductAttention(config, layer_number, AttnMaskType.causal, "self", pg_collection=groups)
     return lambda q, k, v, _: ring(q, k, v, None, AttnMaskType.causal)
 
 
-def _scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Fused kernels, which never hold S x S scores: torch's, but for causal attention on a CPU.
 
     On a GPU cuDNN's, which torch prefers on Hopper, and the flash kernel let groups of heads share keys and values as

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jetmoe_megatron.config.schema import Run
 
-_SUMMED_AT_ONCE = 2**14
+_SUMMED_AT_ONCE = 512
 
 
 def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
@@ -110,8 +110,14 @@ def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_ten
 
     On a CPU torch adds up squares one after another, in fp32: ten million of them are wrong in the fourth digit.
     """
-    parts = [part for t in tensors[0] for part in ([t] if t.is_cuda else t.flatten().split(_SUMMED_AT_ONCE))]
+    parts = [part for t in tensors[0] for part in ([t] if t.is_cuda else _in_parts(t.flatten()))]
     return torch.nn.utils.get_total_norm(parts).unsqueeze(0), None
+
+
+def _in_parts(x: Tensor) -> list[Tensor]:
+    """Few numbers whose norm is that of the vector `x`: the norms of equal parts of it, and what is left over."""
+    whole = len(x) - len(x) % _SUMMED_AT_ONCE
+    return [torch.linalg.vector_norm(x[:whole].view(-1, _SUMMED_AT_ONCE), dim=1), x[whole:]]
 
 
 def _scale(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], scale: float) -> None:

@@ -30,6 +30,8 @@ def test_flops_of_jetmoe_8b() -> None:
     [
         ("pytorch_flash::flash_fwd_kernel<...>", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16", "attention"),
+        ("aten::bmm", "attention"),
+        ("aten::mm", "matmul"),
         ("nvjet_sm90_tst_256x128_64x4_2x1_v_bz_TNT", "matmul"),
         ("void cutlass::device_kernel<...GroupProblemShape<...>>", "grouped matmul"),
         ("_padded_copy", "gather and scatter"),
@@ -85,5 +87,5 @@ def test_cpu_step() -> None:
     result = command(sys.executable, "benchmarks/cpu_step.py", "--tiny", "--rounds", "1", timeout=120)
     assert result.returncode == 0, result.stderr
     for precision in ("fp32", "bf16"):
-        for name in ("transformers", "ours", "bare", "matmul"):
+        for name in ("transformers", "ours", "bare", "matmul", 8, 32, 128):
             assert f"| {precision} | {name} | " in result.stdout

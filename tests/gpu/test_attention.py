@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from jetmoe_megatron.model.attention import _scaled_dot_product
+from jetmoe_megatron.model.attention import scaled_dot_product
 from tests.model.test_attention import plain
 
 MIB = 2**20
@@ -25,7 +25,7 @@ def test_fused_kernel(masked: bool, dtype: torch.dtype) -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        a = _scaled_dot_product(q, k, v, mask)
+        a = scaled_dot_product(q, k, v, mask)
         a.backward(torch.randn_like(a))
         torch.cuda.synchronize()
     kernels = " ".join(event.key for event in profiled.key_averages()).lower()
@@ -44,7 +44,7 @@ def test_values_and_gradients(masked: bool, dtype: torch.dtype, tolerance: float
     mask = (later | (document[:, None] != document))[None, None] if masked else None
     on_gpu = [torch.randn(length, 2, n, 128, dtype=dtype, device="cuda").requires_grad_() for n in (8, 4, 4)]
     on_cpu = [t.detach().cpu().float().requires_grad_() for t in on_gpu]
-    a = _scaled_dot_product(*on_gpu, None if mask is None else mask.cuda())
+    a = scaled_dot_product(*on_gpu, None if mask is None else mask.cuda())
     expected = plain(*on_cpu, mask)
     g = torch.randn_like(a)
     a.backward(g)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from jetmoe_megatron.model import attention_on_cpu
-from jetmoe_megatron.model.attention import _scaled_dot_product
+from jetmoe_megatron.model.attention import scaled_dot_product
 from jetmoe_megatron.model.rotary import turn
 
 
@@ -42,7 +42,7 @@ def test_a_document_mask_goes_to_torchs_fused_kernel() -> None:
     later = torch.ones(length, length, dtype=torch.bool).triu(1)
     mask = (later | (document[:, None] != document))[None, None]
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        a = _scaled_dot_product(q, k, v, mask)
+        a = scaled_dot_product(q, k, v, mask)
     called = {event.key for event in profiled.key_averages()}
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called
     assert not called & {"aten::bmm", "aten::softmax", "aten::repeat_interleave"}
@@ -58,7 +58,7 @@ def test_causal_attention_on_a_cpu_equals_the_formula(
     monkeypatch.setattr(attention_on_cpu, "_QUERIES", 16)
     monkeypatch.setattr(attention_on_cpu, "_SCORES", scores)
     inputs = draw(length, 2, heads, kv_heads)
-    ours, formula = (with_gradients(f, inputs) for f in (_scaled_dot_product, plain))
+    ours, formula = (with_gradients(f, inputs) for f in (scaled_dot_product, plain))
     for own, expected in zip(ours, formula, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-5, atol=1e-5)
 
@@ -71,7 +71,7 @@ def test_in_bf16_it_is_as_near_to_the_formula_as_torchs_kernel() -> None:
 
     inputs = draw(300, 2, 4, 2, torch.bfloat16)
     exact = with_gradients(plain, [t.double() for t in inputs])
-    ours, reference = ([t.double() for t in with_gradients(f, inputs)] for f in (_scaled_dot_product, torchs))
+    ours, reference = ([t.double() for t in with_gradients(f, inputs)] for f in (scaled_dot_product, torchs))
     for own, its, right in zip(ours, reference, exact, strict=True):
         assert (own - right).norm() < 1.2 * (its - right).norm()
 
@@ -89,7 +89,7 @@ def test_no_more_than_a_few_heads_blocks_are_held(monkeypatch: pytest.MonkeyPatc
 
     inputs = draw(1024, 1, 8, 4)
     with Largest():
-        with_gradients(_scaled_dot_product, inputs)
+        with_gradients(scaled_dot_product, inputs)
     assert largest == 2 * 128 * 2 * 1024  # two key-value heads, 128 queries of both of their heads, all keys
 
 
