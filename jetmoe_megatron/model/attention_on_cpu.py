@@ -1,4 +1,4 @@
-"""Causal attention on a CPU: matmuls over blocks of queries, faster than torch's own kernel for CPUs.
+"""Causal attention on a CPU: matmuls over blocks of queries (docs/performance.md holds it against torch's own kernel).
 
 A block sees all of its keys at once, so that nothing is carried from block to block. Scores are in fp32, and made again
 for the gradients (Dao et al., arXiv 2205.14135, algorithm 4, with blocks of queries alone).
