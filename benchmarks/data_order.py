@@ -10,22 +10,23 @@ from __future__ import annotations
 
 import sys
 
-sys.path.pop(0)  # this folder, whose tokenize.py would stand for the module of the standard library
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
 
 import argparse
 import os
-import platform
 import resource
 import shutil
 import struct
 import subprocess
 import tempfile
 import time
-from datetime import date
-from pathlib import Path
 
 import numpy as np
 import yaml
+
+from benchmarks.provenance import provenance
 
 ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "data_order.md"
@@ -117,7 +118,6 @@ def run_child(folder: Path, what: str) -> None:
 
 def write(documents: int, lines: list[dict[str, float]], size: int, arguments: argparse.Namespace) -> None:
     build, start = lines
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=ROOT)
     samples = int(start["samples"])
 
     def cost(key: str) -> str:
@@ -125,8 +125,8 @@ def write(documents: int, lines: list[dict[str, float]], size: int, arguments: a
 
     text = f"""# The order of 1.25T tokens
 
-`python benchmarks/data_order.py --tokens-per-document {arguments.tokens_per_document}`, commit {commit.stdout.strip()},
-{date.today()}, {os.cpu_count()} cores ({platform.machine()}), numpy {np.__version__}; tokens are holes in sparse files.
+`python benchmarks/data_order.py --tokens-per-document {arguments.tokens_per_document}`, {provenance()},
+numpy {np.__version__}; tokens are holes in sparse files.
 
 | | |
 |---|---|

@@ -25,14 +25,22 @@ PACKAGES = (
 
 def provenance() -> str:
     """Commit, date, machine and torch, for a results file. $COMMIT names it where there are the files alone."""
-    commit = ["git", "describe", "--always", "--dirty"]
-    commit_name = os.environ.get("COMMIT")
-    if not commit_name and (REPO / ".git").exists():
-        commit_name = subprocess.run(commit, cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
     return (
-        f"commit {commit_name or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"Python {platform.python_version()}, torch {torch.__version__}"
+        f"commit {os.environ.get('COMMIT') or _commit() or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores "
+        f"({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}"
     )
+
+
+def _commit() -> str:
+    """`-dirty` if a file of it is changed, the results of benchmarks apart: one may be recorded after the other."""
+    if not (REPO / ".git").exists():
+        return ""
+    changed = _git("status", "--porcelain", "--untracked-files=no", ":/", ":!benchmarks/results")
+    return _git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=REPO, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
 def versions() -> str:
