@@ -9,7 +9,6 @@ builds all indices as `jetmoe data prepare` does, and opens them again in a new 
 from __future__ import annotations
 
 import sys
-
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
