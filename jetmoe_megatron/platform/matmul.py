@@ -1,4 +1,4 @@
-"""Which library multiplies fp32 matrices on a CPU."""
+"""Which library multiplies matrices on a CPU, and whether it can in bf16."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def choose_matmul() -> None:
 def by_onednn(dtype: torch.dtype) -> bool:
     """Whether matmuls of `dtype` on the CPU are oneDNN's, which compiles a kernel for each shape."""
     return dtype == torch.bfloat16 or torch.get_float32_matmul_precision() == "medium"
+
+
+def bf16_is_slow() -> bool:
+    """Whether this CPU has no kernel for bf16 matmuls: plain loops take a hundred times as long as fp32 ones."""
+    return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _mkl_is_slow() -> bool:

@@ -13,6 +13,8 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.checks import check_data
 from jetmoe_megatron.data.plan import plan, warnings
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.platform.device import has_gpu
+from jetmoe_megatron.platform.matmul import bf16_is_slow
 from jetmoe_megatron.training.start import find_start
 
 
@@ -36,6 +38,12 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     if rank == 0:
         for line in warnings(run, plan(run, folder.data_cache)):
             print(line, flush=True)
+        if run.precision == "bf16" and not has_gpu() and bf16_is_slow():
+            print(
+                "warning: precision: this CPU has no kernel for bf16 matmuls, which will take many times as long as "
+                "fp32 ones: set it to fp32",
+                flush=True,
+            )
 
 
 def _check_writers(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""oneDNN multiplies fp32 matrices where MKL is slow, and never rounds them."""
+"""oneDNN multiplies fp32 matrices where MKL is slow, and never rounds them; bf16 matmuls by plain loops are told."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from jetmoe_megatron.platform import matmul
-from jetmoe_megatron.platform.matmul import by_onednn, choose_matmul
+from jetmoe_megatron.platform.matmul import bf16_is_slow, by_onednn, choose_matmul
+from tests.support import pretrain, small_run, write_run
 
 
 @pytest.fixture
@@ -65,3 +66,16 @@ def test_not_chosen_elsewhere(machine: pytest.MonkeyPatch, tmp_path: Path, harm:
         (tmp_path / "cpuinfo").unlink()
     choose_matmul()
     assert not by_onednn(torch.float32)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_cpu_without_bf16_matmuls_is_told(
+    precision: str, tmp_path: Path, data: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path, small_run(tmp_path, data, precision=precision))
+    for limit, slow in (("DEFAULT", bf16_is_slow()), ("AVX2", True)):  # as if the CPU had no AVX-512
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        result = pretrain(1, run, "--dry-run")
+        assert result.returncode == 0, result.stderr
+        warns = "warning: precision: this CPU has no kernel for bf16 matmuls" in result.stdout
+        assert warns == (slow and precision == "bf16")
