@@ -324,6 +324,8 @@ def open_index(prefix: str | Path) -> Index:
     Raises:
         InputError: a file is missing, the header is not Megatron's, or the index is cut short or too long.
     """
+    if "://" in str(prefix):
+        raise InputError(f"{prefix}: only training reads from object storage; copy the dataset to a disk first")
     path, data = idx_path(prefix), bin_path(prefix)
     for needed in (path, data):
         with reading(needed):

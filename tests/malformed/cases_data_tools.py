@@ -234,6 +234,7 @@ SETS = [
         lambda w: _inspect(w.put("tokenizer"), "--document", "99999", "--tokenizer", w / "tokenizer"),
         "no document 99999",
     ),
+    _sets("inspect, object storage", lambda w: ["inspect", "s3://bucket/set"], "s3://bucket/set: only training reads"),
     _sets("inspect, no tokenizer", lambda w: _inspect(w, "--document", "0"), "pass --tokenizer DIR"),
     _sets(
         "inspect, --check of a cut index",
