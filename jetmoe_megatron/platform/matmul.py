@@ -28,7 +28,7 @@ def by_onednn(dtype: torch.dtype) -> bool:
 
 
 def bf16_is_slow() -> bool:
-    """Whether this CPU has no kernel for bf16 matmuls: plain loops take a hundred times as long as fp32 ones."""
+    """Whether this CPU has no kernel for bf16 matmuls: plain loops take many times as long as fp32 ones."""
     return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
