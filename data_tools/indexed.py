@@ -260,6 +260,14 @@ class Index:
                 yield start + first, start + last
                 first = last
 
+    def problem_at_end(self) -> str | None:
+        """Whether the .bin ends with the last sequence, which can be seen without reading the index."""
+        if not len(self.sequence_lengths):
+            return None
+        end = int(self.sequence_offsets[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
+        problem = _wrong_size(bin_path(self.prefix), end)
+        return f"{problem}, where the last sequence of its index ends" if problem else None
+
     def problems(self) -> Iterator[str]:
         """Compare the index with itself and with the size of the .bin: one line for each kind of damage."""
         path, data = idx_path(self.prefix), bin_path(self.prefix)

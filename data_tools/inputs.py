@@ -10,6 +10,7 @@ from data_tools.errors import InputError
 
 Kind = Literal["records", "parquet", "text"]
 
+SKIPPED = ".skipped.txt"  # the end of the name of a list of broken lines, which a folder may hold beside texts
 _PACKED = (".gz", ".zst")
 _KINDS: dict[str, Kind] = {".jsonl": "records", ".parquet": "parquet", ".txt": "text"}
 
@@ -54,7 +55,7 @@ def _files_under(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise InputError(f"{path}: not a file on a disk; a run that was interrupted must be able to read it again")
-    found = sorted(p for p in _below(path) if _kind_by_name(p) and not p.is_dir())
+    found = sorted(p for p in _below(path) if _kind_by_name(p) and not (p.name.endswith(SKIPPED) or p.is_dir()))
     if lost := next((p for p in found if not p.exists()), None):
         raise InputError(f"{lost}: a link to a file that is not there")
     found = [p for p in found if p.is_file()]

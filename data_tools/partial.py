@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from data_tools.encoding import Part
 from data_tools.engines import EngineName
 from data_tools.errors import InputError, writing
 from data_tools.indexed import bin_path, idx_path, write_index
+from data_tools.inputs import SKIPPED
 from data_tools.reading import locate
 
 _OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|settings|state)\.tmp|parts-.*")
@@ -25,7 +27,7 @@ _OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|se
 
 def skipped_path(prefix: str | Path) -> Path:
     """The list of broken lines that were left out of a dataset; there is none if there were none."""
-    return Path(f"{prefix}.skipped.txt")
+    return Path(f"{prefix}{SKIPPED}")
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,8 @@ class Partial:
 
     def _close(self) -> None:
         for file in self._files:
-            file.close()
+            with suppress(OSError):  # a full disk, which has been reported before; what counts has been synced
+                file.close()
         self._files = []
 
 

@@ -11,7 +11,7 @@ import zstandard
 from data_tools.errors import InputError
 from data_tools.inputs import kind_of
 from data_tools.parsing import Problem, decode, parse
-from data_tools.shards import GZIP, ZSTD, Shard
+from data_tools.shards import Shard, compression
 
 # About the size of a batch, and so of what a worker holds, unless one document is longer.
 _BATCH_BYTES = 1 << 20
@@ -175,10 +175,8 @@ class _BrokenStream(ValueError):
 def _chunks(raw: IO[bytes], shard: Shard) -> Iterator[bytes]:
     """The content of a file, or the lines that begin in a part of it."""
     head = raw.peek(4)[:4] if hasattr(raw, "peek") else b""
-    if head.startswith(GZIP):
-        yield from _unpacked(raw, "gzip")
-    elif head == ZSTD:
-        yield from _unpacked(raw, "zstd")
+    if method := compression(head):
+        yield from _unpacked(raw, method)
     else:
         yield from _part(raw, shard)
 

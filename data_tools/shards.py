@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data_tools.errors import reading
 from data_tools.inputs import kind_of
 
-# The first bytes of compressed files.
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-# Of text, about: what is lost at most when a worker is stopped, and what one worker may do while others have ended.
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: how pzstd's files begin (RFC 8878, section 3.1.2)
+# Of text, about: what is lost at most when a worker is stopped, and what one worker may do while others have ended. A
+# compressed file is one piece however large.
 SHARD_BYTES = 1 << 24
 
 
@@ -42,9 +44,18 @@ def cut(files: Iterable[Path]) -> Iterator[Shard]:
                 yield Shard(path, start, min(start + SHARD_BYTES, size))
 
 
+def compression(head: bytes) -> Literal["gzip", "zstd"] | None:
+    """How a file with these first 4 bytes is compressed."""
+    if head.startswith(_GZIP):
+        return "gzip"
+    if head == _ZSTD or (head[1:] == _ZSTD_SKIPPABLE and head[0] >> 4 == 5):
+        return "zstd"
+    return None
+
+
 def _is_packed(path: Path) -> bool:
     with reading(path), open(path, "rb") as stream:
-        return stream.read(4).startswith((GZIP, ZSTD))
+        return compression(stream.read(4)) is not None
 
 
 def _cut_parquet(path: Path) -> Iterator[Shard]:

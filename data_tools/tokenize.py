@@ -104,6 +104,10 @@ def tokenize(
     return state
 
 
+class _Broken(InputError):
+    """What the run is to stop at."""
+
+
 def _append_shards(
     partial: Partial,
     state: State,
@@ -124,7 +128,7 @@ def _append_shards(
             for part in parts:
                 after, problems = partial.append(state, part, folder)
                 if problems and encoder.stop_at_problem:
-                    raise InputError(f"{problems[0]}; mend it, or leave such lines out with --on-error skip")
+                    raise _Broken(problems[0])
                 for problem in problems[: max(0, _REPORTED - state.skipped)]:
                     report(f"skipped: {problem}")
                 for note in part.notes[: max(0, _REPORTED - notes)]:
@@ -136,10 +140,15 @@ def _append_shards(
                 if now - committed >= _COMMIT_SECONDS:
                     partial.commit(state)
                     committed = time.perf_counter()
-    except (KeyboardInterrupt, InputError):
+    except (KeyboardInterrupt, InputError) as error:
+        broken = isinstance(error, _Broken)
         if state.shards:
             partial.commit(state)
-            report(f"note: {partial.folder} keeps {state.documents} documents; the same command goes on from there")
+            command = "the same command" + (" with --on-error skip" if broken else "")
+            report(f"note: {partial.folder} keeps {state.documents} documents; {command} goes on from there")
+        if broken:
+            mend = "mend the file and start afresh with --overwrite" if state.shards else "mend it"
+            raise InputError(f"{error}; {mend}, or leave such lines out with --on-error skip") from None
         raise
     if notes > _REPORTED:
         report(f"note: {notes - _REPORTED} more such notes")

@@ -15,6 +15,7 @@ from data_tools.reading import locate, read_texts
 from data_tools.shards import cut
 
 _UNKNOWN, _BEGIN = "<unk>", "<s>"
+_LARGEST = 2**24  # ids: the trainer asks for memory for all of them at once
 
 
 def train_bpe(
@@ -41,6 +42,8 @@ def train_bpe(
     smallest = len(set(special)) + len(alphabet)
     if vocab_size < smallest:
         raise InputError(f"vocab_size is {vocab_size}; it must be at least {smallest}: each byte and special token")
+    if vocab_size > _LARGEST:
+        raise InputError(f"vocab_size is {vocab_size}; it must be at most {_LARGEST}, which is far beyond any in use")
     folder = Path(out_dir)
     if folder.exists() and not overwrite:
         raise InputError(f"{folder} exists; choose another output or pass --overwrite")

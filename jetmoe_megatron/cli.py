@@ -19,7 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
     _add_report(commands)
-    arguments = parser.parse_args(argv)
+    arguments, more = parser.parse_known_args(argv)
+    if more and not (hasattr(arguments, "overrides") and all("=" in a and a[0] != "-" for a in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:  # argparse takes those before an option alone
+        arguments.overrides += more
     try:
         return arguments.run(arguments)
     except (UserError, InputError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 from jetmoe_megatron.config.describe import count_parameters
@@ -54,6 +55,7 @@ def _check_mixtures(run: Run) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"phases: two phases have the same name ({', '.join(names)})")
     path_of: dict[str, str] = {}
+    name_of: dict[str, str] = {}
     for phase in run.phases:
         if not any(dataset.weight > 0 for dataset in phase.data):
             raise UserError(f"phase {phase.name!r}: data: every weight is 0")
@@ -65,6 +67,11 @@ def _check_mixtures(run: Run) -> None:
                 raise UserError(f"phase {phase.name!r}: data: the weight of {dataset.name!r} is {dataset.weight}")
             if path_of.setdefault(dataset.name, dataset.path) != dataset.path:
                 raise UserError(f"phase {phase.name!r}: data: {dataset.name!r} has another path in an earlier phase")
+            if (name := name_of.setdefault(os.path.realpath(dataset.path), dataset.name)) != dataset.name:
+                raise UserError(
+                    f"phase {phase.name!r}: data: {dataset.name!r} has the path of {name!r}, whose sequences it would "
+                    "read again: give both the same name"
+                )
         if not math.isfinite(sum(dataset.weight for dataset in phase.data)):
             raise UserError(f"phase {phase.name!r}: data: the sum of the weights is not finite")
     held_out = [dataset.name for dataset in run.evaluation.data]

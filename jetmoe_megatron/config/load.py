@@ -17,9 +17,11 @@ from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text), and each key once.
+    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text, `1:30` as 90), and each key once.
 
     No aliases within what has an anchor: a few lines of these stand for gigabytes, or for themselves.
     """
@@ -39,6 +41,11 @@ class _Loader(yaml.SafeLoader):
         self._anchors -= anchored
         return node
 
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        """With underscores, which YAML 1.2 has dropped."""
+        text = self.construct_scalar(node).replace("_", "")
+        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
@@ -49,11 +56,15 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    _INT, re.compile(r"^[-+]?[0-9][0-9_]*$|^0o[0-7]+$|^0x[0-9a-fA-F]+$"), list("-+0123456789")
+)
+_Loader.add_constructor(_INT, _Loader.construct_integer)
+_Loader.add_implicit_resolver(
+    _FLOAT,
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
     list("-+0123456789."),
 )
@@ -137,13 +148,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for i, key in enumerate(parents):
         if isinstance(node, dict):
             node = node.setdefault(key, {})
-        elif isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
             node = node[int(key)]
         else:
             raise UserError(f"override {override!r}: there is no {'.'.join(parents[: i + 1])!r} to set")
     if isinstance(node, dict):
         node[last] = value
-    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    elif isinstance(node, list) and last.isdecimal() and int(last) < len(node):
         node[int(last)] = value
     else:
         raise UserError(f"override {override!r}: {'.'.join(parents)!r} has no key {last!r}")

@@ -46,6 +46,7 @@ class StepBatches:
             dataset,
             batch_sampler=_Sampler(steps, micro_batches, micro_sequences, data_ranks, data_rank),
             num_workers=2 if on_gpu else 0,  # a GPU must not wait for the disk; a CPU has no core to spare
+            multiprocessing_context="fork" if on_gpu else None,  # others, of newer Pythons, copy all indices
             pin_memory=on_gpu,
         )
 
@@ -76,7 +77,7 @@ class HeldOutSamples(Dataset):
     def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: IndexCache) -> None:
         """Builds what the cache does not hold. All ranks call it."""
         self.sequences = Sequences(held_out.path, run, cache)
-        build_epochs(run, {self.sequences: range(1)})
+        build_epochs({self.sequences: range(1)}, run.data.build_limit_tokens)
         self.real = min(self.sequences.per_epoch, run.evaluation.sequences)
         # Interleaved pipeline stages want whole rounds of micro-batches.
         rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1

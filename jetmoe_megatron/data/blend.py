@@ -29,6 +29,10 @@ class Ledger:
     def dump(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def rolled_back(self) -> bool:
+        return bool(self.past) and "kept" in self.past[-1]
+
     def back_to(self, kept: Position) -> Ledger:
         """Go on at sample `kept.sample` with what has not been read yet. What was read after `kept` is thrown away;
 

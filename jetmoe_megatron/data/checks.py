@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.errors import InputError
 from data_tools.indexed import open_index, read_index
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
@@ -38,6 +39,8 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
         index = open_index(path)
         if thorough or (look_inside and len(index.sequence_lengths) <= _SCAN_SEQUENCES):
             read_index(path)
+        elif problem := index.problem_at_end():
+            raise InputError(f"{problem}; the file is damaged, write it again")
         check_length(index.tokens, run.batch.sequence_length, where)
         if look_inside:
             tokens = index.map_tokens()

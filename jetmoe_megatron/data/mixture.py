@@ -35,7 +35,8 @@ class Position:
 
 
 class Order:
-    """Which data set each sample of a phase comes from: Megatron's blend, never a whole sample off the weights."""
+    """Which data set each sample of a phase comes from: Megatron's blend, of which each sample comes from the
+    data set that is furthest behind its weight."""
 
     def __init__(self, weights: dict[str, float], size: int, cache: IndexCache) -> None:
         self.names, self.size, self.cache = list(weights), size, cache
@@ -92,11 +93,17 @@ class _Stretch:
 class RunSamples(torch.utils.data.Dataset):
     """Sample n is the n-th sequence that the run trains on. Samples before `began` belong to an earlier blend."""
 
-    def __init__(self, run: Run, cache: IndexCache, began: Position = Position()) -> None:  # noqa: B008 (it is frozen)
+    def __init__(
+        self,
+        run: Run,
+        cache: IndexCache,
+        began: Position = Position(),  # noqa: B008 (it is frozen)
+        limit: float | None = None,
+    ) -> None:
         """Rank 0 builds what the cache does not hold. All ranks call it.
 
         Raises:
-            UserError: on all ranks, if that is more than `data.build_limit_tokens`.
+            UserError: on all ranks, if that is more than `limit` tokens, by default `data.build_limit_tokens`.
         """
         self.run, self.began = run, began
         self.sequences = {name: Sequences(path, run, cache) for name, path in _paths(run.phases).items()}
@@ -107,10 +114,10 @@ class RunSamples(torch.utils.data.Dataset):
             dataset: dataset.epochs(began.sequences.get(name, 0), self.end.sequences[name])
             for name, dataset in self.sequences.items()
         }
-        build_epochs(run, needed)
+        build_epochs(needed, run.data.build_limit_tokens if limit is None else limit)
 
     def __len__(self) -> int:
-        return self.stretches[-1].first + self.stretches[-1].order.size
+        return self.stretches[-1].first + self.stretches[-1].order.size if self.stretches else self.began.sample
 
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor]:
         stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
@@ -159,15 +166,16 @@ def orders(run: Run, cache: IndexCache, began: int = 0) -> Iterator[tuple[int, O
     for phase, start, end in zip(run.phases, [0, *ends], ends, strict=False):
         first = max(start, began)
         if first < end:
-            weights = {d.name: d.weight for d in phase.data if d.weight > 0}
+            # In the order of their names, as the fingerprint has them: that of a file decides nothing.
+            weights = {d.name: d.weight for d in sorted(phase.data, key=lambda d: d.name) if d.weight > 0}
             yield first, Order(weights, end - first, cache)
 
 
-def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
+def build_epochs(needed: dict[Sequences, range], limit: float) -> None:
     """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it, and open the first.
 
     Raises:
-        UserError: on all ranks, if more than `data.build_limit_tokens` would have to be gone through, or what the cache
+        UserError: on all ranks, if more than `limit` tokens would have to be gone through, or what the cache
             holds is damaged.
     """
     builds: list[Callable[[], None]] = []
@@ -176,10 +184,10 @@ def build_epochs(run: Run, needed: dict[Sequences, range]) -> None:
         for epoch in dataset.missing(epochs):
             builds.append(partial(dataset.build, epoch))
             tokens += dataset.tokens
-            if tokens > run.data.build_limit_tokens:  # a slip in a phase's tokens can make it billions of epochs
+            if tokens > limit:  # a slip in a phase's tokens can make it billions of epochs
                 raise UserError(
                     f"data.build_limit_tokens: the indices of {tokens:,} tokens or more are missing in the cache, and "
-                    f"training builds no more than {run.data.build_limit_tokens:,} itself: run `jetmoe data prepare "
+                    f"training builds no more than {limit:,} itself: run `jetmoe data prepare "
                     "RUN.yaml` first"
                 )
     on_rank_0(builds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.index_cache import IndexCache
@@ -16,7 +16,5 @@ def prepare(run: Run, cache: IndexCache, began: Position) -> None:
     Raises:
         UserError, data_tools.errors.InputError: a data set or the cache cannot be used.
     """
-    unlimited = run.data.model_copy(update={"build_limit_tokens": sys.maxsize})
-    run = run.model_copy(update={"data": unlimited})
-    RunSamples(run, cache, began)
-    build_epochs(run, {Sequences(d.path, run, cache): range(1) for d in run.evaluation.data})
+    RunSamples(run, cache, began, limit=math.inf)
+    build_epochs({Sequences(d.path, run, cache): range(1) for d in run.evaluation.data}, limit=math.inf)

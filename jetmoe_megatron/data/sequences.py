@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from megatron.core.datasets import helpers
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from jetmoe_megatron.config.schema import Run
@@ -23,6 +25,7 @@ from jetmoe_megatron.data.checks import check_length
 from jetmoe_megatron.data.documents import document_of_tokens, end_of_document
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.storage import content_key, count_tokens, open_dataset
+from jetmoe_megatron.errors import UserError
 
 _OPEN_EPOCHS = 2  # the one that is read and, around its end, the next
 
@@ -106,22 +109,41 @@ class Sequences(torch.utils.data.Dataset):
             eod_mask_loss=data.mask_loss,
             create_attention_mask=False,
         )
-        documents: np.ndarray = np.arange(len(self.indexed), dtype=np.int32)
         shapes = {
-            "document_index": (len(documents),),
+            "document_index": (len(self.indexed),),
             "sample_index": (self.per_epoch + 1, 2),
             "shuffle_index": (self.per_epoch,),
         }
-        arrays = tuple(self.cache.read(self._key(epoch), name, *shape) for name, shape in shapes.items())
-        return _CachedDataset(arrays, self.indexed, self.path, documents, None, Split.train, config)
+        key = self._key(epoch)
+        arrays = tuple(self.cache.read(key, name, *shape) for name, shape in shapes.items())
+        return _CachedDataset(arrays, self.cache.root / key, self.indexed, self.path, config)
 
 
 class _CachedDataset(GPTDataset):
     """Megatron's dataset over indices that are there already."""
 
-    def __init__(self, arrays: tuple[np.ndarray, ...], *arguments: Any) -> None:
-        self._arrays = arrays
-        super().__init__(*arguments)
+    def __init__(
+        self, arrays: tuple[np.ndarray, ...], folder: Path, indexed: IndexedDataset, path: str, config: GPTDatasetConfig
+    ) -> None:
+        self._arrays, self._folder = arrays, folder
+        all_documents: np.ndarray = np.empty(0, np.int32)  # written out they would be 4 bytes each; nothing reads them
+        super().__init__(indexed, path, all_documents, None, Split.train, config)
 
     def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, ...]:
         return self._arrays
+
+    def _query_document_sample_shuffle_indices(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """Raises UserError if the sequence is not as long as it was when its place was worked out."""
+        try:
+            text, documents = super()._query_document_sample_shuffle_indices(idx)
+        except ValueError as error:  # a place outside of the file
+            raise self._changed() from error
+        if len(text) != self.config.sequence_length + 1:
+            raise self._changed()
+        return text, documents
+
+    def _changed(self) -> UserError:
+        return UserError(
+            f"{self.dataset_path}: is not the file that its order was built for: bring that one back, or delete "
+            f"{self._folder} to read the new one"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -54,7 +55,9 @@ class Parts:
         if start.checkpoint:
             load = load_weights if start.weights_only else load_checkpoint
             load(start.checkpoint, model, optimizer)
-        samples = RunSamples(run, cache, start.ledger.began)
+        # A rollback moves the end on, maybe into an epoch that nobody has prepared: not a reason to stop.
+        limit = math.inf if start.ledger.rolled_back else run.data.build_limit_tokens
+        samples = RunSamples(run, cache, start.ledger.began, limit)
         held_out = HeldOutLoss(run, layout, cache)
         save_points = SavePoints(run, layout)
         exports = Exports(run.checkpoint.export_every_tokens if rank == 0 else 0, folder.exports)

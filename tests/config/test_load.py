@@ -61,6 +61,13 @@ def test_numbers_as_people_write_them(tmp_path: Path) -> None:
     assert load_run(path, ["logging.wandb=on"]).logging.wandb == "online"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("0123", 123), ("1_000", 1000), ("0x10", 16), ("0o17", 15), ("+7", 7), ("1e3", 1000)]
+)
+def test_whole_numbers_of_yaml_1_2(tmp_path: Path, text: str, value: int) -> None:
+    assert load_run(write_run(tmp_path, small_run(tmp_path, DATA)), [f"seed={text}"]).seed == value
+
+
 def test_override_can_name_other_files(tmp_path: Path) -> None:
     path = write_run(tmp_path, small_run(tmp_path, DATA))
     model = small_run(tmp_path, DATA)["model"] | {"num_layers": 7}
@@ -134,6 +141,14 @@ def test_all_weights_zero(tmp_path: Path) -> None:
         load_run(write_run(tmp_path, tree))
 
 
+def test_a_path_under_two_names(tmp_path: Path) -> None:
+    """Each name would be read from its own beginning. A link is the same file."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    same = {"code": str(tmp_path / "a"), "prose": str(tmp_path / "link/a")}
+    with pytest.raises(UserError, match="phase 'stable': data: 'prose' has the path of 'code', whose sequences"):
+        load_run(write_run(tmp_path, small_run(tmp_path, same)))
+
+
 BAD_FILES = {
     "empty": (b"", "found nothing"),
     "list": (b"- a\n- b\n", "found a list"),
@@ -161,6 +176,10 @@ def test_bad_file(tmp_path: Path, content: bytes, message: str) -> None:
         ("model.num_layers", "write it as section.key=value"),
         ("=3", "write it as section.key=value"),
         ("phases.7.tokens=1", "there is no 'phases.7' to set"),
+        ("phases.².tokens=1", "there is no 'phases.²' to set"),
+        ("phases.².tokens.²=1", "there is no 'phases.²' to set"),
+        ("phases.0.tokens=20:00:00", "phases.0.tokens: must be a valid"),
+        ("optimizer.max_lr=1:30", "optimizer.max_lr: must be a valid number"),
         ("name.x=1", "'name' has no key 'x'"),
         ("model.num_layers=[1", "the value is not valid YAML"),
         ("model.num_lairs=3", "model.num_lairs: unknown key; did you mean 'num_layers'?"),

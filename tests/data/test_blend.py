@@ -62,6 +62,8 @@ def test_the_same_blend_goes_on(tmp_path: Path, data: dict, world_of_one: None) 
         ({"phases__0__tokens": 512}, ["phases.stable.tokens 1280 -> 512"]),
         ({"phases__0__data__1__weight": 0, "phases__1__data__1__weight": 0}, ["content.prose", "-> none"]),
         ({"data__mask_loss": True}, ["documents.mask_loss False -> True"]),
+        ({"data__mask_attention": True}, ["documents.mask_attention False -> True"]),
+        ({"data__reset_positions": True}, ["documents.reset_positions False -> True"]),
         ({"batch__sequence_length": 64}, ["sequence_length 32 -> 64"]),
     ],
 )
@@ -83,6 +85,15 @@ def test_content_under_the_same_name(tmp_path: Path, data: dict, world_of_one: N
         ledger(run_of(tmp_path, other), saved, tmp_path)
     again = ledger(run_of(tmp_path, other, data__new_blend=True), saved, tmp_path)
     assert again.began.sequences == {"prose": 2}  # the other `code` has not been read
+
+
+def test_another_tokenizer(tmp_path: Path, data: dict, world_of_one: None) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(name)
+    saved = saved_by(run_of(tmp_path, data, tokenizer=str(tmp_path / "one")), tmp_path, 8)
+    with pytest.raises(UserError, match=r"other data: tokenizer [0-9a-f]{16} -> [0-9a-f]{16}\. Set"):
+        ledger(run_of(tmp_path, data, tokenizer=str(tmp_path / "other")), saved, tmp_path)
 
 
 def test_a_new_blend_repeats_nothing_and_loses_nothing(tmp_path: Path, world_of_one: None) -> None:

@@ -64,9 +64,13 @@ def test_missing(own: dict[str, str], suffix: str) -> None:
     assert own["prose"] + suffix in refused(own)
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
 @pytest.mark.parametrize("keep", [0, 1, 8, 20, 40, -1, -7])
-def test_truncated(own: dict[str, str], suffix: str, keep: int) -> None:
+def test_truncated(own: dict[str, str], suffix: str, keep: int, long: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the index is too long to be gone through before training."""
+    if long:
+        monkeypatch.setattr("jetmoe_megatron.data.checks._SCAN_SEQUENCES", 1)
     file = Path(own["prose"] + suffix)
     content = file.read_bytes()
     file.write_bytes(content[:keep])

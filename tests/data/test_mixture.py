@@ -48,6 +48,22 @@ def test_sample_is_a_function_of_its_number(tmp_path: Path, data: dict, world_of
         assert (first[number]["tokens"][1:] == first[number]["labels"][:-1]).all()
 
 
+def test_the_order_of_the_entries_is_of_no_account(tmp_path: Path, data: dict, world_of_one: None) -> None:
+    """Nor does the fingerprint know it, so that a run could go on with its entries in another order."""
+    changes = {f"phases__{n}__data": [{"name": d, "path": data[d], "weight": 1} for d in data] for n in (0, 1)}
+    turned = {key: entries[::-1] for key, entries in changes.items()}
+    _, first = run_samples(tmp_path / "a", data, **changes)
+    _, second = run_samples(tmp_path / "b", data, **turned)
+    for number in range(len(first)):
+        assert (first[number]["tokens"] == second[number]["tokens"]).all()
+
+
+def test_sequences_of_other_lengths_in_one_cache(tmp_path: Path, data: dict, world_of_one: None) -> None:
+    run_samples(tmp_path, data)
+    _, samples = run_samples(tmp_path, data, batch__sequence_length=64)
+    assert len(samples[0]["tokens"]) == 64
+
+
 def test_a_later_phase_reads_on(tmp_path: Path, world_of_one: None) -> None:
     """Every token has a document of its own: within an epoch no sample may come twice, across phases too."""
     from data_tools.indexed import IndexedWriter

@@ -11,7 +11,7 @@ from data_tools.inputs import find_files, kind_of
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    texts = ("texts/1.txt", "texts/2.txt.zst", "mixed/a.txt", "mixed/b.parquet")
+    texts = ("texts/1.txt", "texts/2.txt.zst", "texts/out.skipped.txt", "mixed/a.txt", "mixed/b.parquet")
     for name in ("b.jsonl", "a.jsonl.gz", "deep/er/c.jsonl", "deep/t.parquet", "notes.md", "odd[1].jsonl", *texts):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
         (["odd[1].jsonl"], ["odd[1].jsonl"]),
         (["deep"], ["deep/er/c.jsonl", "deep/t.parquet"]),
         (["texts"], ["texts/1.txt", "texts/2.txt.zst"]),
+        (["texts/out.skipped.txt"], ["texts/out.skipped.txt"]),
         (["mixed/*"], ["mixed/a.txt", "mixed/b.parquet"]),
         (["*.jsonl*"], ["a.jsonl.gz", "b.jsonl", "odd[1].jsonl"]),
         (["**/c.jsonl"], ["deep/er/c.jsonl"]),

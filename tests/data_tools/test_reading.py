@@ -91,6 +91,15 @@ def test_compression_is_known_by_content(tmp_path: Path, small: Callable[[int, i
         assert texts_of(path) == [f"{i}" for i in range(9)]
 
 
+@pytest.mark.parametrize("first", [0x50, 0x5F])
+def test_a_zstd_file_that_begins_with_a_frame_to_be_skipped(tmp_path: Path, first: int) -> None:
+    """As those of pzstd do, one before each frame."""
+    skipped, pack = bytes([first, 0x2A, 0x4D, 0x18, 4, 0, 0, 0]) + b"size", PACKERS["zstd"]
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(skipped + pack(record("one") + b"\n") + skipped + pack(record("two")))
+    assert texts_of(path) == ["one", "two"]
+
+
 def test_a_zstd_window_of_two_gigabytes(tmp_path: Path) -> None:
     parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31, enable_ldm=True)
     path = tmp_path / "a.jsonl.zst"

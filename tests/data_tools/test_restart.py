@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -265,3 +266,42 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
         tokenize([source], tmp_path / "out", tokenizer_dir, on_error="skip", report=quiet)
     tokenize([source], tmp_path / "out", tokenizer_dir, on_error="skip", report=quiet)
     assert content(tmp_path / "out") == content(tmp_path / "want")
+
+
+def test_a_disk_that_is_full_for_what_waits_in_memory(
+    tmp_path: Path, tokenizer_dir: Path, tree: Tree, corpus: Path
+) -> None:
+    """Shards smaller than a buffer: the first that is written is written when the file is closed."""
+    (tmp_path / "texts").mkdir()
+    for number, line in enumerate(corpus.read_bytes().splitlines()[:200]):
+        (tmp_path / f"texts/{number}.txt").write_bytes(line)
+    before = tree(tmp_path)
+    command = [sys.executable, "-m", "data_tools", "tokenize", tmp_path / "texts", "--tokenizer", tokenizer_dir]
+    ended = subprocess.run(
+        [*map(str, command), "--output", str(tmp_path / "out")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr == f"error: cannot write {tmp_path}/out.partial: File too large\n"
+    assert tree(tmp_path) == before
+
+
+def test_a_broken_line_after_much_that_was_good(
+    tmp_path: Path, source: Path, tokenizer_dir: Path, small_shards: None
+) -> None:
+    """What is kept goes on without the line; mending it is another file."""
+    lines = [line for line in source.read_bytes().splitlines(keepends=True) if line != b"{\n"]
+    source.write_bytes(b"".join([*lines, b"{\n"]))
+    notes: list[str] = []
+    with pytest.raises(InputError) as caught:
+        tokenize([source], tmp_path / "out", tokenizer_dir, report=notes.append)
+    assert str(caught.value).endswith(
+        "; mend the file and start afresh with --overwrite, or leave such lines out with --on-error skip"
+    )
+    assert notes[-1].endswith(" documents; the same command with --on-error skip goes on from there")
+    stats = tokenize([source], tmp_path / "out", tokenizer_dir, on_error="skip", report=quiet)
+    assert (stats.documents, stats.skipped) == (len(lines), 1)

@@ -238,7 +238,7 @@ def peak_memory(arguments: list[object]) -> int:
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Path, corpus: Path, kind: str) -> None:
     """Also where all is in one file, in one row group; a text is 300 bytes."""
     peaks = []
-    for copies in (60, 240):
+    for copies in (160, 480):
         path = tmp_path / f"in.{kind}"
         if kind == "parquet":
             texts = [json.loads(line)["text"] for line in corpus.open()]

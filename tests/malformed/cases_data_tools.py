@@ -150,6 +150,7 @@ def _tokenizer(name: str, said: str, *options: Any, source: str = "corpus") -> C
 
 TOKENIZER = [
     _tokenizer("too small", "vocab_size is 10; it must be at least 259", "--vocab-size", "10"),
+    _tokenizer("too large", "vocab_size is 16777217; it must be at most 16777216", "--vocab-size", "16777217"),
     _tokenizer("a negative size", "vocab_size is -5; it must be", "--vocab-size", "-5"),
     _tokenizer("a size of text", "argument --vocab-size: invalid int value", "--vocab-size", "32k"),
     _tokenizer("an output that exists", "tmp exists; choose another output", "--output", lambda world: world / "tmp"),

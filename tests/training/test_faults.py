@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
 from tests.faults import TORCHRUN, Fault, pretrain_with, sequences_read
-from tests.support import losses, metrics, pretrain, small_run, write_run
+from tests.support import command, losses, metrics, pretrain, small_run, write_dataset, write_run
 
 SKIPS = [Fault("loss", 2, rank=1), Fault("gradient", 4), Fault("expert", 6, rank=1)]
 ROLLBACK = ("guard.on_bad_step=rollback",)
@@ -140,6 +141,22 @@ def test_a_run_that_dies_after_a_rollback_goes_on_alike(
     assert pretrain_with([Fault("loss", 4, rank=1)], 2, run_file, *ROLLBACK).returncode == 0
     assert exactly(tmp_path) == exactly(rolled_back)
     assert ledger(tmp_path) == ledger(rolled_back)
+
+
+def test_a_rollback_into_an_epoch_that_nobody_has_prepared(tmp_path: Path, data: dict[str, str]) -> None:
+    code = write_dataset(tmp_path / "code", 24, seed=5)
+    assert 42 <= count_sequences(code) < 42 + 16  # what the plan reads, and what it reads after the rollbacks
+    run_file = run_of(tmp_path, {**data, "code": code}, checkpoint__every_tokens=2 * 256)
+    prepared = command(sys.executable, "-m", "jetmoe_megatron.cli", "data", "prepare", run_file)
+    assert prepared.returncode == 0, prepared.stderr
+    limited = ("data.build_limit_tokens=1", *ROLLBACK)
+    result = pretrain_with([Fault("loss", 4, times=2)], 1, run_file, *limited)
+    assert result.returncode == 0, result.stderr
+    assert sum("epoch1" in path.name for path in (tmp_path / "run/data_index").iterdir()) == 1
+
+
+def count_sequences(path: str) -> int:
+    return (Path(f"{path}.bin").stat().st_size // 2 - 1) // 32
 
 
 @pytest.mark.slow
