@@ -17,6 +17,7 @@ from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, SharedError, UserError
+from jetmoe_megatron.platform.output import outlast_readers
 from jetmoe_megatron.training.branch import branch
 
 ONE_SPEAKS_SECONDS = 60  # the others leave it to the first rank of their node to say what is wrong
@@ -26,6 +27,7 @@ def main() -> int:
     arguments = parse_arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     started = False
+    outlast_readers()
     try:
         run = branch(load_run(arguments.run, arguments.overrides))
         layout = resolve_layout(run, arguments.world or world)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from data_tools.cli import add_commands
+from data_tools.cli import add_commands, run
 from data_tools.errors import InputError, one_line
 
 
@@ -13,7 +13,7 @@ def main() -> int:
     add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
     args = parser.parse_args()
     try:
-        return args.run(args)
+        return run(args)
     except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -33,6 +33,17 @@ _INSPECT_EXAMPLE = """examples:
 the first reads all and exits with 2 if it is damaged, the second shows the text of the last document."""
 
 
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command that was chosen. What `| head` does not read to its end is no failure."""
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
@@ -198,12 +209,9 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _show(text: str) -> None:
-    """Print what a terminal that is not UTF-8 may be unable to show, and what `| head` may not read to its end."""
+    """Print what a terminal that is not UTF-8 may be unable to show."""
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _describe(stats: "Stats") -> str:

@@ -77,13 +77,17 @@ class JetMoeTrainer(Trainer):
 
 
 def read_lines(path: Path, keys: list[str]) -> list[dict[str, Any]]:
-    """Raises OSError or ValueError that says which line is not a JSON object with these keys."""
+    """Raises OSError or ValueError that says which line is not a JSON object with these keys and fit values."""
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if text.strip():
             line = json.loads(text)
             if not isinstance(line, dict) or not set(keys) <= line.keys():
                 raise ValueError(f"line {number}: expected an object with {' and '.join(keys)}")
+            if not isinstance(line["text"], str):
+                raise ValueError(f"line {number}: text must be a string")
+            if "label" in keys and (type(line["label"]) is not int or line["label"] < 0):
+                raise ValueError(f"line {number}: label must be 0, 1, 2, ...")
             lines.append(line)
     if not lines:
         raise ValueError("no lines")
@@ -110,6 +114,11 @@ def main(argv: list[str] | None = None) -> None:
         lines = read_lines(arguments.data, ["text"] if arguments.task == "lm" else ["text", "label"])
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.data}: {error}")
+    try:
+        arguments.out.mkdir(parents=True)
+        arguments.out.rmdir()  # it could be made: to be known before the training
+    except OSError as error:
+        parser.error(f"{arguments.out}: {error.strerror}")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     samples = [tokenizer(line["text"], truncation=True, max_length=arguments.max_length) for line in lines]

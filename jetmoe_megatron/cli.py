@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     if more:  # argparse takes those before an option alone
         arguments.overrides += more
     try:
-        return arguments.run(arguments)
+        return data_tools.cli.run(arguments)
     except (UserError, InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -164,9 +164,18 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(path: Path) -> Path:
-    from jetmoe_megatron.checkpoint.integrity import newest_whole
+    """The newest whole checkpoint of a run folder; anything else as it is."""
+    from jetmoe_megatron.checkpoint.folder import newest
+    from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
 
-    return newest_whole(path / "checkpoints") or path
+    last, whole = newest(path / "checkpoints"), newest_whole(path / "checkpoints")
+    if last is None or last == whole:
+        return last or path
+    damage = f"{last} is damaged: {find_damage(last, quick=True)}"
+    if whole is None:
+        raise UserError(f"{damage}; no whole checkpoint is left")
+    print(f"warning: {damage}; taking {whole.name}", file=sys.stderr)
+    return whole
 
 
 def _token_ids(text: str | None) -> list[int] | None:

@@ -23,7 +23,11 @@ while [[ $# -gt 0 ]]; do
     --megablocks) megablocks=true ;;
     --all) te=true megablocks=true ;;
     --wheels)
-      wheels=${2:?--wheels: name a folder}
+      wheels=${2:-}
+      if [[ ! -d $wheels ]]; then
+        echo "error: --wheels: ${wheels:-nothing} is not a folder" >&2
+        exit 2
+      fi
       shift
       ;;
     --dry-run) dry_run=true ;;
@@ -38,10 +42,6 @@ while [[ $# -gt 0 ]]; do
   esac
   shift
 done
-if [[ -n $wheels && ! -d $wheels ]]; then
-  echo "error: --wheels: $wheels is not a folder" >&2
-  exit 2
-fi
 if [[ -n $wheels ]]; then
   wheels=$(cd "$wheels" && pwd)
 fi

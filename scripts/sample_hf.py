@@ -19,6 +19,8 @@ def main() -> None:
         parser.error(f"{arguments.folder}: not a Hugging Face folder: it has no config.json")
     if not arguments.prompt:
         parser.error("PROMPT: one character at least, for the model to go on from")
+    if not any(arguments.folder.glob("tokenizer*")):
+        parser.error(f"{arguments.folder}: it has no tokenizer: give `jetmoe convert to-hf` one with --tokenizer")
     warnings.filterwarnings("ignore")
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
     model = AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)

@@ -2,7 +2,7 @@
 # Train on this machine with NPROC processes: one per GPU, or a few on the CPU.
 set -euo pipefail
 
-if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ || $2 == *=* ]]; then
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]*$ || ($2 == *=* && ! -f $2) ]]; then
   echo "usage: scripts/torchrun_local.sh NPROC RUN.yaml [section.key=value ...]" >&2
   exit 2
 fi

@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"config", "platform"},
     "data": {"config", "platform", "data_tools"},
     "checkpoint": {"config", "platform", "model"},
-    "convert": {"config", "checkpoint", "model"},
+    "convert": {"config", "checkpoint", "model", "data_tools"},
     "monitor": {"config", "checkpoint"},
     "launch": {"config"},
     "training": {"config", "platform", "model", "data", "checkpoint", "convert", "monitor", "data_tools"},

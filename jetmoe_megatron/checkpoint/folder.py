@@ -60,9 +60,9 @@ def clear_unfinished(root: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def retain(root: Path, keep_last: int, is_permanent: Callable[[int], bool]) -> None:
-    """Delete all but the last ones and, besides those, the ones whose number of tokens is permanent."""
-    passing = [path for path in published(root) if not is_permanent(int(path.name.removeprefix("tokens_")))]
+def retain(root: Path, keep_last: int, is_kept: Callable[[int], bool]) -> None:
+    """Delete all but the last ones and, besides those, the ones that are kept whatever their number."""
+    passing = [path for path in published(root) if not is_kept(int(path.name.removeprefix("tokens_")))]
     for path in passing[:-keep_last]:
         shutil.rmtree(path, ignore_errors=True)
 

@@ -56,11 +56,14 @@ class Saver:
         self,
         root: Path,
         run: Run,
-        is_permanent: Callable[[int], bool],
+        is_kept: Callable[[int], bool],
         published: Callable[[Path], None] = lambda path: None,
     ) -> None:
-        """is_permanent: of a checkpoint at so many tokens. published: called on rank 0 with each that has its name."""
-        self.root, self.run, self.is_permanent, self.published = root, run, is_permanent, published
+        """
+        is_kept: whether a checkpoint at so many tokens stays, whatever keep_last says.
+        published: called on rank 0 with each that has its name.
+        """
+        self.root, self.run, self.is_kept, self.published = root, run, is_kept, published
         self.failed: str | None = None  # why the last save did not succeed
         self._queue = AsyncCallsQueue()
         self._on_rank_0 = torch.distributed.get_rank() == 0
@@ -139,7 +142,7 @@ class Saver:
             try:
                 _collect_checksums(aside)
                 publish(aside, path)
-                retain(self.root, self.run.checkpoint.keep_last, self.is_permanent)
+                retain(self.root, self.run.checkpoint.keep_last, self.is_kept)
             except OSError as error:
                 answer = [f"{path}: {error.strerror}"]
         torch.distributed.broadcast_object_list(answer)

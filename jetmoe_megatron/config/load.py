@@ -161,7 +161,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _expand(node: Any, where: str = "") -> Any:
-    """Replace `${NAME}` by the environment's value. No text may hold what cannot be printed in a line."""
+    """Replace `${NAME}` by the environment's value, and `~/` at the beginning by the home folder.
+
+    No text may hold what cannot be printed in a line.
+    """
     if isinstance(node, dict):
         return {_expand(key, where): _expand(value, f"{where}.{key}".lstrip(".")) for key, value in node.items()}
     if isinstance(node, list):
@@ -176,7 +179,8 @@ def _expand(node: Any, where: str = "") -> Any:
             raise UserError(f"{where}: the environment variable {match[1]} is not set")
         return os.environ[match[1]]
 
-    return re.sub(r"\$\{(\w+)\}", value_of, node)
+    text = re.sub(r"\$\{(\w+)\}", value_of, node)
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 def _first_line(error: ValidationError) -> str:

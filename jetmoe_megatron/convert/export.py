@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+_ROOT = Path(__file__).parents[2]  # where the package lies, also when it is not installed
+
 
 class Exports:
     """An export of the first checkpoint at or after each multiple of `every_tokens`; none if that is 0.
@@ -25,7 +27,7 @@ class Exports:
         if every_tokens:
             for unfinished in root.glob("tokens_*.partial"):
                 shutil.rmtree(unfinished, ignore_errors=True)
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by the tokens of the checkpoint
 
     def checkpoint_published(self, checkpoint: Path) -> None:
         """Begin an export of `tokens_<N>` if one is due."""
@@ -37,15 +39,19 @@ class Exports:
         try:
             _begun(out).mkdir(parents=True)
             command = [sys.executable, "-m", "jetmoe_megatron.convert.export", str(checkpoint), str(out)]
-            alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            process = subprocess.Popen(command, env={**os.environ, **alone}, start_new_session=True)
-            self._processes.append(process)
+            path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+            alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+            self._processes[tokens] = subprocess.Popen(command, env={**os.environ, **alone}, start_new_session=True)
         except OSError as error:
             _warn(out, error)
 
+    def is_reading(self, tokens: int) -> bool:
+        """The checkpoint at so many tokens, which must stay as long."""
+        return tokens in self._processes and self._processes[tokens].poll() is None
+
     def wait(self) -> None:
         """Until those that have begun are done: a batch system may end them with the job."""
-        for process in self._processes:
+        for process in self._processes.values():
             process.wait()
 
 
@@ -70,7 +76,7 @@ def main() -> int:
     checkpoint, out = map(Path, sys.argv[1:])
     os.nice(10)
     try:
-        convert_to_hf(checkpoint, out)
+        convert_to_hf(checkpoint, out, check=False)  # its checksums were taken a moment ago
     except Exception as error:
         shutil.rmtree(_begun(out), ignore_errors=True)
         _warn(out, error)

@@ -18,12 +18,13 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, copy_tokenizer, write_json
+from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, write_json
 from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MODEL_FILE
 from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread
+from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer
 
 # What Megatron wants to hear before it loads: importing it to have it said takes seconds.
 _FORMAT = {

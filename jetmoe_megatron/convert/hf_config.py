@@ -75,10 +75,13 @@ def read_hf_config(config: dict[str, Any]) -> tuple[Model, int]:
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """transformers 5 has an object for all of it; 4 has one for what is not plain."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise UserError(f"rope_parameters or rope_scaling: only plain rotary embeddings are supported, not {rope}")
-    return {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    theta: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = config.get(name) or {}
+        if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise UserError(f"{name}: only plain rotary embeddings are supported, not {rope}")
+        theta |= {key: value for key, value in rope.items() if key == "rope_theta"}
+    return theta
 
 
 def _value(config: dict[str, Any], names: tuple[str, ...], may_be_missing: bool) -> Any:

@@ -1,9 +1,8 @@
-"""The weights and companions of a Hugging Face folder."""
+"""The weights of a Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,6 @@ from jetmoe_megatron.convert.safetensors_file import INDEX
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
-_TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 _TIED = "lm_head.weight"  # some programs save the embedding once more under this name
 
 
@@ -81,12 +72,6 @@ class HuggingFaceFolder:
             raise UserError(f"{self.path}: {name!r} is no tensor of a JetMoE of {self.model.num_layers} layers")
 
 
-def copy_tokenizer(tokenizer: Path, out: Path) -> None:
-    for pattern in _TOKENIZER_FILES:
-        for file in tokenizer.glob(pattern):
-            shutil.copy(file, out / file.name)
-
-
 def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -104,16 +89,16 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
+    """Which file holds each tensor. Where there is one file and an index too, transformers takes the one file."""
+    single = path / "model.safetensors"
+    if single.is_file():
+        with _open(single) as tensors:
+            return dict.fromkeys(tensors.keys(), single)
     if (path / INDEX).is_file():
         places = read_json(path / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(_is_plain_name(file) for file in places.values()):
             raise UserError(f"{path / INDEX}: weight_map must give a file of this folder for each tensor")
         return {name: path / file for name, file in places.items()}
-    single = path / "model.safetensors"
-    if single.is_file():
-        with _open(single) as tensors:
-            return dict.fromkeys(tensors.keys(), single)
     if pickled := next(path.glob("*.bin"), None):
         raise UserError(f"{pickled}: a pickle, which can run code when it is read; save the model as safetensors first")
     raise UserError(f"{path}: has neither model.safetensors nor {INDEX}")

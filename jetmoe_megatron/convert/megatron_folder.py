@@ -1,13 +1,16 @@
 """The weights of a Megatron distributed checkpoint, written by ranks of any layout, read one by one on the CPU.
 
 No model is built and no process group is needed: Megatron's `torch_dist` format is torch.distributed.checkpoint's. Of
-the folder only these are read: the saved run (or model) in YAML, `.metadata`, which says where the pieces of each
-tensor lie, and those pieces of the `.distcp` files that hold the model. The optimizer's state is left alone.
+the folder only these are used: the saved run (or model) in YAML, `.metadata`, which says where the pieces of each
+tensor lie, and those pieces of the `.distcp` files that hold the model. The optimizer's state is read for the checksums
+alone, which are of whole files.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from jetmoe_megatron.checkpoint.integrity import METADATA, refuse_code
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, METADATA, find_damage, refuse_code
 from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
 from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.load import parse_yaml
@@ -45,14 +48,22 @@ class MegatronFolder:
         weights: its tensors.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises UserError if this is not a whole checkpoint, or of another shape than its run says."""
+    def __init__(self, path: Path, check: bool = True) -> None:
+        """
+        Args:
+            check: hold all files against their checksums first, where there are any.
+
+        Raises:
+            UserError: this is not a whole checkpoint, or damaged, or of another shape than its run says.
+        """
         self.path = path
         self.model, self.max_positions, self.tokenizer = _read_shape(path)
         self._metadata = _read_metadata(path)
         self.weights = weights(self.model)
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
+        if check and (path / CHECKSUMS).exists() and (damage := _find_damage(path)):
+            raise UserError(f"{path}: is damaged: {damage}")
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
         """Its numbers as stored, in the order of Hugging Face's tensor.
@@ -137,6 +148,13 @@ class _Piece:
                     raise UserError(f"{self.file}: damaged: it ends too early")
                 yield block
                 left -= block.numel()
+
+
+def _find_damage(path: Path) -> str | None:
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda number: find_damage(path, share=(number, threads)), range(threads)))
+    return next(filter(None, found), None)
 
 
 def _read_metadata(path: Path) -> Metadata:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 from jetmoe_megatron.errors import UserError
 
+_MARK = ".unfinished"  # in a folder that may be removed
+
 
 @contextmanager
 def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
     """A folder to write to, renamed to `path` when the block ends well and removed when it does not.
 
     Raises:
-        UserError: `path` exists, another process is writing it, the disk has less than `nbytes` free, or writing fails.
+        UserError: `path` exists, another process is writing it, `path.partial` is somebody's own folder, the disk has
+            less than `nbytes` free, or writing fails.
     """
     if os.path.lexists(path):
         raise UserError(f"{path}: exists already; remove it or choose another folder")
@@ -30,6 +33,7 @@ def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
                 if free < nbytes:
                     raise UserError(f"{path}: needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
                 yield aside
+                (aside / _MARK).unlink()
                 aside.rename(path)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -48,8 +52,13 @@ def _claimed(folder: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{folder}: another process is writing there; wait for it") from None
-        for left in folder.iterdir():
-            (shutil.rmtree if left.is_dir() else os.remove)(left)
+        left = sorted(folder.iterdir())
+        if left and folder / _MARK not in left:
+            raise UserError(f"{folder}: is where this would be written, and not of this program: move it away")
+        (folder / _MARK).touch()
+        for path in left:
+            if path.name != _MARK:
+                (shutil.rmtree if path.is_dir() else os.remove)(path)
         yield
     finally:
         os.close(lock)

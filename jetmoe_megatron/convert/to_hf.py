@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from jetmoe_megatron.convert.hf_config import hf_config
-from jetmoe_megatron.convert.hf_folder import copy_tokenizer, read_json, write_json
-from jetmoe_megatron.convert.megatron_folder import MegatronFolder
+from jetmoe_megatron.convert.hf_folder import write_json
+from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import INDEX, as_bytes, index_json, nbytes, split_into_shards
 from jetmoe_megatron.convert.streaming import Progress, ahead, cast, choose_dtype, no_progress, one_thread
+from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer, is_read_alike, special_tokens
 from jetmoe_megatron.errors import UserError
 
 SHARD_BYTES = 5 * 10**9  # of the released model
-_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def convert_to_hf(
@@ -26,6 +26,7 @@ def convert_to_hf(
     tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
+    check: bool = True,
 ) -> None:
     """Write `out` with config.json, generation_config.json, safetensors and the tokenizer's files.
 
@@ -35,12 +36,13 @@ def convert_to_hf(
         tokenizer: a folder; the checkpoint's own by default.
         shard_bytes: a file takes no further tensor that would make its tensors more than this.
         progress: called with the bytes written so far and in all.
+        check: hold the checkpoint against its checksums first.
 
     Raises:
         UserError: the checkpoint is not one, or damaged, or of another shape than it says; `out` exists; the disk is
             full; a value is NaN or too large for `dtype`. Nothing is left of `out` then.
     """
-    source = MegatronFolder(checkpoint)
+    source = MegatronFolder(checkpoint, check)
     torch_dtype = choose_dtype(source, dtype)
     tokenizer = tokenizer or source.tokenizer
     if tokenizer is not None and not tokenizer.is_dir():
@@ -62,8 +64,16 @@ def write_hf_folder(
     with one_thread(), new_folder(out, sum(shard.nbytes for shard in shards)) as aside:
         special = {"bos_token_id": 1, "eos_token_id": 2}
         if tokenizer is not None:
-            copy_tokenizer(tokenizer, aside)
-            special = _special_tokens(tokenizer) or special
+            if tokenizer == source.path / COMPANIONS or is_read_alike(tokenizer):
+                copy_tokenizer(tokenizer, aside)
+            else:
+                print(
+                    f"warning: {tokenizer}: not copied, as transformers reads this SentencePiece model otherwise than "
+                    "training has: give --tokenizer a folder that has it as tokenizer.json",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            special = special_tokens(tokenizer) or special
         name = str(dtype).removeprefix("torch.")
         write_json(aside / "config.json", hf_config(source.model, source.max_positions, name, special))
         write_json(aside / "generation_config.json", {"_from_model_config": True, **special})
@@ -78,23 +88,3 @@ def write_hf_folder(
                     file.write(as_bytes(block))
                     done += block.nbytes
                     progress(done, total)
-
-
-def _special_tokens(folder: Path) -> dict[str, Any]:
-    """Ids as config.json names them: those of a config beside the tokenizer, else the tokenizer's own."""
-    if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json")
-        given = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
-        for name, value in given.items():  # a model may have several ends
-            if not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
-                raise UserError(f"{folder / 'config.json'}: {name} must be the id of a token, not {value!r}")
-        return given
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:  # it raises whatever a broken file leads to
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder}: not a tokenizer that transformers can load ({reason})") from error
-    ids = {name: getattr(loaded, name) for name in _SPECIAL_TOKENS}
-    return {name: value for name, value in ids.items() if value is not None}

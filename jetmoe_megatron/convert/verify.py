@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jetmoe_megatron.config.schema import Model
+from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.safetensors_file import nbytes
@@ -112,7 +113,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _logits(folder: MegatronFolder | HuggingFaceFolder, tokens: Tensor) -> Tensor:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, JetMoeConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -121,6 +122,8 @@ def _logits(folder: MegatronFolder | HuggingFaceFolder, tokens: Tensor) -> Tenso
         if isinstance(folder, MegatronFolder):
             path = Path(aside) / "hf"
             write_hf_folder(folder, path, torch.float32)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False)
+        # Of a config.json in the original names transformers would make another model.
+        config = JetMoeConfig(**hf_config(folder.model, folder.max_positions, "float32", {}))
+        model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False)
         with torch.inference_mode():
             return model.eval()(tokens).logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.checkpoint.integrity import newest_whole
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.jsonl import read_metrics
 
@@ -20,7 +20,7 @@ def report(folder: Path) -> str:
         rows = _numbers(records)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
-    checkpoint, exported = newest(folder / "checkpoints"), folder / "hf"
+    checkpoint, exported = newest_whole(folder / "checkpoints"), folder / "hf"
     rows += [("checkpoint", str(checkpoint))] if checkpoint else []
     rows += [("Hugging Face", str(exported))] if exported.is_dir() else []
     rows.append(("metrics", str(metrics)))

@@ -24,7 +24,7 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.config.write_text(dump_run(run), encoding="utf-8")
     builders: list[Callable[[], Writer]] = [
-        partial(Terminal, layout.steps, run.logging.every_steps),
+        partial(Terminal, min(layout.steps, run.debug.max_steps or layout.steps), run.logging.every_steps),
         partial(JsonLines, folder.metrics, step),
     ]
     if run.logging.wandb != "off":

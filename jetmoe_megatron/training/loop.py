@@ -53,7 +53,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         )
     if step >= last_step:
         if torch.distributed.get_rank() == 0:
-            print(f"{folder.root}: all {step} steps are done, nothing left to do", flush=True)
+            what = f"debug.max_steps: {last_step} of {layout.steps}" if last_step < layout.steps else f"all {step}"
+            print(f"{folder.root}: {what} steps are done, nothing left to do", flush=True)
         return 0
     parts = Parts.build(run, layout, start, step)
     model, optimizer, samples, guard = parts.model, parts.optimizer, parts.samples, parts.guard

@@ -61,6 +61,10 @@ class Parts:
         held_out = HeldOutLoss(run, layout, cache)
         save_points = SavePoints(run, layout)
         exports = Exports(run.checkpoint.export_every_tokens if rank == 0 else 0, folder.exports)
+
+        def is_kept(tokens: int) -> bool:
+            return save_points.is_permanent(tokens) or exports.is_reading(tokens)
+
         return cls(
             model=model,
             optimizer=optimizer,
@@ -69,7 +73,7 @@ class Parts:
             learning_rate=LearningRate.of(run, layout),
             guard=Guard.load(run.guard, start.progress.get("guard")),
             save_points=save_points,
-            saver=Saver(folder.checkpoints, run, save_points.is_permanent, exports.checkpoint_published),
+            saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
             monitor=build_monitor(run, layout, rank, step),
         )

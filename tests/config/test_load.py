@@ -68,6 +68,11 @@ def test_whole_numbers_of_yaml_1_2(tmp_path: Path, text: str, value: int) -> Non
     assert load_run(write_run(tmp_path, small_run(tmp_path, DATA)), [f"seed={text}"]).seed == value
 
 
+def test_the_home_folder(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, small_run(tmp_path, DATA)), ["output_dir=~/runs", "name=~me"])
+    assert (run.output_dir, run.name) == (str(Path.home() / "runs"), "~me")
+
+
 def test_override_can_name_other_files(tmp_path: Path) -> None:
     path = write_run(tmp_path, small_run(tmp_path, DATA))
     model = small_run(tmp_path, DATA)["model"] | {"num_layers": 7}

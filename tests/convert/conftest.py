@@ -57,7 +57,7 @@ def save(world_of_one: None, tmp_path_factory: pytest.TempPathFactory) -> Callab
         model = wrap_for_data_parallel(run, build_model(run, resolve_layout(run, 1)))
         disturb(model)
         optimizer = build_optimizer(run, model)
-        saver = Saver(folder / "run/checkpoints", run, is_permanent=lambda tokens: False)
+        saver = Saver(folder / "run/checkpoints", run, is_kept=lambda tokens: False)
         saver.save({"tokens": 2048, "data": {}}, model, optimizer, wait=True)
         return Saved(folder / "run/checkpoints/tokens_2048", model[0], tree)
 

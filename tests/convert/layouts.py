@@ -23,7 +23,7 @@ def save_and_load(tree: dict[str, Any], root: str, checkpoint: str | None) -> li
     with training(tree, 1) as (run, model, batches_of_steps):
         disturb(model)
         optimizer = build_optimizer(run, model)
-        saver = Saver(Path(root), run, is_permanent=lambda tokens: False)
+        saver = Saver(Path(root), run, is_kept=lambda tokens: False)
         saver.save({"tokens": 0, "data": {}}, model, optimizer, wait=True)
         if checkpoint is None:
             return []

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import time
+import types
 from pathlib import Path
 
 import pytest
 
+from jetmoe_megatron.checkpoint.folder import published, retain
+from jetmoe_megatron.convert import export
 from jetmoe_megatron.convert.export import Exports
 from jetmoe_megatron.convert.verify import compare_tensors
 from tests.convert.conftest import Saved
-from tests.support import pretrain, small_run, write_run
+from tests.support import REPO, pretrain, small_run, write_run
 
 
 def checkpoint_at(saved: Saved, root: Path, tokens: int) -> Path:
@@ -63,3 +68,34 @@ def test_a_failure_is_one_line(saved: Saved, tmp_path: Path, capfd: pytest.Captu
         "warning: /hf/tokens_1000: not exported: /checkpoints/tokens_1000: not a whole checkpoint: it has no .metadata",
         "warning: /file/tokens_1000: not exported: [Errno 20] Not a directory: '/file/tokens_1000.partial'",
     ]
+
+
+def test_a_checkpoint_stays_while_it_is_read(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def start(command: list[str], env: dict[str, str], **more: object) -> subprocess.Popen[bytes]:
+        assert env["PYTHONPATH"].split(os.pathsep)[0] == str(REPO)  # the package need not be installed
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[-1]
+
+    exports = Exports(1000, tmp_path / "hf")
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "subprocess", types.SimpleNamespace(Popen=start))
+        exports.checkpoint_published(checkpoint_at(saved, tmp_path, 1000))
+    assert exports.is_reading(1000) and not exports.is_reading(2000)
+    for tokens in (1100, 1200):
+        checkpoint_at(saved, tmp_path, tokens)
+    retain(tmp_path / "checkpoints", 1, exports.is_reading)
+    assert [path.name for path in published(tmp_path / "checkpoints")] == ["tokens_1000", "tokens_1200"]
+    started[0].kill()
+    exports.wait()
+    retain(tmp_path / "checkpoints", 1, exports.is_reading)
+    assert [path.name for path in published(tmp_path / "checkpoints")] == ["tokens_1200"]
+
+
+def test_saves_that_overtake_an_export(tmp_path: Path, data: dict[str, str]) -> None:
+    """Steps take milliseconds here, an export some seconds."""
+    options = {"checkpoint__every_tokens": 256, "checkpoint__export_every_tokens": 1024, "checkpoint__keep_last": 1}
+    result = pretrain(1, write_run(tmp_path, small_run(tmp_path, data, **options)))
+    assert result.returncode == 0 and "not exported" not in result.stderr, result.stderr
+    assert {path.name for path in (tmp_path / "run/hf").iterdir()} == {"tokens_1024", "tokens_2048"}

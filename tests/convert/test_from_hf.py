@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "scaled rope": (
         lambda f: edit_config(f, lambda c: c["rope_parameters"].update(rope_type="linear", factor=2.0)),
-        "config.json: rope_parameters or rope_scaling: only plain rotary embeddings are supported",
+        "config.json: rope_parameters: only plain rotary embeddings are supported",
     ),
     "untied": (
         lambda f: edit_config(f, lambda c: c.update(tie_word_embeddings=False)),
@@ -183,7 +183,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "it has tensors of several types: choose bf16, fp16 or fp32 with --dtype",
     ),
     "an index that leads out": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../a"}}'),
+        lambda f: (
+            (f / "model.safetensors")
+            .rename(f / "model.safetensors.index.json")
+            .write_text('{"weight_map": {"a": "../a"}}')
+        ),
         "weight_map must give a file of this folder for each tensor",
     ),
 }
@@ -208,3 +212,25 @@ def test_command(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (result.returncode, result.stdout, result.stderr) == (0, output, "")
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/checkpoint: exists already")
+
+
+def test_one_file_and_the_index_of_an_older_save(released: Path, tmp_path: Path) -> None:
+    """transformers takes the one file, also where the others are still there."""
+    model = AutoModelForCausalLM.from_pretrained(released, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
+    older = {path: path.read_bytes() for path in (tmp_path / "hf").glob("model*")}
+    assert len(older) > 2
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    model.save_pretrained(tmp_path / "hf")
+    for path, content in older.items():
+        path.write_bytes(content)
+    convert_from_hf(tmp_path / "hf", tmp_path / "checkpoint")
+    model.save_pretrained(tmp_path / "truth")
+    assert compare_tensors(tmp_path / "checkpoint", tmp_path / "truth").different == 0
+
+
+def test_two_accounts_of_the_rotation(released: Path, tmp_path: Path) -> None:
+    edit_config(released, lambda config: config.update(rope_scaling={"rope_type": "linear", "factor": 2.0}))
+    with pytest.raises(UserError, match="config.json: rope_scaling: only plain rotary embeddings are supported"):
+        convert_from_hf(released, tmp_path / "checkpoint")

@@ -6,12 +6,14 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 import yaml
 from safetensors import safe_open
@@ -22,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from data_tools.tokenizer import train_bpe
 from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.to_hf import convert_to_hf
+from jetmoe_megatron.convert.verify import compare_tensors
 from jetmoe_megatron.errors import UserError
 from tests.convert.conftest import Saved
 from tests.support import command
@@ -262,8 +265,13 @@ def test_a_write_that_fails_half_way(saved: Saved, tmp_path: Path) -> None:
 
 
 def test_what_a_killed_conversion_left_is_in_nobodys_way(saved: Saved, tmp_path: Path) -> None:
-    (tmp_path / "hf.partial").mkdir()
-    (tmp_path / "hf.partial/model-00007-of-00009.safetensors").write_text("half")
+    half = (
+        "import os, sys, pathlib; from jetmoe_megatron.convert.new_folder import new_folder\n"
+        "with new_folder(pathlib.Path(sys.argv[1]), 0) as aside:\n"
+        "    (aside / 'model-00007-of-00009.safetensors').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert command(sys.executable, "-c", half, tmp_path / "hf").returncode == -9
+    assert (tmp_path / "hf.partial/model-00007-of-00009.safetensors").exists()
     convert_to_hf(saved.checkpoint, tmp_path / "hf")
     assert [p.name for p in tmp_path.iterdir()] == ["hf"]
     assert len(list((tmp_path / "hf").iterdir())) == 3
@@ -277,3 +285,83 @@ def test_what_another_process_is_writing_is_left_to_it(saved: Saved, tmp_path: P
         with pytest.raises(UserError, match=r"hf.partial: another process is writing there"):
             convert_to_hf(saved.checkpoint, tmp_path / "hf")
     assert [p.name for p in (tmp_path / "hf").iterdir()] == ["model.safetensors"]
+
+
+def damaged_copy(saved: Saved, root: Path, file: str, tokens: int = 2048) -> Path:
+    """With a byte changed in the middle of the file: of the optimizer's or the model's numbers, or of the progress."""
+    checkpoint = Path(shutil.copytree(saved.checkpoint, root / f"checkpoints/tokens_{tokens}"))
+    content = bytearray((checkpoint / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (checkpoint / file).write_bytes(content)
+    return checkpoint
+
+
+def test_a_changed_byte_is_seen(saved: Saved, tmp_path: Path) -> None:
+    checkpoint = damaged_copy(saved, tmp_path / "run", "__0_0.distcp")
+    with pytest.raises(UserError, match="is damaged: __0_0.distcp is not what was written"):
+        convert_to_hf(checkpoint, tmp_path / "hf")
+    assert not list(tmp_path.glob("hf*"))
+    for a, b in ((checkpoint, saved.checkpoint), (saved.checkpoint, checkpoint)):
+        with pytest.raises(UserError, match="is damaged"):
+            compare_tensors(a, b)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged(
+    saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged_copy(saved, tmp_path / "run", "progress.json", tokens=4096)
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 2
+    assert "progress.json is not what was written (its checksum differs); no whole" in capsys.readouterr().err
+    shutil.copytree(saved.checkpoint, tmp_path / "run/checkpoints/tokens_2048")
+    assert main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {tmp_path}/run/checkpoints/tokens_4096 is damaged: progress.json")
+    assert warning.endswith("; taking tokens_2048\n")
+    assert compare_tensors(tmp_path / "hf", saved.checkpoint).different == 0
+
+
+def test_a_sentencepiece_model_alone(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers would make other ids of it than training had."""
+    (tmp_path / "tokenizer").mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["import os, sys", "the quick brown fox jumps over the lazy dog"] * 20),
+        model_prefix=str(tmp_path / "tokenizer/tokenizer"),
+        vocab_size=96,
+        model_type="bpe",
+        hard_vocab_limit=False,
+        eos_id=3,
+        bos_id=4,
+        unk_id=0,
+        minloglevel=2,
+    )
+    convert_to_hf(saved.checkpoint, tmp_path / "hf", tokenizer=tmp_path / "tokenizer")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path}/tokenizer: not copied, as transformers reads this")
+    assert not list((tmp_path / "hf").glob("tokenizer*"))
+    assert json.loads((tmp_path / "hf/config.json").read_text())["eos_token_id"] == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "gpt2"}, {"eos_token_id": 2}),
+        ({"pad_token_id": 5}, {"eos_token_id": 2, "pad_token_id": 5}),
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": [7, 8]}),
+    ],
+)
+def test_a_config_beside_the_tokenizer(saved: Saved, tmp_path: Path, config: dict, expected: dict) -> None:
+    """Where it names no end the tokenizer is asked."""
+    (tmp_path / "texts.txt").write_text("some text " * 50)
+    train_bpe([tmp_path / "texts.txt"], 280, tmp_path / "tokenizer")
+    (tmp_path / "tokenizer/config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer/tokenizer").mkdir()  # no file to copy
+    convert_to_hf(saved.checkpoint, tmp_path / "hf", tokenizer=tmp_path / "tokenizer")
+    written = json.loads((tmp_path / "hf/generation_config.json").read_text())
+    assert {name: written[name] for name in expected} == expected
+
+
+def test_somebodys_own_folder_is_left_alone(saved: Saved, tmp_path: Path) -> None:
+    (tmp_path / "hf.partial").mkdir()
+    (tmp_path / "hf.partial/notes.txt").write_text("precious")
+    with pytest.raises(UserError, match=r"hf\.partial: is where this would be written, and not of this program"):
+        convert_to_hf(saved.checkpoint, tmp_path / "hf")
+    assert (tmp_path / "hf.partial/notes.txt").read_text() == "precious"

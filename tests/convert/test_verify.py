@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from jetmoe_megatron.convert.verify import compare_logits, compare_tensors
 from jetmoe_megatron.errors import UserError
-from tests.convert.conftest import Saved
+from tests.convert.conftest import ORIGINAL, Saved
 from tests.support import command
 
 
@@ -101,3 +102,9 @@ def test_command(saved: Saved, exported: Path, capsys: pytest.CaptureFixture[str
     output = capsys.readouterr()
     assert output.out.count("logits of 3 tokens: differ, the most by ") == 2
     assert output.err == "error: --tokens: write ids as 1,2,3, not 'one'\n"
+
+
+def test_logits_of_a_config_in_the_original_names(saved: Saved, exported: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in ORIGINAL}))
+    assert compare_logits(exported, saved.checkpoint).within(0)

@@ -112,6 +112,13 @@ def test_default_run_and_environment(environment: dict[str, str], tmp_path: Path
     assert {"OMP_NUM_THREADS=12", "NCCL_DEBUG=INFO"} <= set(variables)
 
 
+def test_a_run_file_with_an_equals_sign_in_its_path(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "lr=3e-4").mkdir()
+    (tmp_path / "lr=3e-4/run.yaml").touch()
+    run(environment, str(tmp_path / "lr=3e-4/run.yaml"), "seed=3")
+    assert (tmp_path / "srun").read_text().splitlines()[-2:] == [str(tmp_path / "lr=3e-4/run.yaml"), "seed=3"]
+
+
 @pytest.mark.parametrize("status", [0, 1, 2, 75, 137])
 def test_only_a_run_that_saved_is_queued_again(environment: dict[str, str], tmp_path: Path, status: int) -> None:
     assert run(environment | {"SRUN_STATUS": str(status)})[0] == status

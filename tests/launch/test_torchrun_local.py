@@ -49,3 +49,10 @@ def test_wrong_arguments(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     ended = run(*arguments, cwd=tmp_path, PYTHON=stand_in(tmp_path / "python"))
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "usage: scripts/torchrun_local.sh NPROC RUN.yaml [section.key=value ...]\n"
+
+
+def test_a_run_file_with_an_equals_sign_in_its_path(tmp_path: Path) -> None:
+    (tmp_path / "lr=3e-4").mkdir()
+    (tmp_path / "lr=3e-4/run.yaml").touch()
+    ended = run("2", "lr=3e-4/run.yaml", cwd=tmp_path, PYTHON=stand_in(tmp_path / "python"))
+    assert ended.returncode == 75 and ended.stdout.splitlines()[-1] == "lr=3e-4/run.yaml"

@@ -250,7 +250,7 @@ def _link_to_nothing(world: World) -> list[Any]:
 PLACES = [
     Case("a copy under a later name", _renamed, "tokens_1280: .*1024 tokens"),
     Case("resume: never", _never, "checkpoint.resume: never, but .*tokens_1024 exists"),
-    Case("phase of a run that has gone on", _own_phase, "phase"),
+    Case("phase of a run that has gone on", _own_phase, "began at no other run: choose another output_dir"),
     Case(
         "a file with its name",
         _only(OLDER, b"x"),

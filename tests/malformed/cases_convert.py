@@ -11,9 +11,15 @@ from typing import Any
 from tests.malformed.world import LONG, Case, Harm, World, given, spoilt, written
 
 
+def _without_checksums(world: World) -> None:
+    """Who crafts a file can craft a list that fits."""
+    (world.checkpoint / "checksums.json").unlink()
+
+
 def _to_hf(name: str, said: str, harm: Harm = lambda world: None, *options: Any, source: str = "") -> Case:
     def make(world: World) -> list[Any]:
         world.put("run")
+        _without_checksums(world)
         harm(world)
         checkpoint = world / (source or "run/checkpoints/tokens_1024")
         more = given(world, options) or [world / "out"]
@@ -174,7 +180,13 @@ def _raw(size: int, text: bytes) -> Harm:
 
 
 def _sharded(index: Any) -> Harm:
-    return written("hf/model.safetensors.index.json", index)
+    """In the place of the one file, which would be read first."""
+
+    def harm(world: World) -> None:
+        (world / SAFETENSORS).unlink()
+        written("hf/model.safetensors.index.json", index)(world)
+
+    return harm
 
 
 def _listed(edit: Callable[[dict[str, str]], Any]) -> Harm:
@@ -183,7 +195,8 @@ def _listed(edit: Callable[[dict[str, str]], Any]) -> Harm:
     def harm(world: World) -> None:
         content = (world / SAFETENSORS).read_bytes()
         header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
-        places = dict.fromkeys((name for name in header if name != "__metadata__"), "model.safetensors")
+        (world / SAFETENSORS).rename(world / "hf/part.safetensors")
+        places = dict.fromkeys((name for name in header if name != "__metadata__"), "part.safetensors")
         edit(places)
         world.write("hf/model.safetensors.index.json", {"weight_map": places})
 
@@ -211,8 +224,8 @@ FROM_HF = [
     _config("rms_norm_eps", float("inf"), "rms_norm_eps or layer_norm_epsilon|.*norm_eps"),
     _config("rms_norm_eps", "1e-5", "rms_norm_eps or layer_norm_epsilon: "),
     _config("rope_theta", -1, "rope_theta: "),
-    _config("rope_scaling", "yarn", "rope_parameters or rope_scaling: "),
-    _config("rope_parameters", {"rope_type": {}}, "rope_parameters or rope_scaling: "),
+    _config("rope_scaling", "yarn", "rope_scaling: "),
+    _config("rope_parameters", {"rope_type": {}}, "rope_parameters: "),
     _config("max_position_embeddings", "long", "max_position_embeddings or n_positions: must be a positive number"),
     _config("max_position_embeddings", True, "max_position_embeddings or n_positions: must be a positive number"),
     _config("bias", "no", "bias: JetMoE has True"),
@@ -251,7 +264,7 @@ FROM_HF = [
         "an index of config.json", _listed(lambda m: m.update({NORM: "config.json"})), r"config\.json: not a readable"
     ),
     _from_hf("an index without a tensor", _listed(lambda m: m.pop(NORM)), f"has no tensor '{NORM}'"),
-    _from_hf("an index with one too many", _listed(lambda m: m.update(x="model.safetensors")), "'x' is no tensor of"),
+    _from_hf("an index with one too many", _listed(lambda m: m.update(x="part.safetensors")), "'x' is no tensor of"),
     _from_hf("an output that exists", lambda world: (world / "out").mkdir(), "out: exists already"),
     _from_hf("a name with a zero byte", _listed(lambda m: m.update({NORM: "a\0b"})), r"weight_map must give|a\\x00b"),
     Case(
@@ -273,6 +286,7 @@ FROM_HF = [
 def _verify(name: str, said: str, harm: Harm, *options: Any) -> Case:
     def make(world: World) -> list[Any]:
         world.put("hf", "run")
+        _without_checksums(world)
         harm(world)
         return ["jetmoe", "convert", "verify", world / "hf", world.checkpoint, *options]
 

@@ -70,7 +70,9 @@ def test_wheels_of_a_folder(tmp_path: Path) -> None:
     lines = [line for line in commands("--all", "--wheels", str(tmp_path)).splitlines() if " pip " in line]
     assert len(lines) >= 4
     assert all(f"--no-index --find-links {tmp_path}" in line for line in lines)
-    assert "is not a folder" in install("--wheels", str(tmp_path / "none")).stderr
+    for wrong in ([str(tmp_path / "none")], []):
+        refused = install("--wheels", *wrong)
+        assert refused.returncode == 2 and "is not a folder" in refused.stderr
 
 
 def test_torch_without_cuda_is_refused_before_anything_is_built(tmp_path: Path) -> None:
