@@ -273,8 +273,8 @@ def test_a_disk_that_is_full_for_what_waits_in_memory(
 ) -> None:
     """Shards smaller than a buffer: the first that is written is written when the file is closed."""
     (tmp_path / "texts").mkdir()
-    for number, line in enumerate(corpus.read_bytes().splitlines()[:200]):
-        (tmp_path / f"texts/{number}.txt").write_bytes(line)
+    for number, line in enumerate(corpus.read_bytes().splitlines()[:100]):
+        (tmp_path / f"texts/{number}.txt").write_bytes(line * 4)
     before = tree(tmp_path)
     command = [sys.executable, "-m", "data_tools", "tokenize", tmp_path / "texts", "--tokenizer", tokenizer_dir]
     ended = subprocess.run(
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_for_what_waits_in_memory(
         capture_output=True,
         text=True,
         timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15)),
     )
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr == f"error: cannot write {tmp_path}/out.partial: File too large\n"
