@@ -3,12 +3,9 @@ ends a `tee` too), its disk is full."""
 
 from __future__ import annotations
 
-import errno
-import os
+import contextlib
 import sys
 from typing import Any, TextIO
-
-_GONE = (errno.EPIPE, errno.EIO)  # for good; a full disk may have room again
 
 
 class _Lasting:
@@ -18,22 +15,15 @@ class _Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError as error:
-            self._lose(error)
+        except OSError:
             return len(text)
 
     def flush(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._stream.flush()
-        except OSError as error:
-            self._lose(error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-    def _lose(self, error: OSError) -> None:
-        if error.errno in _GONE:  # what waits in the buffer must not fail once more
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def outlast_readers() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +36,19 @@ def test_it_goes_on_without_its_reader(tmp_path: Path, data: dict) -> None:
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 9))
 
 
+def test_it_goes_on_without_its_terminal(tmp_path: Path, data: dict) -> None:
+    """As after `nohup`, or in a session of its own, which is not told that the terminal was closed."""
+    ours, its = os.openpty()
+    process = train(write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 100)), output=its)
+    os.close(its)
+    with open(ours, "rb", buffering=0) as terminal:
+        shown = b""
+        while b"step" not in shown:
+            shown += terminal.read(1)
+    assert process.wait(120) == 0
+    assert len(metrics(tmp_path / "run")) == 103
+
+
 def test_ctrl_c_that_ends_the_reader_too(tmp_path: Path, data: dict) -> None:
     """As in a terminal: `python pretrain_jetmoe.py run.yaml 2>&1 | tee log`."""
     run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
@@ -63,3 +78,20 @@ def test_the_last_step_is_shown(tmp_path: Path, data: dict, last: int) -> None:
     again, _ = train(run_file, *overrides).communicate(timeout=120)
     done = "debug.max_steps: 3 of 8 steps are done" if last == 3 else "all 8 steps are done"
     assert f"{done}, nothing left to do" in again
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_command_whose_output_is_not_read(tmp_path: Path, unbuffered: str) -> None:
+    record = {"step": 1, "tokens": 256, "lm_loss": 4.5, "tokens_per_second": 10.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    command = [sys.executable, "-m", "jetmoe_megatron.cli", "report", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        cwd=REPO,
+        env={**environment(), "PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
