@@ -16,6 +16,8 @@ METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
 _SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
 _BLOCK = 2**22
 _Name = Annotated[str, Field(pattern=r"^[^/\x00]+$")]  # of a file in the folder
+# A file that is not there, or not a file, is damage. One that cannot be read now may be whole.
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _List = TypeAdapter(dict[_Name, tuple[Annotated[int, Field(ge=0)], str]])
 
 
@@ -29,10 +31,14 @@ def checksum(path: Path) -> tuple[int, str]:
 
 
 def listed_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
-    """Raises ValueError with a short reason if the list is missing or damaged."""
+    """
+    Raises:
+        ValueError: with a short reason, if the list is missing or damaged.
+        OSError: it cannot be read.
+    """
     try:
         return _List.validate_json((checkpoint / CHECKSUMS).read_bytes(), strict=True)
-    except (OSError, ValueError):
+    except (*_ABSENT, ValueError):
         raise ValueError(f"{CHECKSUMS} is missing or damaged") from None
 
 
@@ -42,6 +48,9 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
     Args:
         share: (n, of): look at every `of`-th file from the n-th on, so that ranks can divide the work.
         quick: names, sizes and small files only.
+
+    Raises:
+        OSError: a file cannot be read, which says nothing about what it holds.
     """
     try:
         files = listed_files(checkpoint)
@@ -56,7 +65,7 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
                 return f"{name} has {path.stat().st_size} bytes instead of {size}"
             if not (quick and size > _SMALL) and checksum(path) != (size, digest):
                 return f"{name} is not what was written (its checksum differs)"
-        except OSError as error:
+        except _ABSENT as error:
             return f"{name}: {error.strerror}"
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -47,6 +48,7 @@ class StepBatches:
             batch_sampler=_Sampler(steps, micro_batches, micro_sequences, data_ranks, data_rank),
             num_workers=2 if on_gpu else 0,  # a GPU must not wait for the disk; a CPU has no core to spare
             multiprocessing_context="fork" if on_gpu else None,  # others, of newer Pythons, copy all indices
+            worker_init_fn=ignore_stop,
             pin_memory=on_gpu,
         )
 
@@ -57,6 +59,11 @@ class StepBatches:
                 yield step_batches
         except (UserError, InputError) as error:  # a worker's has its traceback before the message
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
+
+
+def ignore_stop(worker: int) -> None:
+    """In a process that reads data: a SIGTERM for the whole job would end it, and with it the rank, which is to save."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Sampler:

@@ -50,6 +50,7 @@ def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "sequence_length": run.batch.sequence_length,
+        "global_tokens": run.batch.global_tokens,  # phases are rounded up to whole steps
         "tokenizer": _tokenizer_key(Path(run.tokenizer)) if run.tokenizer else None,
         "documents": {**documents, "mask_loss": run.data.mask_loss},
         "content": {name: content_key(path, cache) for name, path in sorted(paths.items())},

@@ -120,6 +120,7 @@ class RunSamples(torch.utils.data.Dataset):
         return self.stretches[-1].first + self.stretches[-1].order.size if self.stretches else self.began.sample
 
     def __getitem__(self, sample: int) -> dict[str, torch.Tensor]:
+        assert sample >= self.began.sample
         stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
         row = sample - stretch.first
         name = stretch.order.names[stretch.order.data_set[row]]

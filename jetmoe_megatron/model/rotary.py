@@ -74,3 +74,11 @@ def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
 
     model.rotary_pos_emb = rotary
     model.register_forward_pre_hook(take_positions)
+
+
+def forget_angles() -> None:
+    """Megatron keeps angles by the module that made them (rotary_pos_embedding.py:177), so that the module stays.
+
+    And with it the whole model, where hooks on every module gather the weights.
+    """
+    RotaryEmbedding.forward.cache_clear()

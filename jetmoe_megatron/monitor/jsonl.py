@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import sys
 from pathlib import Path
 
 from jetmoe_megatron.monitor.monitor import Record
@@ -14,13 +17,27 @@ class JsonLines:
         """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill."""
         kept = [r for r in read_metrics(path) if r["step"] <= resume_after_step]
         write_records(path, kept)
-        self.file = open(path, "a", encoding="utf-8")
+        self.path, self.waiting = path, b""  # lines that the disk has not taken yet
+        self.file = open(path, "ab", buffering=0)
 
     def write(self, record: Record) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        """A line that the disk refuses waits for the next step's."""
+        refused_before = bool(self.waiting)
+        self.waiting += json.dumps(record).encode() + b"\n"
+        whole = os.fstat(self.file.fileno()).st_size
+        try:
+            if self.file.write(self.waiting) < len(self.waiting):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.waiting = b""
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.file.truncate(whole)  # of half a line
+            if not refused_before:
+                print(f"warning: {self.path}: {error.strerror}: its lines wait", file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Raises OSError if lines are lost."""
+        self.file.write(self.waiting)
         self.file.close()
 
 

@@ -8,6 +8,7 @@ from jetmoe_megatron.checkpoint.integrity import METADATA, find_damage, newest_w
 from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_progress, read_saved_run, refuse_other_run
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.layout import phase_steps
+from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
@@ -24,9 +25,10 @@ def branch(run: Run) -> Run:
             raise UserError("phase: needs start_from, a checkpoint for that phase to begin at")
         return run
     own = newest_whole(RunFolder(run).checkpoints)
-    source = source_of(run.start_from) if own is None else own
+    source = own or _decided_before(run) or source_of(run.start_from)
     if own is None:
         _refuse_other_model(source, run)
+        run = run.model_copy(update={"start_from": str(source)})  # from now on, whatever a run that goes on there saves
     if run.phase is None:
         return run
     progress = read_progress(source)
@@ -36,16 +38,24 @@ def branch(run: Run) -> Run:
     if not 2 <= run.phase <= len(run.phases):
         raise UserError(f"phase: {run.phase} is not a phase after the first one of {len(run.phases)}")
     before = sum(steps * run.batch.global_tokens for steps in phase_steps(run)[: run.phase - 2])
-    if tokens <= before or tokens % run.batch.global_tokens:
-        raise UserError(
-            f"start_from: {source} is at {tokens} tokens; phase {run.phase} can begin at a multiple of "
-            f"batch.global_tokens ({run.batch.global_tokens}) after {before}"
-        )
+    if tokens <= before:
+        raise UserError(f"start_from: {source} is at {tokens} tokens; phase {run.phase} can begin after {before}")
     phases = list(run.phases)
     phases[run.phase - 2] = phases[run.phase - 2].model_copy(update={"tokens": tokens - before})
     run = run.model_copy(update={"phases": phases})
     check_run(run)
     return run
+
+
+def _decided_before(run: Run) -> Path | None:
+    """What this run took of the run folder `start_from` when it was started before: there may be a newer one by now."""
+    assert run.start_from is not None
+    try:
+        before = Path(parse_yaml(RunFolder(run).config.read_text(encoding="utf-8"))["start_from"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    own_folder = before.parent == Path(run.start_from) / "checkpoints"
+    return before if own_folder and before.is_dir() else None
 
 
 def source_of(path: str) -> Path:
@@ -73,4 +83,9 @@ def _refuse_other_model(source: Path, run: Run) -> None:
         raise UserError(
             f"start_from: {source} was trained on sequences of {saved.batch.sequence_length}, this run has "
             f"{run.batch.sequence_length}: what it has read cannot be counted on"
+        )
+    if (tokens := read_progress(source)["tokens"]) % run.batch.global_tokens:
+        raise UserError(
+            f"start_from: {source} is at {tokens} tokens, which is no multiple of batch.global_tokens "
+            f"({run.batch.global_tokens}): steps cannot be counted on"
         )

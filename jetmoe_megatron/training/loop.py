@@ -14,6 +14,7 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN, SharedError
+from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.training.bad_steps import record_bad_step
 from jetmoe_megatron.training.optimizer import settle_weights
@@ -32,6 +33,7 @@ def train(run: Run, layout: Layout) -> int:
     folder = RunFolder(run)
     with StopSignals() as stop, claimed(folder.root):
         while (status := _train(run, layout, stop)) is None:
+            forget_angles()
             gc.collect()  # the model of before the rollback: it and its hooks hold one another
     if status == EXIT_RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
         print(f"stopped at {newest(folder.checkpoints)}: run the same command again to go on", flush=True)

@@ -91,8 +91,19 @@ def refuse_damaged_source(run: Run, start: Start) -> None:
 
 
 def _find_damage_together(checkpoint: Path) -> str | None:
-    """Each rank looks at its share of the files; all learn of the first that is bad."""
+    """Each rank looks at its share of the files; all learn of the first that is bad.
+
+    Raises:
+        SharedError: some rank cannot read a file, whatever is in it.
+    """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    found: list[str | None] = [None] * world
-    torch.distributed.all_gather_object(found, find_damage(checkpoint, share=(rank, world)))
-    return next((reason for reason in found if reason), None)
+    own: tuple[str | None, str | None] = (None, None)  # what is damaged, what cannot be read
+    try:
+        own = (find_damage(checkpoint, share=(rank, world)), None)
+    except OSError as error:
+        own = (None, f"rank {rank} cannot read {error.filename}: {error.strerror}")
+    found: list[Any] = [None] * world
+    torch.distributed.all_gather_object(found, own)
+    if unread := next((reason for _, reason in found if reason), None):
+        raise SharedError(unread)
+    return next((damage for damage, _ in found if damage), None)

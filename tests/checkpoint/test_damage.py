@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import json
 import os
 import pickle
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, find_damage, newest_whole, refuse_code
+from jetmoe_megatron.errors import SharedError
 from tests.support import losses, pretrain, small_run, write_run
 
 
@@ -148,3 +152,29 @@ def test_newest_whole(trained: Path, tmp_path: Path) -> None:
     assert newest_whole(root) == root / "tokens_1024"
     (root / "tokens_1024" / "run.yaml").write_text("name: other\n")
     assert newest_whole(root) == root / "tokens_512"
+
+
+@pytest.mark.parametrize("which", [CHECKSUMS, "common.pt"])
+def test_what_cannot_be_read_now_is_no_damage(
+    copy: Path, data: dict, world_of_one: None, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system that has lost its server for a moment must not cost a checkpoint."""
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.training.start import set_damaged_aside
+
+    real = builtins.open
+
+    def failing(file: Any, *arguments: Any, **more: Any) -> Any:
+        if str(file).endswith(which):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(file))
+        return real(file, *arguments, **more)
+
+    before = checkpoints(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", failing)
+        patch.setattr(io, "open", failing)
+        with pytest.raises(SharedError, match=f"rank 0 cannot read .*tokens_1024/{which}: Input/output error"):
+            set_damaged_aside(load_run(copy / "run.yaml"))
+    assert checkpoints(copy) == before
+    set_damaged_aside(load_run(copy / "run.yaml"))
+    assert checkpoints(copy) == before

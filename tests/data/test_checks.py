@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,26 @@ def test_what_a_worker_finds_is_one_line() -> None:
         batches.loader = torch.utils.data.DataLoader(_Bad(), batch_sampler=[[0]], num_workers=workers)
         with pytest.raises(UserError, match="^data set 'code': token id 7 is outside$"):
             next(iter(batches))
+
+
+class _Slow(torch.utils.data.Dataset):
+    def __getitem__(self, sample: int) -> int:
+        time.sleep(0.02)
+        return os.getpid()
+
+
+def test_a_signal_for_the_whole_job_leaves_the_readers_alone() -> None:
+    """On a GPU data is read by processes. Were they to end, the rank would, before it has saved."""
+    from jetmoe_megatron.data.batches import StepBatches, ignore_stop
+
+    loader = StepBatches(_Slow(), range(1), 1, 1, 1, 0).loader
+    assert loader.worker_init_fn is ignore_stop
+    loader = torch.utils.data.DataLoader(_Slow(), sampler=range(20), num_workers=1, worker_init_fn=ignore_stop)
+    workers = set()
+    for batch in loader:
+        workers.add(int(batch))
+        os.kill(int(batch), signal.SIGTERM)
+    assert len(workers) == 1
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])

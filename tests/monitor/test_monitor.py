@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,24 @@ def test_resumed_metrics_have_each_step_once(tmp_path: Path) -> None:
     writer.write(record(3))
     writer.close()
     assert [r["step"] for r in read_metrics(path)] == [1, 2, 3]
+
+
+def test_lines_wait_for_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "m.jsonl"
+    monitor = Monitor([partial(JsonLines, path, 0)])
+    monitor.log(record(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        for room in (10, 0):  # half a line fits, then nothing
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, hard))
+            monitor.log(record(2 if room else 3))
+            assert [r["step"] for r in read_metrics(path)] == [1] and path.read_bytes().endswith(b"\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == f"warning: {path}: No space left on device: its lines wait\n"
+    monitor.log(record(4))
+    monitor.close()
+    assert read_metrics(path) == [record(step) for step in (1, 2, 3, 4)]
 
 
 def test_progress_line(capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_the_switch_itself_is_a_branch(plateau: Path, tmp_path: Path, data: dict
         (["phase=3"], "phase: 3 is not a phase after the first one of 2"),
         (["phase=1"], "phase: 1 is not a phase after the first one of 2"),
         (["phase=2", "start_from=null"], "phase: needs start_from"),
-        (["phase=2", "batch.global_tokens=512"], "can begin at a multiple of batch.global_tokens (512)"),
+        (["phase=2", "batch.global_tokens=512"], "which is no multiple of batch.global_tokens (512)"),
         (["model.num_layers=4"], "was made with another model.num_layers (saved 2, now 4)"),
         (["precision=bf16"], "was made with another precision (saved 'fp32', now 'bf16')"),
         (["batch.sequence_length=64"], "was trained on sequences of 32, this run has 64"),
@@ -94,3 +95,37 @@ def test_retention(tmp_path: Path, data: dict) -> None:
     names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {f"tokens_{n * 256}" for n in (3, 5, 6, 7, 8)}
     assert all("save_stall_seconds" in r for r in metrics(tmp_path / "run"))
+
+
+def test_another_batch_that_cannot_count_the_steps(plateau: Path, tmp_path: Path, data: dict) -> None:
+    ended = branch(tmp_path, data, plateau / "run/checkpoints/tokens_1024", "batch.global_tokens=384")
+    assert ended.returncode == 2
+    assert "is at 1024 tokens, which is no multiple of batch.global_tokens (384)" in ended.stderr
+    ended = branch(tmp_path, data, plateau / "run/checkpoints/tokens_1024", "batch.global_tokens=512")
+    assert ended.returncode == 0, ended.stderr
+    assert [(r["step"], r["tokens"]) for r in metrics(tmp_path / "run")] == [(3, 1536), (4, 2048), (5, 2560)]
+    past = json.loads((tmp_path / "run/checkpoints/tokens_2560/progress.json").read_text())["data"]["past"]
+    assert len(past) == 1  # a blend of its own: its phases are rounded up to other ends
+
+
+def test_the_source_is_decided_once(plateau: Path, tmp_path: Path, data: dict) -> None:
+    """The other run goes on, and saves, before this one has a checkpoint of its own."""
+    from jetmoe_megatron.config import Run, dump_run
+    from jetmoe_megatron.training.branch import branch as branched
+
+    source, own = tmp_path / "source", tmp_path / "run"
+    for tokens in (512, 768):
+        shutil.copytree(plateau / f"run/checkpoints/tokens_{tokens}", source / f"aside/tokens_{tokens}")
+    (source / "checkpoints").mkdir()
+    (source / "aside/tokens_512").rename(source / "checkpoints/tokens_512")
+    run = Run.model_validate(small_run(tmp_path, data, start_from=str(source), phase=2))
+    first = branched(run)
+    assert first.start_from == str(source / "checkpoints/tokens_512") and first.phases[0].tokens == 512
+    own.mkdir()
+    (own / "config.yaml").write_text(dump_run(first))  # as training begins
+    (source / "aside/tokens_768").rename(source / "checkpoints/tokens_768")
+    assert branched(run) == first
+    assert branched(first) == first  # what a rollback sees
+    for junk in ("", "start_from: 3", "[]", "start_from: [", f"start_from: {source}/checkpoints/gone"):
+        (own / "config.yaml").write_text(junk)
+        assert branched(run).start_from == str(source / "checkpoints/tokens_768")
