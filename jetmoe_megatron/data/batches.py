@@ -62,7 +62,7 @@ class StepBatches:
 
 
 def ignore_stop(worker: int) -> None:
-    """In a process that reads data: a SIGTERM for the whole job would end it, and with it the rank, which is to save."""
+    """In a process that reads data: a SIGTERM for the whole job would end it, and so the rank, which is to save."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
