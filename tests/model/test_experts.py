@@ -110,6 +110,17 @@ def test_auto_on_gpus(gpu: pytest.MonkeyPatch) -> None:
     assert choose_backend(shape(), "bf16").name == "te"
 
 
+def test_blackwell(gpu: pytest.MonkeyPatch) -> None:
+    """Where torch's kernel leaves the gradients of experts without a token as the memory was."""
+    gpu.setattr(torch.cuda, "get_device_capability", lambda device: (10, 3))
+    with pytest.raises(UserError, match="expert_backend: torch gives experts without a token gradients of no meaning"):
+        choose_backend(shape(expert_backend="torch"), "bf16")
+    assert choose_backend(shape(expert_backend="torch"), "fp32").name == "torch"
+    for missing, name in ((lambda name: None, "te"), (lambda name: "no", "loop")):
+        gpu.setattr("jetmoe_megatron.model.experts.choose._missing", missing)
+        assert choose_backend(shape(), "bf16").name == name
+
+
 @pytest.mark.parametrize("name", ["megablocks", "te", "te_fp8"])
 def test_a_gpu_backend_is_refused_on_a_cpu(name: str) -> None:
     with pytest.raises(UserError, match=f"^model.expert_backend: {name} needs a GPU, and there is none: use auto"):

@@ -13,6 +13,7 @@ from jetmoe_megatron.errors import UserError
 
 INSTALL = "bash scripts/install_gpu.sh"
 HOPPER = (9, 0)
+BLACKWELL = (10, 0)
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,15 @@ def choose_backend(model: Model, precision: str) -> Choice:
         if reason := why_not(name, model, precision):
             raise UserError(f"model.expert_backend: {name} {reason}")
         return Choice(name, "asked for")
-    if reason := why_not("torch", model, precision):
-        return Choice("loop", f"torch {reason}")
-    if not torch.cuda.is_available() or _capability() == HOPPER:
-        return Choice("torch", "torch's grouped_mm needs no package here and no counts on the host")
-    for name in ("te", "megablocks"):
+    elsewhere = torch.cuda.is_available() and _capability() != HOPPER
+    for name in ("te", "megablocks") if elsewhere else ():
         if why_not(name, model, precision) is None:
             return Choice(name, "torch's grouped_mm has one kernel for all experts on Hopper only")
-    return Choice("torch", "neither te nor megablocks can serve")
+    if reason := why_not("torch", model, precision):
+        return Choice("loop", f"torch {reason}")
+    if elsewhere:
+        return Choice("torch", "neither te nor megablocks can serve")
+    return Choice("torch", "torch's grouped_mm needs no package here and no counts on the host")
 
 
 def why_not(name: str, model: Model, precision: str) -> str | None:
@@ -55,6 +57,9 @@ def why_not(name: str, model: Model, precision: str) -> str | None:
             return "needs a Hopper GPU or a newer one: use te"
         if reason := _missing(name):
             return reason
+    elif torch.cuda.is_available() and _capability() >= BLACKWELL and precision == "bf16":
+        # https://github.com/pytorch/pytorch/issues/172439
+        return "gives experts without a token gradients of no meaning on this GPU: use auto, te, megablocks or loop"
     # grouped_mm wants strides of 16 bytes (torch/aten/src/ATen/native/GroupedMMUtils.h), fp8 matmuls 16 columns.
     multiple = {"torch": 8 if precision == "bf16" else 4, "te_fp8": 16}.get(name, 8)
     widths = {
