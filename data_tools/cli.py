@@ -40,8 +40,13 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _lose_output()
         return 0
+
+
+def _lose_output() -> None:
+    """Nobody reads it: what is still to be written must not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_parser(
@@ -209,9 +214,12 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _show(text: str) -> None:
-    """Print what a terminal that is not UTF-8 may be unable to show."""
+    """Print what a terminal that is not UTF-8 may be unable to show, and go on where nobody reads it to its end."""
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        _lose_output()
 
 
 def _describe(stats: "Stats") -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
-from tests.support import REPO, environment, metrics, small_run, write_run
+from tests.support import REPO, environment, metrics, small_run, write_dataset, write_run
 
 
 def train(run_file: Path, *overrides: str, output: int | None = subprocess.PIPE) -> subprocess.Popen[str]:
@@ -80,18 +80,26 @@ def test_the_last_step_is_shown(tmp_path: Path, data: dict, last: int) -> None:
     assert f"{done}, nothing left to do" in again
 
 
+def unread(*arguments: object, unbuffered: str) -> tuple[int, str]:
+    """Status and stderr of `jetmoe ...` whose stdout nobody reads."""
+    command = [sys.executable, "-m", "jetmoe_megatron.cli", *map(str, arguments)]
+    env = {**environment(), "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(command, cwd=REPO, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    return process.wait(60), process.stderr.read()
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_command_whose_output_is_not_read(tmp_path: Path, unbuffered: str) -> None:
     record = {"step": 1, "tokens": 256, "lm_loss": 4.5, "tokens_per_second": 10.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    command = [sys.executable, "-m", "jetmoe_megatron.cli", "report", str(tmp_path)]
-    process = subprocess.Popen(
-        command,
-        cwd=REPO,
-        env={**environment(), "PYTHONUNBUFFERED": unbuffered},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert (process.wait(60), process.stderr.read()) == (0, b"")
+    assert unread("report", tmp_path, unbuffered=unbuffered) == (0, "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_damage_is_told_also_where_the_report_is_not_read(tmp_path: Path, unbuffered: str) -> None:
+    path = write_dataset(tmp_path / "set", 20, seed=0)
+    os.truncate(f"{path}.bin", 100)
+    status, error = unread("data", "inspect", path, "--json", unbuffered=unbuffered)
+    assert status == 2 and error.startswith("error: ") and "set.bin: cut short" in error
