@@ -101,5 +101,5 @@ def test_a_command_whose_output_is_not_read(tmp_path: Path, unbuffered: str) -> 
 def test_damage_is_told_also_where_the_report_is_not_read(tmp_path: Path, unbuffered: str) -> None:
     path = write_dataset(tmp_path / "set", 20, seed=0)
     os.truncate(f"{path}.bin", 100)
-    status, error = unread("data", "inspect", path, "--json", unbuffered=unbuffered)
+    status, error = unread("data", "inspect", path, "--check", "--json", unbuffered=unbuffered)
     assert status == 2 and error.startswith("error: ") and "set.bin: cut short" in error
