@@ -33,9 +33,10 @@ def main() -> int:
         layout = resolve_layout(run, arguments.world or world)
         if rank == 0:
             print(describe(run, layout), flush=True)
-        if layout.tensor > 1:
+        if layout.tensor > 1 and not run.parallel.overlap_moe_expert_parallel_comm:
             # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
             # (megatron/core/tensor_parallel/layers.py:526). It is read when the GPU is first used: in the checks.
+            # The overlap of the experts' exchange has streams of its own, which want queues of their own.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
         from jetmoe_megatron.training.preflight import check_run_can_start

@@ -45,6 +45,8 @@ def resolve_layout(run: Run, world: int) -> Layout:
     parallel, model, batch = run.parallel, run.model, run.batch
     if parallel.overlap_param_gather and not (parallel.distributed_optimizer and parallel.overlap_grad_reduce):
         raise UserError("parallel.overlap_param_gather: needs distributed_optimizer and overlap_grad_reduce")
+    if parallel.overlap_moe_expert_parallel_comm and (missing := _missing_for_expert_overlap(run)):
+        raise UserError(f"parallel.overlap_moe_expert_parallel_comm: needs {missing}")
     if parallel.attention_experts == "sharded" and parallel.expert_tensor != parallel.tensor:
         raise UserError(
             "parallel.attention_experts: sharded needs parallel.expert_tensor equal to parallel.tensor "
@@ -120,6 +122,19 @@ def resolve_layout(run: Run, world: int) -> Layout:
 def phase_steps(run: Run) -> tuple[int, ...]:
     """Steps of each phase. A phase ends with a whole batch: its tokens are rounded up."""
     return tuple(math.ceil(phase.tokens / run.batch.global_tokens) for phase in run.phases)
+
+
+def _missing_for_expert_overlap(run: Run) -> str | None:
+    """Source: megatron/core/transformer/transformer_config.py:1852."""
+    if run.parallel.expert == 1:
+        return "parallel.expert > 1"
+    if run.precision != "bf16":
+        return "precision: bf16"
+    if run.recompute == "full":
+        return "recompute: none or selective"
+    if run.parallel.pipeline > 1 and run.parallel.virtual_pipeline == 1:
+        return "parallel.virtual_pipeline > 1 where parallel.pipeline is"
+    return None
 
 
 def _check_stages(layers: list[int], stages: int, num_layers: int) -> None:

@@ -73,6 +73,7 @@ class Parallel(Section):
     distributed_optimizer: bool = True  # each data-parallel rank keeps and updates its share of the optimizer state
     overlap_grad_reduce: bool = False  # with the backward pass
     overlap_param_gather: bool = False  # with the next forward pass
+    overlap_moe_expert_parallel_comm: bool = False  # the exchange of the MLP's rows, with another micro-batch
     timeout_minutes: float = Field(30.0, gt=0, le=1e6)  # ranks that have waited so long for another one give up
 
 

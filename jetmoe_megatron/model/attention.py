@@ -123,6 +123,9 @@ class MixtureOfAttention(MegatronModule):
             output = reduce_scatter_to_sequence_parallel_region(output, group=self.tp_group)
         return output, self.bias
 
+    def backward_dw(self) -> None:
+        """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""
+
     def _attend(self, q_TKA: Tensor, kv: Tensor, rotary_pos_emb: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
         sequence, batch = kv.shape[:2]

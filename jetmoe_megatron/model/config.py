@@ -98,6 +98,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         pipeline_model_parallel_layout=_stages(run),
+        overlap_moe_expert_parallel_comm=run.parallel.overlap_moe_expert_parallel_comm,
         recompute_granularity=None if run.recompute == "none" else run.recompute,
         recompute_method="uniform" if run.recompute == "full" else None,
         recompute_num_layers=1 if run.recompute == "full" else None,

@@ -26,7 +26,7 @@ class _Inert:
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         return None
 
-    wait_stream = synchronize = _nothing
+    wait_stream = synchronize = wait = record = _nothing
 
     def record_event(self, *args: Any) -> _Inert:
         return self
@@ -52,6 +52,7 @@ CUDA_PATCHES: dict[str, tuple[Any, str]] = {
     "synchronize": (_nothing, "dist_checkpointing/strategies/filesystem_async.py:230"),
     "empty_cache": (_nothing, "dist_checkpointing/strategies/async_utils.py"),
     "Stream": (_Inert, "transformer/moe/token_dispatcher.py:445"),
+    "Event": (_Inert, "models/common/model_chunk_schedule_plan.py:310"),
     "current_stream": (lambda *a: _STREAM, "transformer/moe/token_dispatcher.py:871"),
     "default_stream": (lambda *a: _STREAM, "distributed/param_and_grad_buffer.py:422"),
     "stream": (lambda stream: contextlib.nullcontext(), "transformer/moe/token_dispatcher.py:874"),
@@ -76,6 +77,7 @@ def install() -> None:
         setattr(torch.cuda, name, replacement)
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]  # pipeline_parallel/utils.py:237
     torch.Tensor.type = _type_as_cuda(torch.Tensor.type)  # type: ignore[method-assign]
     _patch_megatron()
     _installed = True
@@ -149,8 +151,10 @@ def _without_transformer_engine() -> None:
 
 def _patch_megatron() -> None:
     from megatron.core import utils
+    from megatron.core.models.common import model_chunk_schedule_plan
     from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.pipeline_parallel import schedules
+    from megatron.core.pipeline_parallel import utils as pipeline_utils
     from megatron.core.tensor_parallel import mappings, random
     from megatron.core.transformer.moe import token_dispatcher
 
@@ -159,6 +163,11 @@ def _patch_megatron() -> None:
     factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
     for module in (optimizer, clip_grads, schedules, utils):
         module.torch = _Overlay(torch, **factories)
+
+    # utils.py:212 and model_chunk_schedule_plan.py:476 mark ranges for NVIDIA's profiler.
+    marks = _Overlay(torch.cuda.nvtx, range_push=_nothing, range_pop=_nothing)
+    for module in (pipeline_utils, model_chunk_schedule_plan):
+        module.torch = _Overlay(torch, cuda=_Overlay(torch.cuda, nvtx=marks))
 
     # mappings.py:150 and 199: the token dispatcher gathers uneven numbers of tokens over expert-tensor ranks.
     collectives = _Overlay(torch.distributed, all_gather=_all_gather, reduce_scatter=_reduce_scatter)

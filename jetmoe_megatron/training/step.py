@@ -142,11 +142,15 @@ def _tokens_of_a_micro_batch(batches: list[MicroBatch]) -> Tensor:
     return (total / (len(batches) * group.size() * parallel_state.get_context_parallel_world_size())).float()
 
 
-def _forward_step(mean_tokens: Tensor, batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+def _forward_step(
+    mean_tokens: Tensor, batches: Iterator[MicroBatch], model: Any, return_schedule_plan: bool = False
+) -> tuple[Any, Any]:
+    """What the schedule runs: the losses [B, S] and what makes one of them, or their plan for it to interleave."""
     batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it replaces what is in the dict it is given
     batch = {key: value.to(device(), non_blocking=True) for key, value in batch.items()}
     mask = _hidden(batch["document"]) if "document" in batch else None
-    output = model(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
+    forward = model.build_schedule_plan if return_schedule_plan else model
+    output = forward(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
     return output, functools.partial(_loss, batch["loss_mask"], mean_tokens)
 
 

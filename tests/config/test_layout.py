@@ -38,6 +38,7 @@ def test_phases_are_rounded_up_to_whole_steps() -> None:
     assert layout(1, phases__0__tokens=5 * 256 + 1).phase_steps == (6, 3)
 
 
+OVERLAP = {"parallel__expert": 2, "parallel__overlap_moe_expert_parallel_comm": True}
 REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (3, {"parallel__tensor": 2}, "tensor 2 x pipeline 1 = 2 does not divide the world of 3 ranks"),
     (2, {"parallel__pipeline": 4}, "tensor 1 x pipeline 4 = 4 does not divide the world of 2 ranks"),
@@ -52,6 +53,10 @@ REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (1, {"parallel__sequence": True}, "parallel.sequence: needs parallel.tensor > 1"),
     (2, {"parallel__context": 4}, "tensor 1 x pipeline 1 x context 4 = 4 does not divide the world of 2 ranks"),
     (2, {"parallel__context": 2, "batch__sequence_length": 2, "batch__global_tokens": 16}, "multiple of 2 x context 2"),
+    (2, {"parallel__overlap_moe_expert_parallel_comm": True}, "expert_parallel_comm: needs parallel.expert > 1"),
+    (2, {**OVERLAP}, "expert_parallel_comm: needs precision: bf16"),
+    (2, {**OVERLAP, "precision": "bf16", "recompute": "full"}, "needs recompute: none or selective"),
+    (2, {**OVERLAP, "precision": "bf16", "parallel__pipeline": 2}, "needs parallel.virtual_pipeline > 1 where"),
     (3, {}, "8 sequences per step (global_tokens / sequence_length) do not divide into 3 data-parallel ranks"),
     (1, {"batch__micro_sequences": 3}, "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
 ]

@@ -37,8 +37,11 @@ class _Piece:
     value: Tensor
 
 
-def outcome(tree: dict[str, Any], ranks: int, steps: int = 3) -> Outcome:
-    return joined(run_ranks(ranks, _train, tree, steps))
+def outcome(
+    tree: dict[str, Any], ranks: int, steps: int = 3, prepare: Callable[[list[Any]], None] | None = None
+) -> Outcome:
+    """`prepare` is called on each rank with the wrapped model."""
+    return joined(run_ranks(ranks, _train, tree, steps, prepare))
 
 
 def joined(results: list[Any]) -> Outcome:
@@ -103,10 +106,14 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
         yield run, model, StepBatches(samples, range(steps), *shares)
 
 
-def _train(tree: dict[str, Any], steps: int) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
+def _train(
+    tree: dict[str, Any], steps: int, prepare: Callable[[list[Any]], None] | None
+) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
     with training(tree, steps) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
 
+        if prepare:
+            prepare(model)
         optimizer = build_optimizer(run, model)
         losses, gradients = [], []
         for step, batches in enumerate(batches_of_steps):
