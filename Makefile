@@ -1,4 +1,4 @@
-# Names are fixed: `make quickstart` and `make test` work on a fresh machine with Python 3.10 or newer.
+# `make quickstart` and `make test` work on a fresh machine with Python 3.10 or newer.
 PYTHON ?= python3
 VENV ?= .venv
 # torch goes first and alone: on a machine without a GPU point pip at PyTorch's CPU wheels to save gigabytes.

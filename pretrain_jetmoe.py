@@ -1,7 +1,7 @@
 """Pretrain JetMoE: torchrun --nproc-per-node N pretrain_jetmoe.py RUN.yaml [section.key=value ...]
 
 Run the same command again to resume. Exit status: 0 done; 2 bad usage or input; 3 stopped by the loss guard; 4 another
-rank died or hangs; 75 stopped on a signal after saving, run me again; other: a failure.
+rank died or hangs (on CPUs); 75 stopped on a signal after saving, run me again; other: a failure.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from data_tools.errors import InputError, one_line
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, SharedError, UserError
+from jetmoe_megatron.errors import EXIT_BAD_INPUT, SharedError
 from jetmoe_megatron.platform.output import outlast_readers
 from jetmoe_megatron.training.branch import branch
 
-ONE_SPEAKS_SECONDS = 60  # the others leave it to the first rank of their node to say what is wrong
+ONE_SPEAKS_SECONDS = 60  # how long the others leave it to the first rank of their node to say what is wrong
 
 
 def main() -> int:
@@ -45,18 +45,19 @@ def main() -> int:
         if arguments.dry_run:
             return 0
 
-        from jetmoe_megatron.training.parallel import parallel_state
+        from jetmoe_megatron.training.parallel import parallel_groups
 
-        with parallel_state(run, layout):
+        with parallel_groups(run, layout):
             from jetmoe_megatron.training.loop import train
 
             started = True
             return train(run, layout)
-    except (UserError, InputError, OSError) as error:
+    except (InputError, OSError) as error:
         if started and isinstance(error, OSError):
             raise
         message = one_line(error)
-        # Before the ranks have met, all of one node find the same, and the first that ends has the others killed.
+        # Before the ranks have met, all ranks of a node fail alike, and the launcher kills the rest when one exits: the
+        # first rank of the node reports.
         if (not started or isinstance(error, SharedError)) and os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(ONE_SPEAKS_SECONDS)
         node = "" if rank == 0 else f"{platform.node()}: "

@@ -36,7 +36,6 @@ setup(
         "tensorboard": ["tensorboard>=2.16"],
         "plot": ["matplotlib>=3.8"],
         "s3": ["boto3>=1.34"],  # data sets in object storage
-        "eval": ["lm-eval>=0.4"],
         "dev": [
             "accelerate>=1.1",  # what transformers' Trainer asks for, in examples/finetune_hf.py
             "pytest>=8",

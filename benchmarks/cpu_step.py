@@ -3,7 +3,8 @@
     python benchmarks/cpu_step.py [--threads 2] [--rounds 7] [--tiny] [--record]
 
 The same shapes, batch and threads for all, each in a process of its own as its users run it, one step each in turn, so
-that whatever else the machine does meets all of them. GFLOP/s count matmuls (flops.py). `--record` writes the tables to
+that whatever else the machine does meets all of them. GFLOP/s count matmuls (config/flops.py).
+`--record` writes the tables to
 benchmarks/results/cpu_step.md.
 """
 
@@ -28,9 +29,9 @@ import torch
 
 from benchmarks.attention_kernels import OURS, attention_step
 from benchmarks.contestants import Step, bare_step, hugging_face_step, our_step, run_of, world_of_one
-from benchmarks.flops import step_flops
 from benchmarks.kernels import breakdown
 from benchmarks.provenance import provenance
+from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.schema import Run
 
 RESULT = Path(__file__).parent / "results/cpu_step.md"

@@ -27,11 +27,11 @@ import yaml
 
 from benchmarks.attention_kernels import attention_step, kernel_names
 from benchmarks.contestants import Step, hugging_face_step, our_step, run_of, world_of_one
-from benchmarks.flops import FORMULA, peak_tflops, step_flops
 from benchmarks.kernels import breakdown
 from benchmarks.moe_layers import OURS, layer_names, layer_step
 from benchmarks.provenance import REPO, provenance, versions
 from jetmoe_megatron.config.describe import count_parameters
+from jetmoe_megatron.config.flops import FORMULA, peak_tflops, step_flops
 from jetmoe_megatron.config.schema import Model, Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.model.experts.choose import choose_backend

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _TOKENIZE_EXAMPLE = """example:
   %(prog)s shards/*.jsonl.gz --output data/web --tokenizer data/tokenizer --workers 8
-writes data/web.bin and data/web.idx, which a phase names as `path: data/web`. Run again after a kill, it goes on."""
+writes data/web.bin and data/web.idx, which a phase names as `path: data/web`. Run again after a kill, it continues."""
 
 _TOKENIZER_EXAMPLE = """example:
   %(prog)s corpus/*.jsonl --output data/tokenizer --vocab-size 32000
@@ -21,7 +21,7 @@ writes a folder that transformers' AutoTokenizer.from_pretrained loads."""
 
 _MERGE_EXAMPLE = """example:
   %(prog)s data/web-00 data/web-01 --output data/web
-joins datasets of one dtype, in this order. A name may end in .idx, so data/web-*.idx stands for many."""
+joins datasets of one dtype, in this order. A name may end in .idx, so data/web-*.idx means many."""
 
 _SPLIT_EXAMPLE = """example:
   %(prog)s data/web --train data/web-train --held-out data/web-held-out --fraction 0.001

@@ -40,9 +40,6 @@ class Engine(Protocol):
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all texts end to end, [tokens], and how many each has, [texts] int64."""
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of ids, special tokens spelled out."""
-
 
 def open_reference(path: str | Path) -> "Tokenizers | SentencePiece":
     """The tokenizer of a Hugging Face folder, or of a SentencePiece model, alone or in a folder.
@@ -98,6 +95,7 @@ class Tokenizers:
         return _joined([encoding.ids for encoding in encodings])
 
     def decode(self, ids: list[int]) -> str:
+        """The text of ids, special tokens spelled out."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
 
@@ -147,9 +145,6 @@ class Fastokens:
         with _failures():
             ids, offsets = self._tokenizer.encode_batch_flat(texts, split_special_tokens=True)
         return np.frombuffer(ids, np.uint32), np.diff(np.frombuffer(offsets, np.int64))
-
-    def decode(self, ids: list[int]) -> str:
-        return self._reference.decode(ids)
 
 
 @contextmanager

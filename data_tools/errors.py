@@ -1,3 +1,5 @@
+"""What a command says when something the user gave is wrong."""
+
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

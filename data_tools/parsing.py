@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -36,8 +37,14 @@ def decode(raw: bytes) -> str:
     return raw.decode("utf-8")
 
 
+def _has_escaped_key(line: bytes) -> bool:
+    """Whether a key may be written with \\u: the text's, a second time."""
+    parts = line.split(b'"')
+    return any(b"\\u" in part and after.lstrip().startswith(b":") for part, after in pairwise(parts))
+
+
 def _text_of(line: bytes, text_key: str, spelled: bytes) -> str:
-    if line.count(spelled) == 1:
+    if line.count(spelled) == 1 and not (b"\\u" in line and _has_escaped_key(line)):
         try:
             text = orjson.loads(line)[text_key]
             if type(text) is str and len(line) <= LONGEST:

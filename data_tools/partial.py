@@ -1,4 +1,4 @@
-"""A dataset that is being made: the folder `PREFIX.partial`, from which a killed run goes on."""
+"""A dataset that is being made: the folder `PREFIX.partial`, from which a killed run continues."""
 
 import fcntl
 import json

@@ -22,7 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     Trainer,
     TrainingArguments,
@@ -81,7 +81,10 @@ def read_lines(path: Path, keys: list[str]) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if text.strip():
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError:
+                raise ValueError(f"line {number}: not valid JSON") from None
             if not isinstance(line, dict) or not set(keys) <= line.keys():
                 raise ValueError(f"line {number}: expected an object with {' and '.join(keys)}")
             if not isinstance(line["text"], str):
@@ -126,7 +129,11 @@ def main(argv: list[str] | None = None) -> None:
         sample.pop("token_type_ids", None)
     if arguments.task == "lm":
         model = AutoModelForCausalLM.from_pretrained(arguments.model)
-        collator: Any = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        # Each text ends as documents did in pretraining. The collator for language models would not train that: it
+        # takes the token for padding.
+        ends = [sample["input_ids"][: arguments.max_length - 1] + [tokenizer.eos_token_id] for sample in samples]
+        samples = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in ends]
+        collator: Any = DataCollatorForSeq2Seq(tokenizer)
     else:
         labels = [line["label"] for line in lines]
         samples = [{**sample, "labels": label} for sample, label in zip(samples, labels, strict=True)]

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.overrides += more
     try:
         return data_tools.cli.run(arguments)
-    except (UserError, InputError, OSError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def _data_mix(arguments: argparse.Namespace) -> int:
     rows = plan(run, RunFolder(run).data_cache)
     print(table(rows))
     for line in warnings(run, rows):
-        print(line)
+        print(line, file=sys.stderr)
     if arguments.plot:
         draw(run, rows, arguments.plot)
         print(f"drawn: {arguments.plot}")
@@ -93,12 +93,12 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
 def _add_convert(commands: argparse._SubParsersAction) -> None:
     convert = commands.add_parser("convert", help="between checkpoints and Hugging Face folders, and their comparison")
     directions = convert.add_subparsers(metavar="COMMAND", required=True)
-    a_checkpoint = "a checkpoint, or a run folder, which stands for its newest one"
+    a_checkpoint = "a checkpoint, or a run folder, which means its newest one"
 
     to_hf = directions.add_parser(
         "to-hf",
         help="a checkpoint to a Hugging Face folder",
-        epilog="example: jetmoe convert to-hf runs/quickstart/checkpoints/tokens_2048000 runs/quickstart/hf",
+        epilog="example: jetmoe convert to-hf runs/quickstart/checkpoints/tokens_2048000 my_model",
     )
     to_hf.add_argument("checkpoint", type=Path, help=a_checkpoint)
     to_hf.add_argument("out", type=Path, help="the folder to write")
@@ -165,17 +165,12 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
 
 def _checkpoint(path: Path) -> Path:
     """The newest whole checkpoint of a run folder; anything else as it is."""
-    from jetmoe_megatron.checkpoint.folder import newest
-    from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
+    from jetmoe_megatron.checkpoint.integrity import newest_whole_of
 
-    last, whole = newest(path / "checkpoints"), newest_whole(path / "checkpoints")
-    if last is None or last == whole:
-        return last or path
-    damage = f"{last} is damaged: {find_damage(last, quick=True)}"
-    if whole is None:
-        raise UserError(f"{damage}; no whole checkpoint is left")
-    print(f"warning: {damage}; taking {whole.name}", file=sys.stderr)
-    return whole
+    checkpoint, damage = newest_whole_of(path)
+    if damage:
+        print(f"warning: {damage}", file=sys.stderr)
+    return checkpoint
 
 
 def _token_ids(text: str | None) -> list[int] | None:

@@ -1,3 +1,7 @@
+"""Exit statuses of a run, and the errors that are the user's to mend."""
+
+from data_tools.errors import InputError
+
 EXIT_NOT_SAVED = 1  # trained, but the last checkpoint could not be written
 EXIT_BAD_INPUT = 2
 EXIT_BAD_STEPS = 3  # the loss guard has stopped the run: run again, it would do the same
@@ -5,8 +9,8 @@ EXIT_LOST_RANKS = 4  # another rank died or hangs, and this one, or one that wai
 EXIT_RUN_ME_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: stopped on a signal after saving
 
 
-class UserError(ValueError):
-    """Something the user gave is wrong. The message is one line that says what to change; commands exit with 2."""
+class UserError(InputError):
+    """Something in a run file, or in what it names, is wrong. One line that says what to change."""
 
 
 class SharedError(UserError):

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from jetmoe_megatron.checkpoint.folder import published
+from jetmoe_megatron.checkpoint.folder import newest, published
+from jetmoe_megatron.errors import UserError
 
 CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; written last
 METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
@@ -73,6 +74,21 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
 def newest_whole(root: Path) -> Path | None:
     """Of a run's checkpoints, as far as names, sizes and small files tell."""
     return next((path for path in reversed(published(root)) if find_damage(path, quick=True) is None), None)
+
+
+def newest_whole_of(path: Path) -> tuple[Path, str | None]:
+    """The newest whole checkpoint of a run folder, and a warning if there is a newer one; anything else as it is.
+
+    Raises:
+        UserError: none of its checkpoints is whole.
+    """
+    last, whole = newest(path / "checkpoints"), newest_whole(path / "checkpoints")
+    if last is None or last == whole:
+        return last or path, None
+    damage = f"{last} is damaged: {find_damage(last, quick=True)}"
+    if whole is None:
+        raise UserError(f"{damage}; no whole checkpoint is left")
+    return whole, f"{damage}; taking {whole.name}"
 
 
 def refuse_code(checkpoint: Path) -> None:

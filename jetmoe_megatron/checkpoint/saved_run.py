@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS
-from jetmoe_megatron.config import Run, load_run
-from jetmoe_megatron.config.schema import Count
+from jetmoe_megatron.config.load import load_sections
+from jetmoe_megatron.config.schema import Batch, Count, Losses, Model, Optimizer, Phase, Run, Schedule, Section
 from jetmoe_megatron.errors import UserError
 
 RUN_FILE = "run.yaml"  # the resolved run
 PROGRESS_FILE = "progress.json"  # consumed tokens, and what else a resumed run must know
-# What the losses of the steps to come depend on: a resumed run must agree in it.
-_MUST_AGREE = ("seed", "model", "losses", "precision", "batch", "optimizer", "schedule", "phases")
 _NEVER = ("seed", "model", "precision", "batch")  # no option permits these: the position would mean something else
+
+
+class SavedRun(Section):
+    """Of a saved run what the losses of the steps to come depend on: a run that resumes it must agree."""
+
+    seed: Count
+    model: Model
+    losses: Losses
+    precision: str
+    batch: Batch
+    optimizer: Optimizer
+    schedule: Schedule
+    phases: list[Phase]
 
 
 class _Saved(BaseModel):
@@ -37,7 +49,7 @@ class _Blend(_Saved):
 
 
 class _Ledger(_Saved):
-    """data.blend.Ledger"""
+    """data.ledger.Ledger"""
 
     blend: _Blend
     began: _Position
@@ -55,7 +67,7 @@ class _Guard(_Saved):
 
 
 class Note(_Saved):
-    """What a rollback leaves for a resume to find in the place of the checkpoint's."""
+    """What a rollback leaves for a resume to use instead of the checkpoint's."""
 
     data: _Ledger
     guard: _Guard | None = None
@@ -73,21 +85,25 @@ def is_of_training(checkpoint: Path) -> bool:
     return any((checkpoint / name).exists() for name in (RUN_FILE, PROGRESS_FILE, CHECKSUMS))
 
 
-def refuse_other_run(path: Path, run: Run, sections: tuple[str, ...] = _MUST_AGREE) -> None:
-    """Raises UserError that names all keys in which `run` differs from the run saved in `path`."""
+def other_run(path: Path, run: Run, sections: Iterable[str] = SavedRun.model_fields) -> str | None:
+    """All keys in which `run` differs from the run saved in `path` and may not, and what to do; None if there are none.
+
+    Raises:
+        UserError: the saved run cannot be read.
+    """
     saved, now = read_saved_run(path).model_dump(), run.model_dump()
     found = [line for section in sections for line in _differences(section, saved[section], now[section])]
     permitted = tuple(run.checkpoint.may_change)
     refused = [(key, text) for key, text in found if _under(key, _NEVER) or not _under(key, permitted)]
     if not refused:
-        return
+        return None
     fixed = [key for key, _ in refused if _under(key, _NEVER)]
     way = (
         "start another run from it with start_from and its own output_dir"
         if fixed
         else f"permit it with checkpoint.may_change=[{','.join(key for key, _ in refused)}]"
     )
-    raise UserError(f"{path}: was made with another {'; '.join(text for _, text in refused)}. Set it back, or {way}")
+    return f"{path}: differs from the saved run in {'; '.join(text for _, text in refused)}. Set it back, or {way}"
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
@@ -119,18 +135,19 @@ def _differences(key: str, saved: Any, now: Any) -> list[tuple[str, str]]:
         return []
     if isinstance(saved, dict) and isinstance(now, dict):
         return [found for name in now for found in _differences(f"{key}.{name}", saved.get(name), now[name])]
-    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        return [
-            found for i, pair in enumerate(zip(saved, now, strict=True)) for found in _differences(f"{key}.{i}", *pair)
-        ]
+    if isinstance(saved, list) and isinstance(now, list):
+        entries = enumerate(zip(saved, now, strict=False))
+        found = [difference for i, pair in entries for difference in _differences(f"{key}.{i}", *pair)]
+        lengths = f"{key} (saved {len(saved)} of them, now {len(now)})"
+        return found + ([] if len(saved) == len(now) else [(key, lengths)])
     return [] if saved == now else [(key, f"{key} (saved {saved!r}, now {now!r})")]
 
 
-def read_saved_run(checkpoint: Path) -> Run:
+def read_saved_run(checkpoint: Path) -> SavedRun:
     """Raises UserError if the folder is not a published checkpoint."""
     file = checkpoint / RUN_FILE
     if not checkpoint.is_dir():
         raise UserError(f"{checkpoint}: no such checkpoint folder")
     if not file.is_file():
         raise UserError(f"{checkpoint}: not a checkpoint of this program: it has no {RUN_FILE}")
-    return load_run(file)
+    return load_sections(file, SavedRun)

@@ -95,7 +95,7 @@ class Saver:
         if request.async_fn is not None:
             rank = torch.distributed.get_rank()
             request = request._replace(async_fn=partial(_write_and_sum, request.async_fn, aside, rank))
-        # What only rank 0 does there can fail there alone, and then the others must not wait for it.
+        # These run on rank 0 only: if one of them fails, the others must be released.
         metadata, config = request.finalize_fns
         own: list[str] = []
         request.finalize_fns[:] = [

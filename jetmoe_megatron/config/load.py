@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 
+_Sections = TypeVar("_Sections", bound=BaseModel)
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
@@ -74,7 +75,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Read a run file, the model and phase files it names, and `section.key=value` overrides.
 
     Paths of model and phase files are relative to the run file; those of data, tokenizer and output to the working
-    directory. `${NAME}` stands for an environment variable.
+    directory. `${NAME}` is an environment variable's value.
 
     Raises:
         UserError: one line that names the file and the key.
@@ -101,6 +102,19 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run
+
+
+def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
+    """The sections that `schema` has of a resolved run file; the others may be those of another version.
+
+    Raises:
+        UserError: one line that names the file and the key.
+    """
+    tree = _read(path)
+    try:
+        return schema.model_validate({key: value for key, value in tree.items() if key in schema.model_fields})
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_line(error)}") from None
 
 
 def dump_run(run: Run) -> str:

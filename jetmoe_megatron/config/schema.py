@@ -1,7 +1,7 @@
 """What a run file may say. Every field is typed and range-checked; unknown keys are refused.
 
-Defaults are JetMoE's published recipe where there is one (arXiv 2404.07413, section 4.2) and are marked where it
-is silent.
+Defaults of the optimizer and the losses are JetMoE's published recipe (arXiv 2404.07413, section 4.2), and marked where
+it is silent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _off_on(value: Any) -> Any:
     return {False: "off", True: "online"}.get(value, value) if isinstance(value, bool) else value
 
 
-_MOST = 2**53  # of anything: beyond it a float is not exact, and what is asked for is a slip of the keyboard
+_MOST = 2**53  # of anything: a larger number is a typing error, and not exact as a float
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MOST)]
 Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=_MOST)]
 Fraction = Annotated[float, Field(gt=0, le=1)]

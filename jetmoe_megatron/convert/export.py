@@ -56,7 +56,7 @@ class Exports:
 
 
 def _begun(out: Path) -> Path:
-    """What stands for the export until it is whole; the conversion writes there."""
+    """The export's folder until it is whole: the conversion writes there."""
     return out.with_name(out.name + ".partial")
 
 

@@ -26,7 +26,7 @@ from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer
 
-# What Megatron wants to hear before it loads: importing it to have it said takes seconds.
+# What Megatron requires of a checkpoint's metadata; importing Megatron to write it takes seconds.
 _FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,

@@ -23,7 +23,7 @@ _TIED = "lm_head.weight"  # some programs save the embedding once more under thi
 class HuggingFaceFolder:
     """
     Attributes:
-        model: its shape, to which the tensors have been held.
+        model: its shape, with which those of the tensors were compared.
         dtype: of all its tensors, or None if they differ.
         max_positions: the longest sequence it is meant for.
     """

@@ -34,14 +34,14 @@ from jetmoe_megatron.convert.safetensors_file import as_bytes
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
-MODEL_FILE = "model.yaml"  # in the place of a run, in a checkpoint that comes from a Hugging Face folder
+MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint that comes from a Hugging Face folder
 COMPANIONS = "hf"  # there, the config and the tokenizer that it came with
 
 
 class MegatronFolder:
     """
     Attributes:
-        model: its shape, to which the tensors have been held.
+        model: its shape, with which those of the tensors were compared.
         dtype: of all its tensors, or None if they differ.
         max_positions: the longest sequence it is meant for.
         tokenizer: the folder of its tokenizer, if it has one.

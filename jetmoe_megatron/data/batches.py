@@ -15,7 +15,6 @@ from jetmoe_megatron.config.schema import HeldOut, Run
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import build_epochs
 from jetmoe_megatron.data.sequences import Sequences
-from jetmoe_megatron.errors import UserError
 
 MicroBatch = dict[str, Tensor]  # tokens, labels, loss_mask, position_ids, each [micro_sequences, sequence_length]
 
@@ -57,7 +56,7 @@ class StepBatches:
         try:
             while step_batches := [batch for _, batch in zip(range(self.micro_batches), batches, strict=False)]:
                 yield step_batches
-        except (UserError, InputError) as error:  # a worker's has its traceback before the message
+        except InputError as error:  # a worker's has its traceback before the message
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
@@ -78,12 +77,15 @@ class _Sampler:
         return len(self.steps) * self.position[0]
 
 
+HELD_OUT_SEED = 0  # not the run's: the losses of runs with other seeds can be compared
+
+
 class HeldOutSamples(Dataset):
-    """The first sequences of a held-out set, filled up to whole micro-batches on every rank with masked copies."""
+    """The same random sequences of a held-out set in every run, filled up to whole micro-batches with masked copies."""
 
     def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: IndexCache) -> None:
         """Builds what the cache does not hold. All ranks call it."""
-        self.sequences = Sequences(held_out.path, run, cache)
+        self.sequences = Sequences(held_out.path, run, cache, HELD_OUT_SEED)
         build_epochs({self.sequences: range(1)}, run.data.build_limit_tokens)
         self.real = min(self.sequences.per_epoch, run.evaluation.sequences)
         # Interleaved pipeline stages want whole rounds of micro-batches.

@@ -1,7 +1,7 @@
 """The samples of a whole run: each phase's mixture, one after the other.
 
 Each phase reads a data set on where the one before left it, so that nothing repeats before an epoch is over; so does a
-run that goes on with another blend in the middle of a phase.
+run that continues with another blend in the middle of a phase.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Order:
 
     def open(self) -> Order:
         """Map the arrays, which must have been built."""
-        # Of each sample the data set, as an index into `names`, and how often that was drawn before.
+        # For each sample: its data set, as an index into `names`, and how often that was drawn before.
         self.data_set: np.ndarray = self.cache.read(self.key, "data_set", self.size)
         self.place: np.ndarray = self.cache.read(self.key, "place", self.size)
         return self
@@ -106,7 +106,7 @@ class RunSamples(torch.utils.data.Dataset):
             UserError: on all ranks, if that is more than `limit` tokens, by default `data.build_limit_tokens`.
         """
         self.run, self.began = run, began
-        self.sequences = {name: Sequences(path, run, cache) for name, path in _paths(run.phases).items()}
+        self.sequences = {name: Sequences(path, run, cache, run.seed) for name, path in _paths(run.phases).items()}
         self.stretches = [_Stretch(first, order, {}) for first, order in orders(run, cache, began.sample)]
         on_rank_0([stretch.order.build for stretch in self.stretches])
         self._open()

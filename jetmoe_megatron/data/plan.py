@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +55,15 @@ def _tokens(path: str, cache: Path) -> int:
 
 
 def warnings(run: Run, rows: list[Share]) -> list[str]:
-    """One line for each data set that the whole run reads more often than `data.max_epochs`."""
+    """One line for each data set that the whole run reads more often than `data.max_epochs`, or is tested on."""
     last = {row.dataset: row for row in rows}
+    trained = {os.path.realpath(d.path): d.name for phase in run.phases for d in phase.data if d.weight > 0}
+    seen = [(d.name, trained.get(os.path.realpath(d.path))) for d in run.evaluation.data]
     return [
+        f"warning: evaluation.data {name!r} is data set {other!r}, which the run trains on"
+        for name, other in seen
+        if other
+    ] + [
         f"warning: data set {name!r} is read {row.epochs:.1f} times, more often than data.max_epochs "
         f"({run.data.max_epochs:g})"
         for name, row in last.items()

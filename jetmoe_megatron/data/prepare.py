@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.batches import HELD_OUT_SEED
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import Position, RunSamples, build_epochs
 from jetmoe_megatron.data.sequences import Sequences
@@ -17,4 +18,4 @@ def prepare(run: Run, cache: IndexCache, began: Position) -> None:
         UserError, data_tools.errors.InputError: a data set or the cache cannot be used.
     """
     RunSamples(run, cache, began, limit=math.inf)
-    build_epochs({Sequences(d.path, run, cache): range(1) for d in run.evaluation.data}, limit=math.inf)
+    build_epochs({Sequences(d.path, run, cache, HELD_OUT_SEED): range(1) for d in run.evaluation.data}, limit=math.inf)

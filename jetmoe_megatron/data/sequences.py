@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +30,9 @@ _OPEN_EPOCHS = 2  # the one that is read and, around its end, the next
 
 
 class Sequences(torch.utils.data.Dataset):
-    def __init__(self, path: str, run: Run, cache: IndexCache) -> None:
+    def __init__(self, path: str, run: Run, cache: IndexCache, seed: int) -> None:
         """Opens the dataset; builds nothing."""
-        self.path, self.run, self.cache = path, run, cache
+        self.path, self.run, self.cache, self.seed = path, run, cache, seed
         self.indexed = open_dataset(path, cache.root)
         self.content = content_key(path, cache.root)
         self.tokens = count_tokens(self.indexed)
@@ -52,13 +51,6 @@ class Sequences(torch.utils.data.Dataset):
             item["document"] = document_of_tokens(item["tokens"], end_of_document(self.run).eod)
         return item
 
-    def __getstate__(self) -> dict[str, Any]:  # for the workers of a DataLoader
-        return {key: value for key, value in vars(self).items() if key != "_epoch"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._epoch = lru_cache(_OPEN_EPOCHS)(self._open)
-
     def epochs(self, first: int, last: int) -> range:
         """Those that sequences `first` up to, not including, `last` lie in."""
         return range(first // self.per_epoch, -(-last // self.per_epoch))
@@ -75,11 +67,11 @@ class Sequences(torch.utils.data.Dataset):
         self.cache.add(self._key(epoch), lambda: self._order(epoch))
 
     def _key(self, epoch: int) -> str:
-        return f"{self.content}-{self.run.batch.sequence_length}-seed{self.run.seed}-epoch{epoch}"
+        return f"{self.content}-{self.run.batch.sequence_length}-seed{self.seed}-epoch{epoch}"
 
     def _order(self, epoch: int) -> dict[str, np.ndarray]:
         """The three indices of Megatron's GPTDataset, for one epoch."""
-        digest = hashlib.sha256(f"{self.run.seed}, epoch {epoch}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}, epoch {epoch}".encode()).digest()
         random = np.random.RandomState(int.from_bytes(digest[:4], "little"))
         documents: np.ndarray = np.arange(len(self.indexed), dtype=np.int32)
         random.shuffle(documents)
@@ -99,7 +91,7 @@ class Sequences(torch.utils.data.Dataset):
     def _open(self, epoch: int) -> GPTDataset:
         data = self.run.data
         config = GPTDatasetConfig(
-            random_seed=self.run.seed,
+            random_seed=self.seed,
             sequence_length=self.run.batch.sequence_length,
             blend=([self.path], None),
             split="1,0,0",

@@ -75,10 +75,10 @@ def count_tokens(indexed: IndexedDataset) -> int:
 
 
 def content_key(path: str, folder: Path) -> str:
-    """A short hash of a dataset: its index and, on disk, its tokens, of each the size and looks at it all along.
+    """A short hash of a dataset: the size of its index and, on disk, of its tokens, and samples spread over both.
 
-    A small file is read whole. Of a large one whatever has moved a thousandth of it is seen, as when shards were joined
-    in another order; a smaller change may not be.
+    A small file is read whole. In a large one a change of a thousandth of it is seen, such as shards joined in a
+    different order; a smaller one may not be.
     """
     digest = hashlib.sha256()
     files = [fetch_index(path, folder)] if in_object_storage(path) else [f"{path}.idx", f"{path}.bin"]

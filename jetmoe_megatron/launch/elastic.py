@@ -35,7 +35,7 @@ from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_LOST_RAN
 PROGRAM = "jetmoe_megatron.launch.elastic"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
-# With these starting the workers again at once, which --max-restarts is for, would not help.
+# Starting the workers again at once (--max-restarts) would not help after these.
 DECIDED = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
 
 # How long the other workers of a node may take to end by themselves once one has exited 75.

@@ -1,4 +1,4 @@
-"""The mixture of attention heads (arXiv 2404.07413, section 2.3), in the place of Megatron's self-attention.
+"""The mixture of attention heads (arXiv 2404.07413, section 2.3), instead of Megatron's self-attention.
 
 Each expert has its own query and output projections; keys and values are shared by all of them. A token's K chosen
 experts give it K groups of query heads. Head h of every group attends to key-value head h:
@@ -12,7 +12,7 @@ the first of which is part of the rotation.
 Tensor parallelism splits the heads, and with them the rows of every W_q and the columns of every W_o.
 
 Letters: S sequence, B micro-batch, H hidden, T = S * B tokens, E experts, K top-k, N local kv heads, C channels,
-A = N * C.
+A = N * C; G = N * K query heads, D = G * C, X = 2 * A.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class MixtureOfAttention(MegatronModule):
 
         u_TH = hidden_states.flatten(0, 1)
         q_TKA = dispatch.slots_of_rows(self.linear_q(dispatch.rows_of_tokens(u_TH), dispatch.count_L))
-        kv, _ = self.linear_kv(hidden_states)
-        a_TKA = self._attend(q_TKA, kv, rotary_pos_emb, attention_mask)
+        kv_SBX, _ = self.linear_kv(hidden_states)
+        a_TKA = self._attend(q_TKA, kv_SBX, rotary_pos_emb, attention_mask)
 
         y_TH = dispatch.tokens_of_rows(self.linear_out(dispatch.rows_of_slots(a_TKA), dispatch.count_L), gates_TK)
         output = y_TH.unflatten(0, hidden_states.shape[:2])
@@ -126,15 +126,16 @@ class MixtureOfAttention(MegatronModule):
     def backward_dw(self) -> None:
         """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""
 
-    def _attend(self, q_TKA: Tensor, kv: Tensor, rotary_pos_emb: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q_TKA: Tensor, kv_SBX: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
-        sequence, batch = kv.shape[:2]
+        sequence, batch = kv_SBX.shape[:2]
         slots, heads, channels = q_TKA.shape[1], self.local_kv_heads, self.channels
-        k, v = kv.view(sequence, batch, heads, 2, channels).unbind(3)
-        q = turn(q_TKA.view(sequence, batch, slots, heads, channels), rotary_pos_emb)
-        k = turn(k.unsqueeze(2), rotary_pos_emb)
-        a = self.core_attention(q, k, v, mask).view(sequence, batch, heads, slots, channels).transpose(2, 3)
-        return a.reshape(sequence * batch, slots, heads * channels)
+        k_SBNC, v_SBNC = kv_SBX.view(sequence, batch, heads, 2, channels).unbind(3)
+        q_SBGC = turn(q_TKA.view(sequence, batch, slots, heads, channels), angles)
+        k_SBNC = turn(k_SBNC.unsqueeze(2), angles)
+        a_SBD = self.core_attention(q_SBGC, k_SBNC, v_SBNC, mask)
+        a_SBKNC = a_SBD.view(sequence, batch, heads, slots, channels).transpose(2, 3)
+        return a_SBKNC.reshape(sequence * batch, slots, heads * channels)
 
 
 # Without the one that holds S x S scores: a shape that none of these can serve is an error, not a slow surprise.
@@ -143,7 +144,7 @@ CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGroupCollection) -> CoreAttention:
-    """Attention of queries [S, B, heads, C] over keys and values [S, B, kv heads, C], and a mask -> [S, B, heads * C].
+    """Attention of queries [S, B, G, C] over keys and values [S, B, N, C], with a mask or None -> [S, B, D].
 
     A sequence that is split over context-parallel ranks goes round by Transformer Engine's ring, causal.
     """
@@ -155,16 +156,16 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
     return lambda q, k, v, _: ring(q, k, v, None, AttnMaskType.causal)
 
 
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def scaled_dot_product(q_SBGC: Tensor, k_SBNC: Tensor, v_SBNC: Tensor, mask: Tensor | None) -> Tensor:
     """Fused kernels, which never hold S x S scores: torch's, but for causal attention on a CPU.
 
     On a GPU cuDNN's, which torch prefers on Hopper, and the flash kernel let groups of heads share keys and values as
     they are. Flash takes no mask, neither takes fp32; the one that takes both wants keys and values once for each head
     (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
-    if mask is None and not q.is_cuda:
-        return causal_attention(q, k, v)
-    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, C]
+    if mask is None and not q_SBGC.is_cuda:
+        return causal_attention(q_SBGC, k_SBNC, v_SBNC)
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBGC, k_SBNC, v_SBNC))  # [B, heads, S, C]
     if q.is_cuda and (mask is not None or q.dtype == torch.float32):
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     with sdpa_kernel(GPU_KERNELS) if q.is_cuda else contextlib.nullcontext():

@@ -104,7 +104,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         recompute_num_layers=1 if run.recompute == "full" else None,
         # Norms too could be recomputed, but Megatron asks for Transformer Engine there (random.py:589).
         recompute_modules=["moe_act"],
-        moe_grouped_gemm=True,  # which Megatron wants to hear before it lets moe_act be recomputed
+        moe_grouped_gemm=True,  # Megatron requires it for recomputing moe_act
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
         shard_attention_experts=run.parallel.attention_experts == "sharded",
         global_balance=run.losses.scope == "global_batch",

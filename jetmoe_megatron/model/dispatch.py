@@ -17,7 +17,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from jetmoe_megatron.model.experts import Backend, backend
+from jetmoe_megatron.model.experts import Backend, open_backend
 from jetmoe_megatron.model.permutation import Permutation
 
 
@@ -92,7 +92,7 @@ class LocalTokenDispatcher(MoETokenDispatcher):
 
     def __init__(self, config: Any, pg_collection: Any) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
-        self.backend = backend(config.expert_backend)
+        self.backend = open_backend(config.expert_backend)
 
     def dispatch_preprocess(self, hidden_states: Tensor, routing_map: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         self.shape = hidden_states.shape

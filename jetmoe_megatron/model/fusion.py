@@ -13,7 +13,9 @@ logger = logging.getLogger(__name__)
 
 
 def fused(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through torch.compile when its first argument lies on a GPU. It must not be differentiated through."""
+    """`function` through torch.compile when its first argument lies on a GPU. It has no gradient:
+
+    callers write the backward pass."""
 
     @functools.cache
     def compiled() -> Callable[..., Any]:  # not before it is called: the compiler takes seconds to import

@@ -77,8 +77,8 @@ def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
 
 
 def forget_angles() -> None:
-    """Megatron keeps angles by the module that made them (rotary_pos_embedding.py:177), so that the module stays.
+    """Clear Megatron's cache of angles (rotary_pos_embedding.py:177), to be called when a model is given up.
 
-    And with it the whole model, where hooks on every module gather the weights.
+    The cache holds the module that made them, and through the hooks that gather weights the whole model.
     """
     RotaryEmbedding.forward.cache_clear()

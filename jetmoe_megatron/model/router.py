@@ -45,10 +45,11 @@ class RouterLosses:
 
     balance: Tensor | float = 0.0
     z: Tensor | float = 0.0
+    load_imbalance: Tensor | float = 0.0  # what the busiest expert gets, where 1 is an even share
     micro_batches: float = 0.0  # a tensor-parallel rank counts as a part of one
 
     def reset(self) -> None:
-        self.balance, self.z, self.micro_batches = 0.0, 0.0, 0.0
+        self.balance, self.z, self.load_imbalance, self.micro_batches = 0.0, 0.0, 0.0, 0.0
 
 
 class Router(TopKRouter):
@@ -90,9 +91,11 @@ class Router(TopKRouter):
             count_E = chosen_TE.sum(0)
             if group.size() > 1:
                 torch.distributed.all_reduce(count_E, group=group)
-        balance, z = (loss / group.size() for loss in _Losses.apply(logits_TE, count_E / count_E.sum()))
+        share_E = count_E / count_E.sum()
+        balance, z = (loss / group.size() for loss in _Losses.apply(logits_TE, share_E))
         self.losses.balance = self.losses.balance + balance.detach()
         self.losses.z = self.losses.z + z.detach()
+        self.losses.load_imbalance = self.losses.load_imbalance + share_E.max() * (share_E.numel() / group.size())
         self.losses.micro_batches += 1.0 / group.size()
         loss = config.moe_aux_loss_coeff * balance + config.moe_z_loss_coeff * z
         return MoEAuxLossAutoScaler.apply(gates_TK, loss)

@@ -49,7 +49,7 @@ def write_records(path: Path, records: list[dict]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a file of this kind, without lines that are none, as one that was cut off; none without a file."""
+    """The valid records of the file, if there is one; cut-off and broken lines are left out."""
     records = []
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -9,7 +9,7 @@ from jetmoe_megatron.monitor.monitor import Record
 
 class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
-        """What an earlier process has written of later steps than `step` is not shown any more."""
+        """What an earlier process wrote of later steps than `step` is not shown any more."""
         from torch.utils.tensorboard import SummaryWriter  # an extra, as wandb
 
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)

@@ -17,11 +17,12 @@ class Terminal:
         if step % self.every and step != self.steps:
             return
         left = duration(self.seconds_per_step * (self.steps - step))
+        skipped = f" | SKIPPED: {record['skipped']}" if "skipped" in record else ""
         held_out = f" | held-out {record['held_out_loss']:.4f}" if "held_out_loss" in record else ""
         print(
             f"step {step:>{len(str(self.steps))}}/{self.steps} | {record['phase']} | {record['tokens']:,} tokens"
-            f" | loss {record['lm_loss']:.4f}{held_out} | lr {record['lr']:.2e}"
-            f" | {record['tokens_per_second']:,.0f} tokens/s | {left} left",
+            f" | loss {record['lm_loss']:.4f}{held_out} | grad norm {record['grad_norm']:.3g} | lr {record['lr']:.2e}"
+            f" | {record['tokens_per_second']:,.0f} tokens/s | {left} left{skipped}",
             flush=True,
         )
 

@@ -31,6 +31,6 @@ class WeightsAndBiases:
 
 
 def _run_id(run: Run) -> str:
-    """The same for the same run folder, so that a resumed run goes on in its own charts."""
+    """The same for the same run folder, so that a resumed run continues its own charts."""
     digest = hashlib.sha256(str(Path(run.output_dir).resolve()).encode()).hexdigest()
     return f"{''.join(c if c.isalnum() else '-' for c in run.name)[:40]}-{digest[:8]}"

@@ -26,6 +26,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
 
 
+def peak_memory() -> dict[str, float]:
+    """`peak_memory_gb`, what tensors of this rank have held on its GPU at most; nothing on a CPU."""
+    return {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if has_gpu() else {}
+
+
 @contextlib.contextmanager
 def process_group(timeout_minutes: float = 30) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.

@@ -1,4 +1,4 @@
-"""Which rank is it that the others wait for in vain?"""
+"""Names the rank that died or hangs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     """Leave the process group and exit with status 4, after a line of one rank on stderr.
 
     A rank that gives up says so in the rendezvous store, and closes its connections, which makes those that wait for
-    it give up as well. Who does not say so within a few seconds is the one that died, or hangs.
+    it give up as well. A rank that has not said so within a few seconds died or hangs.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that has noticed as well
     store = torch.distributed.distributed_c10d._get_default_store()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
-from jetmoe_megatron.checkpoint.integrity import METADATA, find_damage, newest_whole
-from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_progress, read_saved_run, refuse_other_run
+from jetmoe_megatron.checkpoint.integrity import METADATA, find_damage, newest_whole, newest_whole_of
+from jetmoe_megatron.checkpoint.saved_run import is_of_training, other_run, read_progress, read_saved_run
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.layout import phase_steps
 from jetmoe_megatron.config.load import parse_yaml
@@ -24,13 +26,18 @@ def branch(run: Run) -> Run:
         if run.phase is not None:
             raise UserError("phase: needs start_from, a checkpoint for that phase to begin at")
         return run
-    own = newest_whole(RunFolder(run).checkpoints)
-    source = own or _decided_before(run) or source_of(run.start_from)
-    if own is None:
+    own, decided = newest_whole(RunFolder(run).checkpoints), _decided_before(run)
+    if own is not None:
+        source = own
+    else:
+        source = decided if decided and decided.is_dir() else source_of(run.start_from)
+        decided = source
         _refuse_other_model(source, run)
-        run = run.model_copy(update={"start_from": str(source)})  # from now on, whatever a run that goes on there saves
+    run = run.model_copy(update={"start_from": str(decided or run.start_from)})  # whatever is saved there from now on
     if run.phase is None:
         return run
+    if not is_of_training(source):
+        raise UserError(f"phase: {source} was made of a Hugging Face model and has no phases: leave phase out")
     progress = read_progress(source)
     if own is not None and "branched_at" not in progress:
         raise UserError(f"start_from: output_dir has {source}, which began at no other run: choose another output_dir")
@@ -55,13 +62,14 @@ def _decided_before(run: Run) -> Path | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     own_folder = before.parent == Path(run.start_from) / "checkpoints"
-    return before if own_folder and before.is_dir() else None
+    return before if own_folder else None
 
 
 def source_of(path: str) -> Path:
-    """A checkpoint, or a run folder, which stands for its newest one."""
-    folder = Path(path)
-    source = newest_whole(folder / "checkpoints") or folder
+    """A checkpoint, or a run folder, which means its newest one."""
+    source, damage = newest_whole_of(Path(path))
+    if damage and os.environ.get("RANK", "0") == "0":
+        print(f"warning: start_from: {damage}", file=sys.stderr, flush=True)
     if not source.is_dir():
         raise UserError(f"start_from: {source}: no such folder")
     if is_of_training(source):
@@ -78,7 +86,8 @@ def _refuse_other_model(source: Path, run: Run) -> None:
     if not is_of_training(source):
         return  # its shapes are compared when they are loaded
     saved = read_saved_run(source)
-    refuse_other_run(source, run, sections=("model", "precision"))
+    if other := other_run(source, run, sections=("model", "precision")):
+        raise UserError(other)
     if saved.batch.sequence_length != run.batch.sequence_length:
         raise UserError(
             f"start_from: {source} was trained on sequences of {saved.batch.sequence_length}, this run has "

@@ -10,12 +10,14 @@ from functools import partial
 import torch
 
 from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN, SharedError
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.platform.device import peak_memory
 from jetmoe_megatron.training.bad_steps import record_bad_step
 from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.parts import Parts
@@ -46,6 +48,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     start, folder = decided_by_rank_0(partial(find_start, run)), RunFolder(run)
     refuse_damaged_source(run, start)
     tokens_per_step = run.batch.global_tokens
+    flops = step_flops(run.model, run.batch.sequence_length, tokens_per_step).with_attention
     step, ledger = start.progress["tokens"] // tokens_per_step, start.ledger
     last_step = min(layout.steps, run.debug.max_steps or layout.steps)
     if step > layout.steps:
@@ -84,7 +87,9 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **reduced,
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
+            "tflops_per_rank": flops / seconds / layout.world / 1e12,
             "step_seconds": seconds,
+            **peak_memory(),
             **samples.ledger(ledger.read),
         }
         if run.debug.check_sync and step % run.debug.check_sync == 0:

@@ -67,10 +67,9 @@ def settle_weights(model: list[DistributedDataParallel]) -> None:
 
 
 def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronOptimizer:
-    """AdamW with fp32 main weights. Norms and biases, the parameters of one dimension, do not decay:
+    """AdamW with fp32 main weights. Parameters of one dimension (norms, biases) do not decay, as in Megatron.
 
-    their size does not measure complexity, and it is what Megatron does (optimizer/__init__.py,
-    get_standard_config_overrides).
+    Source: megatron/core/optimizer/__init__.py, get_standard_config_overrides.
     """
     options = run.optimizer
     config = OptimizerConfig(

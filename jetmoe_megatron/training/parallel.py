@@ -13,14 +13,14 @@ from jetmoe_megatron.platform.device import process_group
 
 
 @contextlib.contextmanager
-def parallel_state(run: Run, layout: Layout) -> Iterator[None]:
+def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
     """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
     _quiet_megatron()
     with process_group(run.parallel.timeout_minutes):
-        from megatron.core import parallel_state as groups
+        from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-        groups.initialize_model_parallel(
+        parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=layout.tensor,
             pipeline_model_parallel_size=layout.pipeline,
             virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
@@ -34,7 +34,7 @@ def parallel_state(run: Run, layout: Layout) -> Iterator[None]:
         try:
             yield
         finally:
-            groups.destroy_model_parallel()
+            parallel_state.destroy_model_parallel()
 
 
 def _quiet_megatron() -> None:

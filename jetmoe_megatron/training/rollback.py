@@ -1,7 +1,7 @@
 """Back to the newest checkpoint, and on with other data: what came between, up to the bad step, is not read again.
 
 A rollback is a resume that finds a note. The note replaces the position in the data that the checkpoint holds, for as
-long as that checkpoint is the newest, so that a run that is killed before its next one goes on alike.
+long as that checkpoint is the newest, so that a run that is killed before its next one resumes the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from pydantic import RootModel, ValidationError
 
 from jetmoe_megatron.checkpoint.saved_run import Note, in_short
-from jetmoe_megatron.data.blend import Ledger
+from jetmoe_megatron.data.ledger import Ledger
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.guard import Guard
 

@@ -12,10 +12,10 @@ import torch
 
 from jetmoe_megatron.checkpoint.folder import DAMAGED, checkpoint_path, newest, set_aside
 from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
-from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_progress, refuse_other_run
+from jetmoe_megatron.checkpoint.saved_run import is_of_training, other_run, read_progress
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.data.blend import Ledger, fingerprint, ledger_of
+from jetmoe_megatron.data.ledger import Ledger, fingerprint, ledger_of
 from jetmoe_megatron.errors import SharedError, UserError
 from jetmoe_megatron.training.branch import source_of
 from jetmoe_megatron.training.rollback import read_rollback
@@ -39,8 +39,9 @@ def find_start(run: Run) -> Start:
     folder = RunFolder(run)
     checkpoint, weights_only, allowed = newest_whole(folder.checkpoints), False, run
     progress: dict[str, Any] = {"tokens": 0}
+    refusals: list[str] = []
     if checkpoint is not None:
-        refuse_other_run(checkpoint, run)
+        refusals += filter(None, [other_run(checkpoint, run)])
         progress = read_progress(checkpoint)
         if checkpoint != checkpoint_path(folder.checkpoints, progress["tokens"]):
             raise UserError(
@@ -59,8 +60,13 @@ def find_start(run: Run) -> Start:
             allowed = run.model_copy(update={"data": run.data.model_copy(update={"new_blend": True})})
     progress |= read_rollback(folder.checkpoints, progress["tokens"])
     saved = progress.get("data")
-    ledger = ledger_of(allowed, fingerprint(run, folder.data_cache), saved, checkpoint or folder.root)
-    if saved and saved["blend"] != ledger.blend:  # whose losses are others
+    try:
+        ledger = ledger_of(allowed, fingerprint(run, folder.data_cache), saved, checkpoint or folder.root)
+    except UserError as error:
+        refusals.append(str(error))
+    if refusals:  # all at once: each names the option that permits it
+        raise UserError("; ".join(refusals))
+    if saved and saved["blend"] != ledger.blend:  # the guard's window holds losses of the old one
         progress.pop("guard", None)
     return Start(checkpoint, weights_only, progress, ledger)
 

@@ -81,17 +81,18 @@ def reduce_step(
 
     Returns:
         `lm_loss` in nats per token over the global batch; for each kind of router the mean over its routers,
-        micro-batches and data-parallel ranks of both losses, before their coefficients; `grad_norm`, the mean of the
-        ranks, which have the same unless something is wrong on one.
+        micro-batches and data-parallel ranks of both losses, before their coefficients, and of the busiest expert's
+        load; `grad_norm`, the mean of the ranks, which have the same unless something is wrong on one.
     """
     router_sums = [_router_sums(model, kind) for kind in KINDS]
     own = torch.tensor([gradient_norm, stop], device=device(), dtype=torch.float64)
     total = _sum_over_world(losses, *router_sums, own).tolist()
     reduced = {"lm_loss": total[0] / total[1]}
     for i, kind in enumerate(KINDS):
-        balance, z, count = total[2 + 3 * i : 5 + 3 * i]
+        balance, z, load_imbalance, count = total[2 + 4 * i : 6 + 4 * i]
         reduced[f"{kind}_balance_loss"] = balance / count
         reduced[f"{kind}_z_loss"] = z / count
+        reduced[f"{kind}_load_imbalance"] = load_imbalance / count
     reduced["grad_norm"] = total[-2] / torch.distributed.get_world_size()
     return reduced, total[-1] > 0
 
@@ -169,10 +170,11 @@ def _loss(mask_BS: Tensor, mean_tokens: Tensor, loss_BS: Tensor) -> tuple[Tensor
 
 
 def _router_sums(model: list[DistributedDataParallel], kind: str) -> Tensor:
-    """[balance, z, micro-batches] over this rank's routers of the kind."""
-    records = [vars(router.losses).values() for router in routers(model) if router.kind == kind]
-    sums = [sum(values) for values in zip(*records, strict=True)] or [0.0] * 3
-    return torch.stack([torch.as_tensor(x, device=device()) for x in sums])
+    """[balance, z, load imbalance, micro-batches] over this rank's routers of the kind."""
+    records = [router.losses for router in routers(model) if router.kind == kind]
+    names = ("balance", "z", "load_imbalance", "micro_batches")
+    sums = [sum(getattr(losses, name) for losses in records) for name in names]
+    return torch.stack([torch.as_tensor(x, device=device(), dtype=torch.float32) for x in sums])
 
 
 def _sum_over_world(losses: list[Tensor], *more: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def decided_by_rank_0(decide: Callable[[], T]) -> T:
     if torch.distributed.get_rank() == 0:
         try:
             answer[0] = decide()
-        except (UserError, InputError, OSError) as error:
+        except (InputError, OSError) as error:
             answer[1] = one_line(error)
     torch.distributed.broadcast_object_list(answer)
     if answer[1] is not None:
@@ -53,12 +53,12 @@ def check_ranks_read_the_same(run: Run) -> None:
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Nobody else trains into `folder`, where its file system has locks. The lock goes with the process.
+    """Lock `folder` against other runs, where its file system has locks. The lock ends with the process.
 
-    A folder that was made here and is empty in the end, as the run was refused, goes again.
+    A folder that was made here and is still empty at the end, because the run was refused, is removed.
 
     Raises:
-        SharedError: somebody does, or the folder cannot be made.
+        SharedError: another process holds the lock, or the folder cannot be made.
     """
     lock, made = None, []
 

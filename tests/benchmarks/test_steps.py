@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.flops import peak_tflops, step_flops
 from benchmarks.kernels import group_of
+from jetmoe_megatron.config.flops import peak_tflops, step_flops
 from jetmoe_megatron.config.schema import Model
 from tests.support import REPO, command
 

@@ -61,11 +61,11 @@ def test_what_no_key_shows_is_seen_when_it_is_read(
     monkeypatch.setattr(sequences, "content_key", lambda path, folder: "the same")
     path, cache = write_dataset(tmp_path / "code", 60, 0), IndexCache(tmp_path / "cache")
     run = Run.model_validate(small_run(tmp_path, {"code": path, "prose": path}))
-    before = sequences.Sequences(path, run, cache)
+    before = sequences.Sequences(path, run, cache, run.seed)
     before.build(0)
     lengths, tokens = np.array(before.indexed.sequence_lengths), np.fromfile(f"{path}.bin", np.uint16)
     write(tmp_path / "code", lengths[::-1], tokens)
-    again = sequences.Sequences(path, run, cache)
+    again = sequences.Sequences(path, run, cache, run.seed)
     refused = 0
     for number in range(again.per_epoch):
         try:

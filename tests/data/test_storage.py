@@ -51,7 +51,7 @@ def test_training_from_objects_equals_training_from_files(tmp_path: Path, data: 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, bucket: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     from jetmoe_megatron.data import storage
-    from jetmoe_megatron.data.blend import fingerprint
+    from jetmoe_megatron.data.ledger import fingerprint
 
     missing = {name: path.replace("sets", "nowhere") for name, path in bucket.items()}
     with pytest.raises(UserError, match=r"^s3://corpus/nowhere/code.idx: cannot be read \(.*404"):

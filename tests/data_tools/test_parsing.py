@@ -25,6 +25,8 @@ BROKEN = {
     b'{"text": "a", "x": ' + b"[" * 200_000: "not usable JSON: nested too deeply",
     b'{"text": "a", "text": "b"}': "2 values of the key 'text'",
     b'{"text": "a", "text": 1}': "2 values of the key 'text'",
+    b'{"text": "a", "te\\u0078t": "b"}': "2 values of the key 'text'",
+    b'{"te\\u0078t" : "a", "text": "b"}': "2 values of the key 'text'",
     b'{"text": "a\x00b"}': "not valid JSON: Invalid control character at at column 12",
     b"\x00\x00\x00": "not valid JSON: Expecting value at column 1",
     b'{"text": %s}' % (b"9" * 5000): "the value of 'text' is a number, not a string",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jetmoe_megatron.model.dispatch import Dispatch
-from jetmoe_megatron.model.experts import Backend, backend
+from jetmoe_megatron.model.experts import Backend, open_backend
 from jetmoe_megatron.model.experts.swiglu import swiglu
 
 EXPERTS, HIDDEN, FFN = 6, 32, 48
@@ -51,7 +51,7 @@ def layer(top_k: int, tokens: int, dtype: torch.dtype, device: str) -> Layer:
 
 def run(name_or_backend: str | Backend, layer: Layer, expert_TK: Tensor) -> dict[str, Tensor]:
     """What both kinds of layers do: rows through an MLP; rows out to slots, as queries, and back. With gradients."""
-    chosen = backend(name_or_backend) if isinstance(name_or_backend, str) else name_or_backend
+    chosen = open_backend(name_or_backend) if isinstance(name_or_backend, str) else name_or_backend
     for tensor in vars(layer).values():
         tensor.grad = None
     plan = Dispatch(expert_TK.to(layer.x_TD.device), EXPERTS, None, chosen)

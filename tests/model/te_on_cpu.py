@@ -48,10 +48,10 @@ def main() -> int:
     base.TransformerEngineBaseModule.prepare_forward = without_cuda_check
     grouped_linear.general_grouped_gemm = grouped_gemm
 
-    from jetmoe_megatron.model.experts import Backend, backend
+    from jetmoe_megatron.model.experts import Backend, open_backend
     from tests.model.experts_oracle import check
 
-    te = backend("te")
+    te = open_backend("te")
     for dtype in (torch.float32, torch.bfloat16):
         # `gather` and `scatter` as on a CPU: what is fused there asks whether a GPU is present.
         check(Backend(te.grouped_linear, counts_on_host=True), dtype, "cpu", tokens=12)

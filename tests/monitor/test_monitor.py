@@ -28,6 +28,7 @@ def record(step: int, **more: float) -> Record:
         "tokens": 100 * step,
         "lr": 1e-3,
         "lm_loss": 5.0 - step,
+        "grad_norm": 1.25,
         "tokens_per_second": 1234.5,
         "step_seconds": 2.0,
         "dataset_tokens/code": 75 * step,
@@ -101,7 +102,7 @@ def test_progress_line(capsys: pytest.CaptureFixture) -> None:
     for step in range(1, 12):
         terminal.write(record(step, held_out_loss=4.5))
     assert capsys.readouterr().out == (
-        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | lr 1.00e-03 | 1,234 tokens/s"
+        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | grad norm 1.25 | lr 1.00e-03 | 1,234 tokens/s"
         " | 3m 00s left\n"
     )
 

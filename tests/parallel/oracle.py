@@ -89,12 +89,12 @@ class Samples(Dataset):
 @contextlib.contextmanager
 def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any], StepBatches]]:
     """A wrapped model and its batches in a layout of as many ranks as there are processes."""
-    from jetmoe_megatron.training.parallel import parallel_state
+    from jetmoe_megatron.training.parallel import parallel_groups
 
     torch.set_num_threads(1)
     run = Run.model_validate(tree)
     layout = resolve_layout(run, int(os.environ["WORLD_SIZE"]))
-    with parallel_state(run, layout):
+    with parallel_groups(run, layout):
         from megatron.core import parallel_state as groups
 
         from jetmoe_megatron.model.build import build_model

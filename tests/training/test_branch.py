@@ -64,8 +64,8 @@ def test_the_switch_itself_is_a_branch(plateau: Path, tmp_path: Path, data: dict
         (["phase=1"], "phase: 1 is not a phase after the first one of 2"),
         (["phase=2", "start_from=null"], "phase: needs start_from"),
         (["phase=2", "batch.global_tokens=512"], "which is no multiple of batch.global_tokens (512)"),
-        (["model.num_layers=4"], "was made with another model.num_layers (saved 2, now 4)"),
-        (["precision=bf16"], "was made with another precision (saved 'fp32', now 'bf16')"),
+        (["model.num_layers=4"], "differs from the saved run in model.num_layers (saved 2, now 4)"),
+        (["precision=bf16"], "differs from the saved run in precision (saved 'fp32', now 'bf16')"),
         (["batch.sequence_length=64"], "was trained on sequences of 32, this run has 64"),
     ],
 )
@@ -86,6 +86,44 @@ def test_what_a_resumed_run_may_change(tmp_path: Path, data: dict) -> None:
     assert "checkpoint.may_change=[losses.balance,optimizer.max_lr]" in refused.stderr
     assert pretrain(1, run, *other, "checkpoint.may_change=[losses,optimizer.max_lr]").returncode == 0
     assert metrics(tmp_path / "run")[3]["lr"] == 0.02
+
+
+def test_all_that_is_refused_is_said_at_once(tmp_path: Path, data: dict) -> None:
+    run = write_run(tmp_path, small_run(tmp_path, data))
+    assert pretrain(1, run, "debug.max_steps=3").returncode == 0
+    longer = "phases.0.tokens=2560"
+    refused = pretrain(1, run, longer)
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert "permit it with checkpoint.may_change=[phases.0.tokens]" in refused.stderr
+    assert "data.new_blend=true" in refused.stderr
+    ended = pretrain(1, run, longer, "checkpoint.may_change=[phases.0.tokens]", "data.new_blend=true")
+    assert ended.returncode == 0, ended.stderr
+    assert len(metrics(tmp_path / "run")) == 10 + 3
+
+
+def test_a_phase_more_is_shown_in_short(tmp_path: Path, data: dict) -> None:
+    tree = small_run(tmp_path, data)
+    assert pretrain(1, write_run(tmp_path, tree), "debug.max_steps=3").returncode == 0
+    tree["phases"].append({**tree["phases"][1], "name": "more"})
+    refused = pretrain(1, write_run(tmp_path, tree))
+    assert "in phases (saved 2 of them, now 3). Set it back" in refused.stderr
+
+
+def test_a_checkpoint_of_a_version_with_another_option(tmp_path: Path, data: dict) -> None:
+    """What is gone is not missed, unless the losses depended on it."""
+    from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
+
+    run = write_run(tmp_path, small_run(tmp_path, data))
+    assert pretrain(1, run, "debug.max_steps=3").returncode == 0
+    saved = tmp_path / "run/checkpoints/tokens_768/run.yaml"
+    written = saved.read_text()
+    for section, status in (("parallel", 0), ("losses", 2)):
+        saved.write_text(written.replace(f"\n{section}:\n", f"\n{section}:\n  of_last_month: 3\n"))
+        sums = json.loads((saved.parent / CHECKSUMS).read_text())
+        (saved.parent / CHECKSUMS).write_text(json.dumps({**sums, "run.yaml": checksum(saved)}))
+        ended = pretrain(1, run, "debug.max_steps=3")
+        assert ended.returncode == status, ended.stderr
+    assert "losses.of_last_month: unknown key" in ended.stderr
 
 
 def test_retention(tmp_path: Path, data: dict) -> None:
@@ -129,3 +167,27 @@ def test_the_source_is_decided_once(plateau: Path, tmp_path: Path, data: dict) -
     for junk in ("", "start_from: 3", "[]", "start_from: [", f"start_from: {source}/checkpoints/gone"):
         (own / "config.yaml").write_text(junk)
         assert branched(run).start_from == str(source / "checkpoints/tokens_768")
+
+
+def test_what_it_began_at_is_remembered(plateau: Path, tmp_path: Path, data: dict) -> None:
+    from jetmoe_megatron.config import load_run
+
+    source = plateau / "run"
+    assert branch(tmp_path, data, source, "phase=2", "phases.0.tokens=2304", "debug.max_steps=9").returncode == 0
+    again = branch(tmp_path, data, source, "phase=2", "phases.0.tokens=2304", "debug.max_steps=10")
+    assert again.returncode == 0, again.stderr
+    assert load_run(tmp_path / "run/config.yaml").start_from == str(source / "checkpoints/tokens_2048")
+
+
+def test_the_newest_whole_checkpoint_is_taken_with_a_warning(plateau: Path, tmp_path: Path, data: dict) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(plateau / "run/checkpoints", source / "checkpoints")
+    (source / "checkpoints/tokens_2048/progress.json").write_text("{}")
+    ended = branch(tmp_path, data, source, "debug.max_steps=8")
+    assert ended.returncode == 0, ended.stderr
+    assert [r["step"] for r in metrics(tmp_path / "run")] == [8]
+    assert "tokens_2048 is damaged" in ended.stderr and "taking tokens_1792" in ended.stderr
+    for checkpoint in (source / "checkpoints").iterdir():
+        (checkpoint / "progress.json").write_text("{}")
+    refused = branch(tmp_path / "other", data, source)
+    assert refused.returncode == 2 and "no whole checkpoint is left" in refused.stderr

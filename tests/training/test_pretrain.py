@@ -34,6 +34,7 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     assert [r["phase"] for r in records] == ["stable"] * 5 + ["decay"] * 3
     assert [r["tokens"] for r in records] == [256 * step for step in range(1, 9)]
     expected = {"lm_loss", "moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss", "grad_norm"}
+    expected |= {"moa_load_imbalance", "moe_load_imbalance", "tflops_per_rank"}
     expected |= {"step", "phase", "tokens", "lr", "tokens_per_second", "step_seconds"}
     assert expected | {f"dataset_{unit}/{name}" for unit in ("tokens", "epochs") for name in ("code", "prose")} == set(
         records[0]
@@ -45,6 +46,7 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     assert records[-1]["lm_loss"] < records[0]["lm_loss"] - 0.5
     for kind in ("moa", "moe"):
         assert 0.9 < records[0][f"{kind}_balance_loss"] < 1.5
+        assert 1.0 <= records[0][f"{kind}_load_imbalance"] <= 4 / 2  # of four experts two are chosen
     assert [p.name for p in published(whole / "checkpoints")] == [
         "tokens_512",
         "tokens_1024",
@@ -192,7 +194,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
     "another model": (
         ["model.num_layers=4", "output_dir=OTHER"],
-        "was made with another model.num_layers (saved 2, now 4). Set it back, or start another run from it",
+        "differs from the saved run in model.num_layers (saved 2, now 4). Set it back, or start another run from it",
     ),
     "another mixture": (
         ["phases.0.data.0.weight=9", "output_dir=OTHER"],

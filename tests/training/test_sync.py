@@ -21,11 +21,11 @@ def drift(data: dict[str, str], parallel: dict[str, int], change: Change) -> str
     """What the comparison says after `change` on rank 1."""
     import torch
 
-    from jetmoe_megatron.training.parallel import parallel_state
+    from jetmoe_megatron.training.parallel import parallel_groups
 
     run = Run.model_validate(small_run(Path("unused"), data, parallel=parallel))
     layout = resolve_layout(run, 2)
-    with parallel_state(run, layout):
+    with parallel_groups(run, layout):
         from jetmoe_megatron.model.build import build_model
         from jetmoe_megatron.training.optimizer import wrap_for_data_parallel
         from jetmoe_megatron.training.sync import check_ranks_agree

@@ -21,8 +21,7 @@ from jetmoe_megatron.model.permutation import Permutation
 @dataclass(frozen=True)
 class Backend:
     """
-    grouped_linear: `(x_ND, w_EFD, count_E) -> y_NF`; expert e owns the next `count_E[e]` rows, of which there is one
-        at least.
+    grouped_linear: `(x_ND, w_EFD, count_E) -> y_NF`; expert e owns the next `count_E[e]` rows; N >= 1.
     gather: `(x_TD, permutation, slots) -> x_ND`, see `permutation.gather`.
     scatter: `(y_ND, gate_TK or None, permutation, slots) -> y_TD`, see `permutation.scatter`.
     counts_on_host: whether grouped_linear reads `count_E` on the host: one wait for the device in each routed layer.
@@ -38,7 +37,7 @@ class Backend:
         return (self.grouped_linear if x_ND.shape[0] else loop.grouped_linear)(x_ND, w_EFD, count_E)
 
 
-def backend(name: str) -> Backend:
+def open_backend(name: str) -> Backend:
     """The backend of that name. Its package is imported here and not before."""
     if name == "torch":
         from jetmoe_megatron.model.experts import torch_grouped

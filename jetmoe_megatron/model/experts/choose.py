@@ -1,4 +1,4 @@
-"""Which backend `model.expert_backend` stands for on this device."""
+"""Which backend `model.expert_backend` means on this device."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def why_not(name: str, model: Model, precision: str) -> str | None:
             return reason
     elif torch.cuda.is_available() and _capability() >= BLACKWELL and precision == "bf16":
         # https://github.com/pytorch/pytorch/issues/172439
-        return "gives experts without a token gradients of no meaning on this GPU: use auto, te, megablocks or loop"
+        return "gives experts without a token wrong gradients on this GPU: use auto, te, megablocks or loop"
     # grouped_mm wants strides of 16 bytes (torch/aten/src/ATen/native/GroupedMMUtils.h), fp8 matmuls 16 columns.
     multiple = {"torch": 8 if precision == "bf16" else 4, "te_fp8": 16}.get(name, 8)
     widths = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup, get_process_group_ranks
 
 from jetmoe_megatron.model.config import JetMoEConfig
-from jetmoe_megatron.model.experts import backend
+from jetmoe_megatron.model.experts import open_backend
 
 
 class ExpertLinear(nn.Module):
@@ -39,7 +39,7 @@ class ExpertLinear(nn.Module):
             replica_group: ranks that hold the same slice.
         """
         super().__init__()
-        self.backend = backend(config.expert_backend)
+        self.backend = open_backend(config.expert_backend)
         self.whole_shape, self.tensor_axis = shape, tensor_axis
         self.expert_group, self.tensor_group, self.replica_group = expert_group, tensor_group, replica_group
         local = list(shape)

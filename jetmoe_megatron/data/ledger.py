@@ -34,10 +34,7 @@ class Ledger:
         return bool(self.past) and "kept" in self.past[-1]
 
     def back_to(self, kept: Position) -> Ledger:
-        """Go on at sample `kept.sample` with what has not been read yet. What was read after `kept` is thrown away;
-
-        the ledger that ends keeps both positions.
-        """
+        """Continue at sample `kept.sample` with unread data. The ledger that ends keeps both positions."""
         ended = {key: value for key, value in self.dump().items() if key != "past"}
         now = Position(kept.sample, self.read.sequences)
         return Ledger(self.blend, began=now, read=now, past=[*self.past, {**ended, "kept": asdict(kept)}])
@@ -65,7 +62,7 @@ def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
 
 
 def ledger_of(run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, where: Path | None) -> Ledger:
-    """The ledger that a run goes on with: a new one, that of the checkpoint `where`, or a new blend after that.
+    """The ledger that a run continues with: a new one, that of the checkpoint `where`, or a new blend after that.
 
     A data set whose content has changed counts as another one, of which nothing has been read.
 

@@ -17,7 +17,7 @@ from tests.support import metrics, pretrain, small_run, write_dataset, write_run
 
 
 def ledger(run: Run, saved: dict[str, Any] | None, cache: Path) -> Any:
-    from jetmoe_megatron.data.blend import fingerprint, ledger_of
+    from jetmoe_megatron.data.ledger import fingerprint, ledger_of
 
     return ledger_of(run, fingerprint(run, cache), saved, Path("checkpoint"))
 
