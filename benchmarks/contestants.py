@@ -117,7 +117,8 @@ def hugging_face_step(run: Run, micro_batches: int = 1) -> Step:
     config.use_cache = False
     with torch.device(device()):
         model = JetMoeForCausalLM(config).to(dtype).train()
-    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4), random_batch(run)
+    fused = True if torch.cuda.is_available() else None  # as its Trainer has it there
+    optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused), random_batch(run)
 
     def step() -> None:
         for _ in range(micro_batches):

@@ -29,6 +29,7 @@ from benchmarks.attention_kernels import attention_step, kernel_names
 from benchmarks.contestants import Step, hugging_face_step, our_step, run_of, world_of_one
 from benchmarks.kernels import breakdown
 from benchmarks.moe_layers import OURS, layer_names, layer_step
+from benchmarks.processes import why_it_ended
 from benchmarks.provenance import REPO, provenance, versions
 from jetmoe_megatron.config.describe import count_parameters
 from jetmoe_megatron.config.flops import FORMULA, peak_tflops, step_flops
@@ -121,9 +122,12 @@ def in_own_process(name: str, left: float) -> dict[str, Any]:
         result = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=REPO)
     except subprocess.TimeoutExpired:
         return {"failed": f"took longer than {limit:.0f} s"}
+    told = [line for line in result.stdout.splitlines() if line.startswith("{")]
     if result.returncode != 0:
-        return {"failed": (result.stderr.strip().splitlines() or ["no message"])[-1]}
-    return json.loads(result.stdout.strip().splitlines()[-1])
+        reason = why_it_ended(result)
+        # What was measured before, with the reason for the rest.
+        return {**json.loads(told[-1]), "after that": reason} if told else {"failed": reason}
+    return json.loads(told[-1])
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -153,6 +157,8 @@ def each(make: Callable[[str, Run], Step], names: list[str], arguments: argparse
             result[name] = timed(make(name, run_for(arguments)), arguments.rounds)
         except Exception as error:  # whatever another library raises
             result[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        if arguments.only:
+            print(json.dumps(result), flush=True)  # the next one may crash
     return result
 
 

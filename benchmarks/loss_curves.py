@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import yaml
 
+from benchmarks.processes import why_it_ended
 from benchmarks.provenance import REPO, provenance, versions
 from data_tools.indexed import IndexedWriter
 from jetmoe_megatron.monitor.jsonl import read_metrics
@@ -118,7 +119,7 @@ def train(folder: Path, backend: str) -> Metrics | str:
     except subprocess.TimeoutExpired:
         return f"took longer than {LIMIT} s"
     if ended.returncode != 0:
-        return (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        return why_it_ended(ended)
     records = read_metrics(run / "metrics.jsonl")
     shutil.rmtree(run)  # with its checkpoint of gigabytes
     return records

@@ -57,7 +57,8 @@ def _layer(name: str, config: Any) -> MoELayer:
     if name == OURS:
         return MixtureOfMLPs(config, submodules=MoESubmodules(experts=GLUExperts, router=MLPRouter), layer_number=1)
     # As Megatron's users would have it: everything fused that it can fuse.
-    config.bias_activation_fusion = config.moe_permute_fusion = torch.cuda.is_available() and HAVE_TE
+    config.bias_activation_fusion = torch.cuda.is_available()
+    config.moe_permute_fusion = torch.cuda.is_available() and HAVE_TE
     linear = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     experts: ModuleSpec | type = ModuleSpec(SequentialMLP, submodules=linear)
     if name == "GroupedMLP":

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "platform": set(),
     "model": {"config", "platform"},
     "data": {"config", "data_tools"},
-    "checkpoint": {"config", "model"},
+    "checkpoint": {"config", "platform", "model"},
     "convert": {"config", "checkpoint", "data_tools"},
     "monitor": {"config", "checkpoint"},
     "launch": set(),

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint import handover
@@ -47,6 +49,9 @@ from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
 from jetmoe_megatron.checkpoint.weights import fill_model, in_short, load_state, sharded_model
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.platform.clock import utc_now
+
+_SEEN_LATE_SECONDS = 60.0  # a network file system may show one node's files to another so much later
 
 
 class Saver:
@@ -151,6 +156,7 @@ class Saver:
             return
         self.failed = None
         if self._on_rank_0:
+            print(f"{utc_now()} saved {path}", flush=True)
             self.published(path)
 
     def _fail(self, reason: str) -> None:
@@ -215,9 +221,22 @@ def _no_failure() -> torch.Tensor:
 
 
 def _collect_checksums(folder: Path) -> None:
+    """
+    Raises:
+        OSError: a file that some rank has written is not there.
+    """
+    written = {place.relative_path for place in FileSystemReader(folder).read_metadata().storage_data.values()}
+    ranks = {name.split("_")[2] for name in written}  # __<rank>_<number>.distcp
+    deadline = time.monotonic() + _SEEN_LATE_SECONDS
+    while missing := [rank for rank in ranks if not (folder / f"{CHECKSUMS}.{rank}").is_file()]:
+        if time.monotonic() > deadline:
+            raise OSError(0, f"what rank {missing[0]} has written is not there: do all nodes see one output_dir?")
+        time.sleep(0.2)
     sums: dict[str, Any] = {}
     for part in folder.glob(f"{CHECKSUMS}.*"):
         sums |= json.loads(part.read_text())
         os.remove(part)
+    if lost := written - sums.keys():
+        raise OSError(0, f"{min(lost)} is not there")
     sums |= {path.name: checksum(path) for path in folder.iterdir() if path.name not in sums}
     (folder / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))

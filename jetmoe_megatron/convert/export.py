@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+# Ignores the signals that stop a run, of which a batch system sends one to every process of the job.
+_UNSTOPPED = ["/bin/sh", "-c", 'trap "" TERM INT HUP USR1; exec "$@"', "sh"]
 _ROOT = Path(__file__).parents[2]  # where the package lies, also when it is not installed
 
 
@@ -38,7 +40,7 @@ class Exports:
         out = self._root / checkpoint.name
         try:
             _begun(out).mkdir(parents=True)
-            command = [sys.executable, "-m", "jetmoe_megatron.convert.export", str(checkpoint), str(out)]
+            command = [*_UNSTOPPED, sys.executable, "-m", "jetmoe_megatron.convert.export", str(checkpoint), str(out)]
             path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
             alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
             self._processes[tokens] = subprocess.Popen(command, env={**os.environ, **alone}, start_new_session=True)
@@ -51,8 +53,10 @@ class Exports:
 
     def wait(self) -> None:
         """Until those that have begun are done: a batch system may end them with the job."""
-        for process in self._processes.values():
-            process.wait()
+        for tokens, process in self._processes.items():
+            if process.wait() < 0:  # else it has said itself what was wrong
+                _warn(self._root / f"tokens_{tokens}", ChildProcessError(f"killed by signal {-process.returncode}"))
+        self._processes.clear()
 
 
 def _begun(out: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 
@@ -63,6 +65,15 @@ class StepBatches:
 def ignore_stop(worker: int) -> None:
     """In a process that reads data: a SIGTERM for the whole job would end it, and so the rank, which is to save."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_readers() -> None:
+    """After an error that nobody caught they are still there. Python would send them SIGTERM, and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class _Sampler:

@@ -80,9 +80,12 @@ def ledger_of(run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, whe
             f"{where}: was trained on other data: {'; '.join(changes)}. Set it back, or go on with the new blend from "
             "here: data.new_blend=true"
         )
-    before = ledger.blend["content"]
-    still = {name for name, content in blend["content"].items() if before.get(name) == content}
-    read = Position(ledger.read.sample, {name: n for name, n in ledger.read.sequences.items() if name in still})
+    before: dict[str, str] = {}  # a data set that a blend leaves out may come back
+    for one in (*ledger.past, {"blend": ledger.blend}):
+        before |= one["blend"]["content"]
+    now = before | blend["content"]
+    still = {name: n for name, n in ledger.read.sequences.items() if now.get(name) == before.get(name)}
+    read = Position(ledger.read.sample, still)
     ended = {key: value for key, value in ledger.dump().items() if key != "past"}
     return Ledger(blend, began=read, read=read, past=[*ledger.past, ended])
 

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -38,6 +39,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # Starting the workers again at once (--max-restarts) would not help after these.
 DECIDED = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
 
+# How long the nodes may take to find one another. torch gives up after 10 minutes, where it can.
+MEET_SECONDS = 900.0
 # How long the other workers of a node may take to end by themselves once one has exited 75.
 PATIENCE_SECONDS = 120.0
 # How long the launcher of a node that stopped, or found bad input, waits for the other nodes to do the same.
@@ -76,9 +79,9 @@ class _SignalRelay:
 class _PatientAgent(LocalElasticAgent):
     """torch's agent of one node, but workers that are about to exit 75 are left to do so."""
 
-    def __init__(self, relay: _SignalRelay, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, relay: _SignalRelay, met: threading.Event, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._relay = relay
+        self._relay, self._met = relay, met
 
     def run(self, role: str = DEFAULT_ROLE) -> RunResult:
         try:
@@ -87,6 +90,7 @@ class _PatientAgent(LocalElasticAgent):
             self._relay.retire()
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._met.set()
         # torch sends SIGTERM to all workers as soon as one has failed, and SIGKILL 30 seconds later.
         deadline = time.monotonic() + PATIENCE_SECONDS
         pids = self._pcontext.pids().values()
@@ -143,6 +147,13 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
     return culprits[0] if culprits[0] > 0 else 128 - culprits[0]
 
 
+def _give_up(met: threading.Event, endpoint: str) -> None:
+    """Where something else listens at the endpoint, torch waits for its answer for ever, deaf to signals."""
+    if not met.wait(MEET_SECONDS):
+        _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {MEET_SECONDS / 60:.0f} minutes")
+        os._exit(1)
+
+
 def _say(message: str) -> None:
     print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
 
@@ -180,8 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours = {signum.name for signum in STOP_SIGNALS}
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
 
-    relay = _SignalRelay()
-    launcher_api.LocalElasticAgent = partial(_PatientAgent, relay)  # launch_agent has no argument for the agent
+    relay, met = _SignalRelay(), threading.Event()
+    launcher_api.LocalElasticAgent = partial(_PatientAgent, relay, met)  # launch_agent has no argument for the agent
+    threading.Thread(target=_give_up, args=(met, args.rdzv_endpoint), daemon=True).start()
     for module in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{module}").addFilter(
             lambda record: not str(record.msg).startswith(NOISE)

@@ -61,7 +61,7 @@ class PositionedRotaryEmbedding(RotaryEmbedding):
 
 
 def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
-    """Rotate by the `position_ids` that the model's forward is given."""
+    """Rotate by the `position_ids` that the model is given."""
     rotary = PositionedRotaryEmbedding(
         kv_channels=model.config.kv_channels,
         rotary_percent=1.0,
@@ -69,11 +69,14 @@ def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
         use_cpu_initialization=model.config.use_cpu_initialization,
     )
 
-    def take_positions(_: GPTModel, arguments: tuple[Any, ...]) -> None:
-        rotary.position_ids_BS = arguments[1]
+    preprocess = model._preprocess  # which `forward` calls, and what overlaps the exchange of experts without it
+
+    def take_positions(*arguments: Any, position_ids: Tensor, **more: Any) -> Any:
+        rotary.position_ids_BS = position_ids
+        return preprocess(*arguments, position_ids=position_ids, **more)
 
     model.rotary_pos_emb = rotary
-    model.register_forward_pre_hook(take_positions)
+    model._preprocess = take_positions
 
 
 def forget_angles() -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per step, also after kills and resumes."""
+"""metrics.jsonl: never two lines for a step, also after kills and resumes."""
 
 from __future__ import annotations
 

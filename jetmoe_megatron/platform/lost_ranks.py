@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 import signal
 import sys
+import threading
 import time
 from typing import NoReturn
 
@@ -13,6 +16,9 @@ import torch
 from jetmoe_megatron.errors import EXIT_LOST_RANKS
 
 _GRACE_SECONDS = 5.0  # for the others to notice, once one has given up
+
+
+_STORE_SECONDS = 60.0  # for the rendezvous store to answer
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
@@ -27,6 +33,9 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     it give up as well. A rank that has not said so within a few seconds died or hangs.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that has noticed as well
+    gave_up = threading.Timer(_STORE_SECONDS, _leave, [error])  # the store may be on the other side of a cut network
+    gave_up.daemon = True
+    gave_up.start()
     store = torch.distributed.distributed_c10d._get_default_store()
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
@@ -38,7 +47,17 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
         who = f"rank {', '.join(lost)} of {world} did not answer" if lost else "the ranks lost one another"
     except torch.distributed.DistError:  # the store was on the rank, or on the node, that is gone
         is_first, who = True, f"rank {rank} lost the others, and the rendezvous too"
+    gave_up.cancel()
     if is_first:
-        reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
-        print(f"error: {who}: {reason}", file=sys.stderr, flush=True)
+        _say(who, error)
     raise SystemExit(EXIT_LOST_RANKS) from None
+
+
+def _leave(error: RuntimeError) -> NoReturn:
+    _say(f"{platform.node()} lost the other nodes, and the rendezvous too", error)
+    os._exit(EXIT_LOST_RANKS)
+
+
+def _say(who: str, error: RuntimeError) -> None:
+    reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
+    print(f"error: {who}: {reason}", file=sys.stderr, flush=True)

@@ -17,7 +17,9 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN, SharedError
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.platform.clock import utc_now
 from jetmoe_megatron.platform.device import peak_memory
+from jetmoe_megatron.training.announce import announce
 from jetmoe_megatron.training.bad_steps import record_bad_step
 from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.parts import Parts
@@ -26,7 +28,12 @@ from jetmoe_megatron.training.signals import StopSignals
 from jetmoe_megatron.training.start import find_start, refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 from jetmoe_megatron.training.sync import check_ranks_agree
-from jetmoe_megatron.training.together import check_ranks_read_the_same, claimed, decided_by_rank_0
+from jetmoe_megatron.training.together import (
+    check_ranks_read_the_same,
+    check_ranks_share,
+    claimed,
+    decided_by_rank_0,
+)
 
 
 def train(run: Run, layout: Layout) -> int:
@@ -34,6 +41,7 @@ def train(run: Run, layout: Layout) -> int:
     check_ranks_read_the_same(run)
     folder = RunFolder(run)
     with StopSignals() as stop, claimed(folder.root):
+        check_ranks_share(folder.root)
         while (status := _train(run, layout, stop)) is None:
             forget_angles()
             gc.collect()  # the model of before the rollback: it and its hooks hold one another
@@ -61,6 +69,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             what = f"debug.max_steps: {last_step} of {layout.steps}" if last_step < layout.steps else f"all {step}"
             print(f"{folder.root}: {what} steps are done, nothing left to do", flush=True)
         return 0
+    announce(start.checkpoint, step)
     parts = Parts.build(run, layout, start, step)
     model, optimizer, samples, guard = parts.model, parts.optimizer, parts.samples, parts.guard
     batches, stopping = parts.batches(run, layout, range(step, last_step)), False
@@ -89,6 +98,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             "tokens_per_second": tokens_per_step / seconds,
             "tflops_per_rank": flops / seconds / layout.world / 1e12,
             "step_seconds": seconds,
+            "time": utc_now(),
             **peak_memory(),
             **samples.ledger(ledger.read),
         }

@@ -8,6 +8,7 @@ Letters: B micro-batch, S sequence.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,8 +71,7 @@ def evaluate(model: list[DistributedDataParallel], batches: list[MicroBatch]) ->
     losses = _run_schedule(model, batches, forward_only=True)
     for chunk in model:
         chunk.train()
-    total, tokens = _sum_over_world(losses).tolist()
-    return total / tokens
+    return _mean(*_sum_over_world(losses).tolist())
 
 
 def reduce_step(
@@ -87,7 +87,7 @@ def reduce_step(
     router_sums = [_router_sums(model, kind) for kind in KINDS]
     own = torch.tensor([gradient_norm, stop], device=device(), dtype=torch.float64)
     total = _sum_over_world(losses, *router_sums, own).tolist()
-    reduced = {"lm_loss": total[0] / total[1]}
+    reduced = {"lm_loss": _mean(total[0], total[1])}
     for i, kind in enumerate(KINDS):
         balance, z, load_imbalance, count = total[2 + 4 * i : 6 + 4 * i]
         reduced[f"{kind}_balance_loss"] = balance / count
@@ -175,6 +175,11 @@ def _router_sums(model: list[DistributedDataParallel], kind: str) -> Tensor:
     names = ("balance", "z", "load_imbalance", "micro_batches")
     sums = [sum(getattr(losses, name) for losses in records) for name in names]
     return torch.stack([torch.as_tensor(x, device=device(), dtype=torch.float32) for x in sums])
+
+
+def _mean(total: float, tokens: float) -> float:
+    """NaN where no token has a loss, as `data.mask_loss` may have it: a bad step to the guard."""
+    return total / tokens if tokens else math.nan
 
 
 def _sum_over_world(losses: list[Tensor], *more: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from benchmarks.kernels import group_of
+from benchmarks.processes import why_it_ended
 from jetmoe_megatron.config.flops import peak_tflops, step_flops
 from jetmoe_megatron.config.schema import Model
 from tests.support import REPO, command
@@ -44,6 +46,18 @@ def test_flops_of_jetmoe_8b() -> None:
 )
 def test_kernel_groups(kernel: str, group: str) -> None:
     assert group_of(kernel) == group
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "said"),
+    [
+        (1, "[rank0]: a.MemoryError: x\n[rank0]:[W1128 1 x.cpp:1] Warning: destroy\n", "a.MemoryError: x"),
+        (-11, "a warning\n", "died of SIGSEGV"),
+        (3, "", "exited with status 3"),
+    ],
+)  # fmt: skip
+def test_why_a_process_ended(status: int, stderr: str, said: str) -> None:
+    assert why_it_ended(subprocess.CompletedProcess([], status, "", stderr)) == said
 
 
 def test_gpu_step_without_a_gpu() -> None:

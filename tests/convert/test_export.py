@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 import types
@@ -53,6 +54,29 @@ def test_training_exports(tmp_path: Path, data: dict[str, str]) -> None:
     assert {path.name for path in (tmp_path / "run/hf").iterdir()} == {"tokens_1024", "tokens_2048"}
     for path in (tmp_path / "run/hf").iterdir():
         assert compare_tensors(path, tmp_path / "run/checkpoints" / path.name).different == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
+def test_the_signals_that_stop_a_run_leave_it_alone(saved: Saved, tmp_path: Path, signum: signal.Signals) -> None:
+    """A batch system sends them to every process of the job; training waits for the export."""
+    exports = Exports(1000, tmp_path / "hf")
+    exports.checkpoint_published(checkpoint_at(saved, tmp_path, 1000))
+    (process,) = exports._processes.values()
+    deadline = time.monotonic() + 30
+    while "python" not in Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[0]:
+        assert time.monotonic() < deadline
+    process.send_signal(signum)
+    exports.wait()
+    assert (tmp_path / "hf/tokens_1000/config.json").is_file()
+
+
+def test_an_export_that_was_killed_is_said(saved: Saved, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    exports = Exports(1000, tmp_path / "hf")
+    exports.checkpoint_published(checkpoint_at(saved, tmp_path, 1000))
+    (process,) = exports._processes.values()
+    process.kill()
+    exports.wait()
+    assert capfd.readouterr().err == f"warning: {tmp_path}/hf/tokens_1000: not exported: killed by signal 9\n"
 
 
 def test_a_failure_is_one_line(saved: Saved, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

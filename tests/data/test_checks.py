@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from data_tools.indexed import IndexedWriter
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.data.checks import check_data
 from jetmoe_megatron.errors import UserError
-from tests.support import small_run, write_dataset
+from tests.support import command, small_run, write_dataset
 
 
 @pytest.fixture
@@ -78,6 +79,28 @@ def test_a_signal_for_the_whole_job_leaves_the_readers_alone() -> None:
         workers.add(int(batch))
         os.kill(int(batch), signal.SIGTERM)
     assert len(workers) == 1
+
+
+FAILS = """
+import torch
+from jetmoe_megatron.data.batches import ignore_stop
+
+def batches():
+    samples = torch.utils.data.DataLoader(range(1000), num_workers=2, worker_init_fn=ignore_stop)
+    yield from samples
+
+def train():
+    for batch in batches():
+        raise torch.OutOfMemoryError("made up")
+
+train()
+"""
+
+
+def test_an_error_ends_the_process_and_its_readers() -> None:
+    """Its traceback holds the loader, and Python would wait for readers that heed no SIGTERM."""
+    ended = command(sys.executable, "-c", FAILS, timeout=60)
+    assert ended.returncode == 1 and ended.stderr.strip().endswith("OutOfMemoryError: made up"), ended.stderr
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])

@@ -126,6 +126,20 @@ def test_a_new_blend_repeats_nothing_and_loses_nothing(tmp_path: Path, world_of_
     assert second.advance(again.read, 110).sequences["prose"] == pytest.approx(50 / 4 + 110 * 4 / 5, abs=1)
 
 
+def test_a_data_set_that_comes_back_is_read_on(tmp_path: Path, world_of_one: None) -> None:
+    data = {name: write_dataset(tmp_path / name, 100, seed) for seed, name in enumerate(("code", "prose"))}
+    weights = ("phases__0__data__1__weight", "phases__1__data__1__weight")  # of prose
+    without = run_of(tmp_path, data, data__new_blend=True, **dict.fromkeys(weights, 0))
+    saved = saved_by(run_of(tmp_path, data), tmp_path, 20)
+    apart = ledger(without, saved, tmp_path)
+    assert apart.read.sequences == saved["read"]["sequences"] == {"code": 15, "prose": 5}
+    back = ledger(run_of(tmp_path, data, data__new_blend=True), json.loads(json.dumps(apart.dump())), tmp_path)
+    assert back.read.sequences == {"code": 15, "prose": 5}
+    write_dataset(tmp_path / "prose", 100, seed=99)
+    other = ledger(run_of(tmp_path, data, data__new_blend=True), json.loads(json.dumps(apart.dump())), tmp_path)
+    assert other.read.sequences == {"code": 15}
+
+
 def test_sequences_do_not_depend_on_how_many_are_read(tmp_path: Path, data: dict, world_of_one: None) -> None:
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.mixture import RunSamples

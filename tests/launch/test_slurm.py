@@ -31,7 +31,9 @@ exit "$SRUN_STATUS"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORDS/scontrol"
-[[ $1 = requeue ]] || printf 'gpu%s\\n' 07 08 09
+[[ $1 = requeue || $2 = job ]] || printf 'gpu%s\\n' 07 08 09
+[[ $2 != job ]] || echo "   StartTime=2026-11-01T00:00:00 EndTime=${END_TIME:-Unknown} Deadline=N/A"
+[[ $1 != requeue || $(grep -c requeue "$RECORDS/scontrol") -gt ${REQUEUE_FAILURES:-0} ]]
 """
 
 
@@ -100,7 +102,7 @@ def test_command_on_each_node(environment: dict[str, str], tmp_path: Path) -> No
         *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07:24567", "--rdzv-id=1234567-0"),
         *("pretrain_jetmoe.py", run_file, "name=a b", "debug.max_steps=2"),
     ]
-    assert (tmp_path / "scontrol").read_text() == "show hostnames gpu[07-09]\n"
+    assert (tmp_path / "scontrol").read_text() == "show hostnames gpu[07-09]\nshow job 1234567\n"
 
 
 def test_default_run_and_environment(environment: dict[str, str], tmp_path: Path) -> None:
@@ -119,7 +121,7 @@ def test_a_run_file_with_an_equals_sign_in_its_path(environment: dict[str, str],
     assert (tmp_path / "srun").read_text().splitlines()[-2:] == [str(tmp_path / "lr=3e-4/run.yaml"), "seed=3"]
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 75, 137])
+@pytest.mark.parametrize("status", [0, 1, 2, 75, 137, 138])
 def test_only_a_run_that_saved_is_queued_again(environment: dict[str, str], tmp_path: Path, status: int) -> None:
     assert run(environment | {"SRUN_STATUS": str(status)})[0] == status
     assert requeued(tmp_path) == (status == 75)
@@ -140,6 +142,36 @@ def test_restarts_are_limited(
     assert status == 75
     assert requeued(tmp_path) == again
     assert ("submit again" in output) != again
+
+
+def test_queueing_again_is_tried_again(environment: dict[str, str], tmp_path: Path) -> None:
+    """As SLURM's controller may be away."""
+    assert run(environment | {"SRUN_STATUS": "75", "REQUEUE_FAILURES": "1"})[0] == 75
+    assert (tmp_path / "scontrol").read_text().count("requeue 1234567") == 2
+
+
+@pytest.mark.parametrize(
+    ("signum", "status", "end", "again"),
+    [
+        (signal.SIGTERM, 75, "2026-11-01T00:00:00", True),  # saving has taken longer than the time that was left
+        (signal.SIGTERM, 75, "2126-11-01T00:00:00", False),
+        (signal.SIGUSR1, 138, "2126-11-01T00:00:00", True),  # the launcher was still starting
+        (signal.SIGTERM, 138, "2126-11-01T00:00:00", False),
+    ],
+)
+def test_why_it_was_stopped(
+    environment: dict[str, str], tmp_path: Path, signum: signal.Signals, status: int, end: str, again: bool
+) -> None:
+    job = start(environment | {"SRUN_STATUS": str(status), "SRUN_SIGNALS": "1", "END_TIME": end})
+    try:
+        wait_for(tmp_path / "started")
+        job.send_signal(signum)
+        job.communicate(timeout=TIME_LIMIT)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == status
+    assert requeued(tmp_path) == again
 
 
 def wait_for(path: Path) -> None:

@@ -102,8 +102,8 @@ def test_progress_line(capsys: pytest.CaptureFixture) -> None:
     for step in range(1, 12):
         terminal.write(record(step, held_out_loss=4.5))
     assert capsys.readouterr().out == (
-        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | grad norm 1.25 | lr 1.00e-03 | 1,234 tokens/s"
-        " | 3m 00s left\n"
+        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | grad norm 1.25 | lr 1.00e-03"
+        " | 1,234 tokens/s | 3m 00s left\n"
     )
 
 

@@ -69,10 +69,13 @@ def router_gradients(tree: dict[str, Any], ranks: int) -> dict[str, dict[str, Te
 
 
 class Samples(Dataset):
-    """Sample n is the same random sequence in every layout, masked: with as random a part of it left out."""
+    """Sample n is the same random sequence in every layout, masked: with as random a part of it left out.
 
-    def __init__(self, length: int, vocab: int, masked: bool) -> None:
-        self.length, self.vocab, self.masked = length, vocab, masked
+    reset: positions begin again, at a place of its own.
+    """
+
+    def __init__(self, length: int, vocab: int, masked: bool, reset: bool) -> None:
+        self.length, self.vocab, self.masked, self.reset = length, vocab, masked, reset
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         random = torch.Generator().manual_seed(number)
@@ -82,7 +85,7 @@ class Samples(Dataset):
             "tokens": text[:-1],
             "labels": text[1:],
             "loss_mask": 1.0 - (hidden & self.masked).float(),
-            "position_ids": torch.arange(self.length),
+            "position_ids": torch.arange(self.length) % (5 + number if self.reset else self.length),
         }
 
 
@@ -101,7 +104,7 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
         from jetmoe_megatron.training.optimizer import wrap_for_data_parallel
 
         model = wrap_for_data_parallel(run, build_model(run, layout))
-        samples = Samples(run.batch.sequence_length, run.model.vocab_size, run.data.mask_loss)
+        samples = Samples(run.batch.sequence_length, run.model.vocab_size, run.data.mask_loss, run.data.reset_positions)
         shares = (layout.micro_batches, run.batch.micro_sequences, layout.data, groups.get_data_parallel_rank())
         yield run, model, StepBatches(samples, range(steps), *shares)
 

@@ -22,6 +22,7 @@ def overlap(model: list[Any]) -> None:
     ("ranks", "parallel", "changes"),
     [
         pytest.param(2, {"expert": 2}, {}, id="ep2"),
+        pytest.param(2, {"expert": 2}, {"data": {"reset_positions": True}}, id="ep2, positions of documents"),
         pytest.param(4, {"expert": 4}, {"batch__micro_sequences": 1, **GLOBAL}, id="ep4, one expert on a rank"),
         pytest.param(2, {"expert": 2}, {"recompute": "selective"}, id="ep2, recompute selective"),
         pytest.param(

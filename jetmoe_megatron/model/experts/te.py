@@ -33,7 +33,10 @@ def _linear(x_ND: Tensor, w_EFD: Tensor, counts: list[int]) -> Tensor:
     module = _module(*w_EFD.shape, w_EFD.dtype)
     for expert, w_FD in enumerate(w_EFD.unbind(0)):
         setattr(module, f"weight{expert}", w_FD)
-    return module(x_ND, counts)
+    y_NF = module(x_ND, counts)
+    for expert in range(len(w_EFD)):  # else they keep this layer, and through its hooks the model, until the next call
+        setattr(module, f"weight{expert}", None)
+    return y_NF
 
 
 @functools.cache
