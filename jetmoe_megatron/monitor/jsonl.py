@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jetmoe_megatron.monitor.monitor import Record
@@ -15,8 +16,7 @@ from jetmoe_megatron.monitor.monitor import Record
 class JsonLines:
     def __init__(self, path: Path, resume_after_step: int) -> None:
         """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill."""
-        kept = [r for r in read_metrics(path) if r["step"] <= resume_after_step]
-        write_records(path, kept)
+        write_records(path, (r for r in each_record(path) if r["step"] <= resume_after_step))
         self.path, self.waiting = path, b""  # lines that the disk has not taken yet
         self.file = open(path, "ab", buffering=0)
 
@@ -41,22 +41,30 @@ class JsonLines:
         self.file.close()
 
 
-def write_records(path: Path, records: list[dict]) -> None:
-    """One line each, all of them or, after a kill, what the file held before."""
+def write_records(path: Path, records: Iterable[dict]) -> None:
+    """One line each, all of them or, after a kill, what the file held before. They may be read from it meanwhile."""
     aside = path.with_suffix(".tmp")
-    aside.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    with open(aside, "w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(record) + "\n" for record in records)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(aside, path)
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The valid records of the file, if there is one; cut-off and broken lines are left out."""
-    records = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+def each_record(path: Path) -> Iterator[dict]:
+    """The valid records of the file, if there is one; cut-off and broken lines are left out. One is held at a time."""
+    if not path.is_file():
+        return
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
-    return records
+                yield record
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """All of `each_record`."""
+    return list(each_record(path))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.integrity import newest_whole
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.monitor.jsonl import read_metrics
+from jetmoe_megatron.monitor.jsonl import each_record
 
 
 def report(folder: Path) -> str:
     """A table of two columns. Raises UserError if there are no metrics, or not those of a run."""
     metrics = folder / "metrics.jsonl"
-    records = read_metrics(metrics)
-    if not records:
+    records = each_record(metrics)
+    first = next(records, None)
+    if first is None:
         raise UserError(f"{metrics}: no steps recorded; is {folder} a run folder?")
     try:
-        rows = _numbers(records)
+        rows = _numbers(first, records)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
     checkpoint, exported = newest_whole(folder / "checkpoints"), folder / "hf"
@@ -28,21 +31,25 @@ def report(folder: Path) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _numbers(records: list[dict]) -> list[tuple[str, str]]:
-    first, last = records[0], records[-1]
+def _numbers(first: dict, others: Iterator[dict]) -> list[tuple[str, str]]:
+    last, evaluated, rates, skipped = first, dict[str, float](), list[float](), 0
+    for record in itertools.chain([first], others):
+        last = record
+        evaluated = record if "held_out_loss" in record else evaluated
+        rates.append(record["tokens_per_second"])
+        skipped += "skipped" in record
     rows = [("steps", f"{last['step']:,}"), ("tokens", f"{last['tokens']:,}")]
     rows += [
         (f"  from {key.removeprefix('dataset_tokens/')}", f"{value:,}")
         for key, value in last.items()
         if key.startswith("dataset_tokens/")
     ]
+    rows += [("skipped steps", f"{skipped:,}")] if skipped else []
     rows += [("first loss", f"{first['lm_loss']:.4f}"), ("last loss", f"{last['lm_loss']:.4f}")]
-    evaluated = [record for record in records if "held_out_loss" in record]
-    if evaluated:
-        rows += [
-            (key.replace("held_out_loss/", "  on ").replace("held_out_loss", "held-out loss"), f"{value:.4f}")
-            for key, value in evaluated[-1].items()
-            if key.startswith("held_out_loss")
-        ]
-    rows.append(("tokens/s", f"{statistics.median(r['tokens_per_second'] for r in records):,.0f} (median)"))
+    rows += [
+        (key.replace("held_out_loss/", "  on ").replace("held_out_loss", "held-out loss"), f"{value:.4f}")
+        for key, value in evaluated.items()
+        if key.startswith("held_out_loss")
+    ]
+    rows.append(("tokens/s", f"{statistics.median(rates):,.0f} (median)"))
     return rows

@@ -264,3 +264,14 @@ sys.exit(75)
         status, stderr = end_of(node)
         assert status == 75
         assert "Traceback" not in stderr
+
+
+def test_something_else_listens_where_the_nodes_are_to_meet(start: Start) -> None:
+    """torch waits for its answer for ever, and heeds no signal."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        endpoint = f"127.0.0.1:{other.getsockname()[1]}"
+        options = f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id x"
+        launcher = start(TRAINER, options=options, constant="MEET_SECONDS = 3.0")
+        _, errors = launcher.communicate(timeout=TIME_LIMIT)
+    assert launcher.returncode == 1
+    assert f"did not meet the other nodes at {endpoint}" in errors
