@@ -226,17 +226,26 @@ def _collect_checksums(folder: Path) -> None:
         OSError: a file that some rank has written is not there.
     """
     written = {place.relative_path for place in FileSystemReader(folder).read_metadata().storage_data.values()}
-    ranks = {name.split("_")[2] for name in written}  # __<rank>_<number>.distcp
-    deadline = time.monotonic() + _SEEN_LATE_SECONDS
-    while missing := [rank for rank in ranks if not (folder / f"{CHECKSUMS}.{rank}").is_file()]:
-        if time.monotonic() > deadline:
-            raise OSError(0, f"what rank {missing[0]} has written is not there: do all nodes see one output_dir?")
-        time.sleep(0.2)
     sums: dict[str, Any] = {}
+    deadline = time.monotonic() + _SEEN_LATE_SECONDS
+    for rank in sorted({name.split("_")[2] for name in written}):  # __<rank>_<number>.distcp
+        part = folder / f"{CHECKSUMS}.{rank}"
+        while (own := _read_json(part)) is None:
+            if time.monotonic() > deadline:
+                raise OSError(0, f"what rank {rank} has written is not there: do all nodes see one output_dir?")
+            time.sleep(0.2)
+        sums |= own
     for part in folder.glob(f"{CHECKSUMS}.*"):
-        sums |= json.loads(part.read_text())
         os.remove(part)
     if lost := written - sums.keys():
         raise OSError(0, f"{min(lost)} is not there")
     sums |= {path.name: checksum(path) for path in folder.iterdir() if path.name not in sums}
     (folder / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))
+
+
+def _read_json(file: Path) -> Any:
+    """None while it is not there, or not whole."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None

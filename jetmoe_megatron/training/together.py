@@ -101,7 +101,7 @@ def claimed(folder: Path) -> Iterator[None]:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
-        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
         deadline = time.monotonic() + (_RESTART_PATIENCE_SECONDS if restarted else _PATIENCE_SECONDS)
         while True:
             try:
