@@ -65,7 +65,7 @@ def _data_mix(arguments: argparse.Namespace) -> int:
     rows = plan(run, RunFolder(run).data_cache)
     print(table(rows))
     for line in warnings(run, rows):
-        print(line, file=sys.stderr)
+        print(line)
     if arguments.plot:
         draw(run, rows, arguments.plot)
         print(f"drawn: {arguments.plot}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.integrity import newest_whole
@@ -38,12 +37,11 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     find_start(run)
     if rank == 0:
         for line in warnings(run, plan(run, folder.data_cache)):
-            print(line, file=sys.stderr, flush=True)
+            print(line, flush=True)
         if run.precision == "bf16" and not has_gpu() and bf16_is_slow():
             print(
                 "warning: precision: this CPU has no kernel for bf16 matmuls, which will take many times as long as "
                 "fp32 ones: set it to fp32",
-                file=sys.stderr,
                 flush=True,
             )
 

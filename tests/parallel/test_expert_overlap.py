@@ -54,3 +54,23 @@ def test_equals_one_process(ranks: int, parallel: dict[str, Any], changes: dict[
     for name, expected in truth.weights.items():
         error = relative_error(overlapped.weights[name], expected)
         assert error < 1e-4, f"{name} after three steps: relative error {error:.1e}"
+
+
+def overlap_with_late_biases(model: list[Any]) -> None:
+    """As where DDP's hook on a module waits for its weights to be gathered."""
+    from jetmoe_megatron.model.mlp import MixtureOfMLPs
+
+    def arrive(module: Any, _: Any) -> None:
+        if module.bias.isnan().any():
+            module.bias.data.zero_()
+
+    overlap(model)
+    for layer in (module for chunk in model for module in chunk.modules() if isinstance(module, MixtureOfMLPs)):
+        layer.bias.data.fill_(float("nan"))
+        layer.register_forward_pre_hook(arrive)
+
+
+def test_weights_that_are_gathered_late_are_waited_for() -> None:
+    late = outcome(run_tree(parallel={"expert": 2}), 2, prepare=overlap_with_late_biases)
+    for ours, expected in zip(late.losses, one_process({}).losses, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-5)
