@@ -110,7 +110,7 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
 
 
 def _train(
-    tree: dict[str, Any], steps: int, prepare: Callable[[list[Any]], None] | None
+    tree: dict[str, Any], steps: int, prepare: Callable[[list[Any]], None] | None = None
 ) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
     with training(tree, steps) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
