@@ -174,7 +174,7 @@ RUNS = [
         _run_text("a list", "- a\n", ": .*found a list"),
         _run_text("broken", "a: [", ".* not valid YAML"),
         _run_text("binary", bytes(range(256)), ": not a UTF-8 text file"),
-        _run_text("of another version", "name: x\nlearning_rate: 3\n", ": .*unknown key"),
+        _run_text("of another program", "name: x\nlearning_rate: 3\n", ": .*required key is missing"),
         _run_text("a python object", "a: !!python/object/apply:os.mkdir [witness]\n", ".* not valid YAML"),
         _run_text("an alias of itself", "a: &a [*a]\n", ".* not valid YAML"),
     )
