@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.parallel.oracle import outcome, relative_error
-from tests.parallel.test_layouts import GLOBAL, OVERLAP, one_process, run_tree
+from tests.parallel.oracle import outcome
+from tests.parallel.test_layouts import GLOBAL, OVERLAP, check_equal, one_process, run_tree
 
 
 def overlap(model: list[Any]) -> None:
@@ -45,15 +45,7 @@ def overlap(model: list[Any]) -> None:
     ],
 )
 def test_equals_one_process(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:
-    truth, overlapped = one_process(changes), outcome(run_tree(parallel=parallel, **changes), ranks, prepare=overlap)
-    for step, (ours, expected) in enumerate(zip(overlapped.losses, truth.losses, strict=True)):
-        assert ours == pytest.approx(expected, rel=1e-5), f"step {step + 1}"
-    for name, expected in truth.gradients.items():
-        error = relative_error(overlapped.gradients[name], expected)
-        assert error < 1e-5, f"gradient of {name}: relative error {error:.1e}"
-    for name, expected in truth.weights.items():
-        error = relative_error(overlapped.weights[name], expected)
-        assert error < 1e-4, f"{name} after three steps: relative error {error:.1e}"
+    check_equal(outcome(run_tree(parallel=parallel, **changes), ranks, prepare=overlap), one_process(changes))
 
 
 def overlap_with_late_biases(model: list[Any]) -> None:

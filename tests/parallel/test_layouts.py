@@ -101,7 +101,10 @@ def one_process(changes: dict[str, Any]) -> Outcome:
 
 @pytest.mark.parametrize(("ranks", "parallel", "changes"), LAYOUTS)
 def test_layout_equals_one_process(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:
-    truth, split = one_process(changes), outcome(run_tree(parallel=parallel, **changes), ranks)
+    check_equal(outcome(run_tree(parallel=parallel, **changes), ranks), one_process(changes))
+
+
+def check_equal(split: Outcome, truth: Outcome) -> None:
     for step, (ours, expected) in enumerate(zip(split.losses, truth.losses, strict=True)):
         assert ours == pytest.approx(expected, rel=1e-5), f"step {step + 1}"
     assert split.gradients.keys() == truth.gradients.keys()
