@@ -1,6 +1,6 @@
 """Training in which a chosen rank fails at a chosen step. The package has no hooks for this: they are put in here.
 
-`pretrain_with` runs the real command under a launcher; `install` serves a test that trains in its own processes.
+`pretrain_with` runs the real command; `install` serves a test that trains in its own processes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
 if __name__ == "__main__":  # the rank's process
     sys.path[0] = str(Path(__file__).parent.parent)  # in the place of tests/, whose `platform` is not Python's
 
-from tests.support import REPO, command
+from tests.support import REPO, command, training
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 ELASTIC = ("-m", "jetmoe_megatron.launch.elastic", "--standalone")  # keeps the exit status
-_FAULTS, _READS = "TEST_FAULTS", "TEST_READS"
+_FAULTS = "TEST_FAULTS"
 
 Kind = Literal[
     "kill",  # SIGKILL
@@ -53,16 +53,29 @@ def pretrain_with(
     ranks: int,
     run_file: Path,
     *overrides: str,
-    launcher: tuple[str, ...] = ELASTIC,
+    launcher: tuple[str, ...] = (),
     reads: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """The training command with faults. reads: a folder that takes, rank by rank, which sequences were read."""
-    variables = {_FAULTS: json.dumps([asdict(fault) for fault in faults])}
+    """The training command with faults.
+
+    Args:
+        launcher: the module that starts the ranks, with its options; default: none.
+        reads: a folder that takes, rank by rank, which sequences were read.
+    """
     if reads:
         reads.mkdir(parents=True, exist_ok=True)
-        variables[_READS] = str(reads)
+    if not launcher:
+        return training(run_file, *overrides, before=partial(prepare, faults, reads)).run(ranks)
+    variables = {_FAULTS: json.dumps([asdict(fault) for fault in faults])}
     env = ["env", *(f"{name}={value}" for name, value in variables.items())]
     return command(*env, sys.executable, *launcher, f"--nproc-per-node={ranks}", __file__, run_file, *overrides)
+
+
+def prepare(faults: list[Fault], reads: Path | None = None) -> None:
+    """In the process that is to fail."""
+    install(faults)
+    if reads:
+        log_reads(reads)
 
 
 def sequences_read(reads: Path) -> list[tuple[str, int]]:
@@ -166,7 +179,5 @@ def _fail(fault: Fault) -> None:
 
 
 if __name__ == "__main__":
-    install([Fault(**fault) for fault in json.loads(os.environ[_FAULTS])])
-    if _READS in os.environ:
-        log_reads(Path(os.environ[_READS]))
+    prepare([Fault(**fault) for fault in json.loads(os.environ[_FAULTS])])
     runpy.run_path(str(REPO / "pretrain_jetmoe.py"), run_name="__main__")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import yaml
 
 from data_tools.indexed import IndexedWriter
+from tests.warm import Command
 
 REPO = Path(__file__).parent.parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -101,8 +103,21 @@ def environment() -> dict[str, str]:
 
 
 def pretrain(ranks: int, run_file: Path, *overrides: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    launcher = [*TORCHRUN, f"--nproc-per-node={ranks}"] if ranks > 1 else [sys.executable]
-    return command(*launcher, "pretrain_jetmoe.py", run_file, *overrides, timeout=timeout)
+    """The training command to its end, without a launcher."""
+    return training(run_file, *overrides).run(ranks, timeout)
+
+
+def training(run_file: object, *overrides: str, before: Callable[[], None] | None = None) -> Command:
+    return Command(["pretrain", run_file, *overrides], environment(), REPO, before)
+
+
+def launched(ranks: int, run_file: Path, *overrides: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """The training command under torchrun, in processes of its own."""
+    return command(*TORCHRUN, f"--nproc-per-node={ranks}", "pretrain_jetmoe.py", run_file, *overrides, timeout=timeout)
+
+
+def jetmoe(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return Command(["jetmoe", *arguments], environment(), REPO).run()
 
 
 def metrics(run_folder: Path) -> list[dict[str, Any]]:

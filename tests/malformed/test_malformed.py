@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from tests.malformed import (
     cases_report,
     cases_tokenizers,
 )
-from tests.malformed.commands import Commands
-from tests.malformed.world import Case, Good, World
+from tests.malformed.world import Case, Good, World, run
 from tests.support import command, metrics
 
 GROUPS: dict[str, list[Case]] = {
@@ -35,14 +34,8 @@ CASES = {f"{group}: {case.name}": case for group, cases in GROUPS.items() for ca
 
 
 @pytest.fixture(scope="module")
-def commands() -> Iterator[Commands]:
-    with Commands() as commands:
-        yield commands
-
-
-@pytest.fixture(scope="module")
-def good(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Good:
-    return Good(tmp_path_factory.mktemp("good"), commands)
+def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
+    return Good(tmp_path_factory.mktemp("good"))
 
 
 @pytest.fixture
@@ -56,10 +49,10 @@ def _two_of_three_are_slow(cases: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("case", _two_of_three_are_slow(CASES))
-def test_one_line_status_2_and_nothing_written(case: Case, world: World, commands: Commands) -> None:
+def test_one_line_status_2_and_nothing_written(case: Case, world: World) -> None:
     arguments = case.make(world)
     before = world.snapshot()
-    status, _, err = commands.run(*arguments, cwd=world / "cwd", scratch=world / "tmp")
+    status, _, err = run(*arguments, cwd=world / "cwd", scratch=world / "tmp")
     lines = err.splitlines()
     assert status == 2, err
     errors = [line for line in lines if re.match(r"(\S+.*: )?error: ", line)]
@@ -101,10 +94,10 @@ PROGRAMS = {
         "tool: merge, dtype unknown",
     ],
 )
-def test_the_commands_themselves_do_what_their_forks_do(name: str, world: World, commands: Commands) -> None:
+def test_the_commands_themselves_do_what_their_forks_do(name: str, world: World) -> None:
     """In processes of their own, in the same world."""
     program, *arguments = CASES[name].make(world)
-    status, _, err = commands.run(program, *arguments, cwd=world / "cwd", scratch=world / "tmp")
+    status, _, err = run(program, *arguments, cwd=world / "cwd", scratch=world / "tmp")
     for new, old in ((new, old) for old, new in CASES[name].renamed.items()):
         (world / new).rename(world / old)
     real = command(*PROGRAMS[program], *arguments)
@@ -132,10 +125,10 @@ HARMLESS: dict[str, Callable[[World], Any]] = {
 
 
 @pytest.mark.parametrize("harm", _two_of_three_are_slow(HARMLESS))
-def test_what_does_not_stop_a_run(harm: Callable[[World], Any], world: World, commands: Commands) -> None:
+def test_what_does_not_stop_a_run(harm: Callable[[World], Any], world: World) -> None:
     world.put("run")
     harm(world)
-    status, _, err = commands.run(*world.train(), cwd=world / "cwd", scratch=world / "tmp")
+    status, _, err = run(*world.train(), cwd=world / "cwd", scratch=world / "tmp")
     assert status == 0, err
     assert all(line.startswith("warning: ") for line in err.splitlines())
     assert [record["step"] for record in metrics(world / "run")][-4:] == [5, 6, 7, 8]

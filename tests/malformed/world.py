@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
-from tests.malformed.commands import Commands
-from tests.support import small_run, write_dataset, write_run
+from tests.support import environment, small_run, write_dataset, write_run
+from tests.warm import Command
 
 LONG = "x" * 300  # more than a file system takes for a name
 NEWEST = "run/checkpoints/tokens_1024"
@@ -31,6 +31,16 @@ class Crafted:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (self.path,)
+
+
+def run(*arguments: object, cwd: Path, scratch: Path) -> tuple[int, str, str]:
+    """`pretrain RUN.yaml`, `jetmoe ...` or `data_tools ...`: exit status, stdout, stderr.
+
+    scratch: for temporary files of the command.
+    """
+    env = {**environment(), "TMPDIR": str(scratch), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    ended = Command(arguments, env, cwd).run(timeout=60)
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 @dataclass(frozen=True)
@@ -53,11 +63,11 @@ class Case:
 class Good:
     """What each world is copied from, made once and when it is first needed."""
 
-    def __init__(self, root: Path, commands: Commands) -> None:
-        self.root, self.commands = root, commands
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     def _made(self, *arguments: object) -> None:
-        status, _, err = self.commands.run(*arguments, cwd=self.root, scratch=self.root)
+        status, _, err = run(*arguments, cwd=self.root, scratch=self.root)
         assert status == 0, err
 
     @cached_property

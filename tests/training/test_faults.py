@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
-from tests.faults import TORCHRUN, Fault, pretrain_with, sequences_read
-from tests.support import command, losses, metrics, pretrain, small_run, write_dataset, write_run
+from tests.faults import ELASTIC, TORCHRUN, Fault, pretrain_with, sequences_read
+from tests.support import jetmoe, losses, metrics, pretrain, small_run, write_dataset, write_run
 
 SKIPS = [Fault("loss", 2, rank=1), Fault("gradient", 4), Fault("expert", 6, rank=1)]
 ROLLBACK = ("guard.on_bad_step=rollback",)
@@ -147,7 +146,7 @@ def test_a_rollback_into_an_epoch_that_nobody_has_prepared(tmp_path: Path, data:
     code = write_dataset(tmp_path / "code", 24, seed=5)
     assert 42 <= count_sequences(code) < 42 + 16  # what the plan reads, and what it reads after the rollbacks
     run_file = run_of(tmp_path, {**data, "code": code}, checkpoint__every_tokens=2 * 256)
-    prepared = command(sys.executable, "-m", "jetmoe_megatron.cli", "data", "prepare", run_file)
+    prepared = jetmoe("data", "prepare", run_file)
     assert prepared.returncode == 0, prepared.stderr
     limited = ("data.build_limit_tokens=1", *ROLLBACK)
     result = pretrain_with([Fault("loss", 4, times=2)], 1, run_file, *limited)
@@ -189,7 +188,8 @@ def test_a_rank_that_dies_is_named_and_the_others_end(
     """Within the time limit of `command`, in which the group's own (30 minutes) would not come."""
     split = {"tensor": 2, "pipeline": 2} if ranks == 4 else {}
     timeout = {"timeout_minutes": 0.4} if kind == "hang" else {}
-    result = pretrain_with([Fault(kind, 3, rank=1)], ranks, run_of(tmp_path, data, parallel={**split, **timeout}))
+    run_file = run_of(tmp_path, data, parallel={**split, **timeout})
+    result = pretrain_with([Fault(kind, 3, rank=1)], ranks, run_file, launcher=ELASTIC)
     assert result.returncode == status, result.stderr
     assert said.format(host=socket.gethostname()) in result.stderr
     assert len(metrics(tmp_path / "run")) == 2

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ from jetmoe_megatron.checkpoint.folder import published
 from jetmoe_megatron.checkpoint.integrity import find_damage
 from jetmoe_megatron.convert.verify import compare_tensors
 from jetmoe_megatron.monitor.jsonl import read_metrics
-from tests.support import REPO, TORCHRUN, computed, environment, losses, pretrain, small_run, write_run
+from tests.support import computed, losses, pretrain, small_run, training, write_run
 
 STEPS, SAVE_EVERY = 48, 2
 UNFINISHED = ".partial-"  # in the name of a checkpoint that is being written
@@ -59,41 +57,38 @@ def test_killed_runs_compute_the_same_to_the_bit(name: str, tmp_path: Path, data
 
 def start_and_kill(run_file: Path, ranks: int, step: int, chance: random.Random) -> None:
     """At a random moment after `step`: about half of them while a checkpoint is being written."""
-    launcher = [*TORCHRUN, f"--nproc-per-node={ranks}"] if ranks > 1 else [sys.executable]
-    process = subprocess.Popen(
-        [*launcher, "pretrain_jetmoe.py", str(run_file)],
-        cwd=REPO,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    with training(run_file).following(ranks) as run:
         folder = run_file.parent / "run"
         metrics, deadline = folder / "metrics.jsonl", time.monotonic() + LIMIT
-        while not metrics.is_file() or len(metrics.read_bytes().splitlines()) < step:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        if chance.random() < 0.5:
-            while not any(UNFINISHED in path.name for path in (folder / "checkpoints").iterdir()):
-                assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(chance.uniform(0, 0.05))
-        else:
-            time.sleep(chance.uniform(0, 0.1))
-        assert process.poll() is None
-    finally:
-        kill_ranks(process.pid)
+
+        def goes_on() -> bool:
+            return all(process.is_alive() for process in run.processes) and time.monotonic() < deadline
+
+        try:
+            while not metrics.is_file() or len(metrics.read_bytes().splitlines()) < step:
+                assert goes_on()
+                time.sleep(0.005)
+            if chance.random() < 0.5:
+                while not any(UNFINISHED in path.name for path in (folder / "checkpoints").iterdir()):
+                    assert goes_on()
+                time.sleep(chance.uniform(0, 0.05))
+            else:
+                time.sleep(chance.uniform(0, 0.1))
+            assert goes_on()
+        finally:
+            kill_ranks([process.pid for process in run.processes])
 
 
 def tokens(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("tokens_"))
 
 
-def kill_ranks(leader: int) -> None:
-    """The ranks and their launcher. What they have forked goes with them."""
-    process = psutil.Process(leader)
-    everything = [process, *process.children(recursive=True)]
-    for each in [process, *process.children()]:
+def kill_ranks(ranks: list[int]) -> None:
+    """What they have forked goes with them."""
+    processes = [psutil.Process(rank) for rank in ranks]
+    everything = [*processes, *(child for process in processes for child in process.children(recursive=True))]
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
-            each.kill()
+            process.kill()
     _, alive = psutil.wait_procs(everything, timeout=20)
     assert not alive

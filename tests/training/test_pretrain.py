@@ -5,15 +5,25 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
-from tests.support import REPO, TORCHRUN, environment, losses, metrics, pretrain, small_run, write_dataset, write_run
+from tests.support import (
+    REPO,
+    TORCHRUN,
+    environment,
+    launched,
+    losses,
+    metrics,
+    pretrain,
+    small_run,
+    training,
+    write_dataset,
+    write_run,
+)
+from tests.warm import Command
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Pat
     folder = tmp_path_factory.mktemp("whole")
     tree = small_run(folder, data, checkpoint__every_tokens=512)
     tree["evaluation"] = {"every_steps": 4, "sequences": 5, "data": [{"name": "v", "path": data["held_out"]}]}
-    result = pretrain(2, write_run(folder, tree))
+    result = launched(2, write_run(folder, tree))
     assert result.returncode == 0, result.stderr
     assert "step 8/8 | decay" in result.stdout
     return folder / "run"
@@ -86,11 +96,11 @@ def test_a_kill_loses_only_what_came_after_the_last_checkpoint(whole: Path, tmp_
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP], ids=str)
 def test_signal_saves_and_asks_to_be_run_again(number: int, tmp_path: Path, data: dict) -> None:
     run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
-    process = start([sys.executable, "pretrain_jetmoe.py", str(run_file), "logging.every_steps=1"])
-    wait_for_step(process)
-    process.send_signal(number)
-    output, error = process.communicate(timeout=60)
-    assert process.returncode == 75, error
+    with training(run_file, "logging.every_steps=1").following() as process:
+        process.wait_for("step")
+        process.send_signal(number)
+        status, _, error = process.ended()
+    assert status == 75, error
     assert "Traceback" not in error
     steps = len(metrics(tmp_path / "run"))
     assert [p.name for p in published(tmp_path / "run/checkpoints")] == [f"tokens_{256 * steps}"]
@@ -101,8 +111,9 @@ def test_signal_saves_and_asks_to_be_run_again(number: int, tmp_path: Path, data
 def test_signal_to_torchrun_saves_on_all_ranks(tmp_path: Path, data: dict) -> None:
     run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
     launcher = [*TORCHRUN, "--nproc-per-node=2", "pretrain_jetmoe.py", str(run_file), "logging.every_steps=1"]
-    process = start(launcher)
-    wait_for_step(process)
+    process = subprocess.Popen(launcher, cwd=REPO, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step"))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode != 0
@@ -219,7 +230,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 
 def test_bad_input_on_two_ranks_is_said_once(tmp_path: Path, data: dict) -> None:
-    result = pretrain(2, write_run(tmp_path, small_run(tmp_path, data)), "parallel.pipeline=4")
+    result = launched(2, write_run(tmp_path, small_run(tmp_path, data)), "parallel.pipeline=4")
     assert result.returncode != 0
     assert result.stderr.count("error: parallel: tensor 1 x pipeline 4 = 4 does not divide the world of 2 ranks") == 1
     assert result.stderr.count("does not divide") == 1
@@ -243,9 +254,7 @@ def test_dry_run_plans_without_training(tmp_path: Path, data: dict) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["a.yaml", "--nonsense"], ["a.yaml", "--world", "2"], ["no.yaml"]])
 def test_bad_usage(arguments: list[str]) -> None:
-    result = pretrain(1, *arguments) if arguments else start([sys.executable, "pretrain_jetmoe.py"])
-    if isinstance(result, subprocess.Popen):
-        result.communicate(timeout=60)
+    result = Command(["pretrain", *arguments], environment(), REPO).run()
     assert result.returncode == 2
 
 
@@ -254,34 +263,11 @@ def test_a_token_beyond_the_vocabulary_that_no_check_saw(tmp_path: Path, data: d
     tree = small_run(tmp_path, data, phases__0__tokens=256 * 3000)
     tree["phases"][0]["data"][0]["path"] = write_dataset(tmp_path / "own", 120, 0)
     tree["phases"][1]["data"] = tree["phases"][1]["data"][1:]
-    process = start([sys.executable, "pretrain_jetmoe.py", str(write_run(tmp_path, tree)), "logging.every_steps=1"])
-    wait_for_step(process)
-    with open(tmp_path / "own.bin", "r+b") as file:
-        file.write(b"\xff\xff" * 2000)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 2
+    with training(write_run(tmp_path, tree), "logging.every_steps=1").following() as process:
+        process.wait_for("step")
+        with open(tmp_path / "own.bin", "r+b") as file:
+            file.write(b"\xff\xff" * 2000)
+        status, _, error = process.ended(timeout=120)
+    assert status == 2
     assert "data set 'code': token id 65535 is outside the model's vocabulary of 96" in error
     assert "Traceback" not in error
-
-
-def start(arguments: list[Any]) -> subprocess.Popen[str]:
-    """As from a terminal, even if these tests run under nohup."""
-    return subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPO,
-        env=environment(),
-        preexec_fn=partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),
-    )
-
-
-def wait_for_step(process: subprocess.Popen[str]) -> None:
-    deadline = time.time() + 120
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith("step"):
-            return
-        assert time.time() < deadline
-    raise AssertionError("the run ended before its first step")
