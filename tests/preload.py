@@ -7,6 +7,7 @@ import importlib
 import os
 import warnings
 
+warnings.simplefilter("ignore")  # as PYTHONWARNINGS does where a test starts a process
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -40,5 +41,4 @@ for name in (
     "tests.parallel.oracle",
 ):
     importlib.import_module(name)
-warnings.simplefilter("ignore")  # as PYTHONWARNINGS does where a test starts a process
 gc.freeze()  # what is not touched is not copied

@@ -30,12 +30,13 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint import handover
 from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
+from jetmoe_megatron.checkpoint.loading import OPTIMIZER_STEPS, in_short, load_state
+from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.optimizer_state import (
     empty_state,
     gather,
@@ -46,9 +47,10 @@ from jetmoe_megatron.checkpoint.optimizer_state import (
     unsharded,
 )
 from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
-from jetmoe_megatron.checkpoint.weights import fill_model, in_short, load_state, sharded_model
+from jetmoe_megatron.checkpoint.weights import fill_model, sharded_model
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.platform.clock import utc_now
 
 _SEEN_LATE_SECONDS = 60.0  # a network file system may show one node's files to another so much later
@@ -95,7 +97,7 @@ class Saver:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         FullyParallelSaveStrategyWrapper(strategy, group).apply_saving_parallelization(state)
         gather(optimizer, optimizer_state, state["optimizer"].values())
-        state["optimizer_steps"] = steps_done(optimizer)
+        state[OPTIMIZER_STEPS] = steps_done(optimizer)
         request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
         if request.async_fn is not None:
             rank = torch.distributed.get_rank()
@@ -172,12 +174,14 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
     Raises:
         UserError: a file is not what it should be.
     """
-    state = {**sharded_model(model), "optimizer_steps": None}
+    state = sharded_model(model)
     parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
     state["optimizer"] = sharded(empty_state(optimizer), state)
     loaded = load_state(path, state)
+    if OPTIMIZER_STEPS not in loaded:
+        raise UserError(f"{path}: cannot be loaded: its common.pt has no {OPTIMIZER_STEPS}")
     fill_model(model, loaded)
-    set_state(optimizer, unsharded(loaded.get("optimizer", {}), parameters), loaded["optimizer_steps"])
+    set_state(optimizer, unsharded(loaded.get("optimizer", {}), parameters), loaded[OPTIMIZER_STEPS])
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -225,7 +229,7 @@ def _collect_checksums(folder: Path) -> None:
     Raises:
         OSError: a file that some rank has written is not there.
     """
-    written = {place.relative_path for place in FileSystemReader(folder).read_metadata().storage_data.values()}
+    written = {place.relative_path for place in read_metadata(folder).storage_data.values()}
     sums: dict[str, Any] = {}
     deadline = time.monotonic() + _SEEN_LATE_SECONDS
     for rank in sorted({name.split("_")[2] for name in written}):  # __<rank>_<number>.distcp

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import unwrap_model
-from torch.distributed.checkpoint.api import CheckpointException
 
-from jetmoe_megatron.checkpoint.integrity import refuse_code
-from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.checkpoint.loading import load_state
 
 
 def sharded_model(model: list[DistributedDataParallel]) -> dict[str, Any]:
@@ -43,25 +41,3 @@ def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: Me
     """
     fill_model(model, load_state(path, sharded_model(model)))
     optimizer.reload_model_params()
-
-
-def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint `path` holds in the places of `state`. All ranks call it.
-
-    Raises:
-        UserError: a file is not what it should be, or a tensor of another shape.
-    """
-    try:
-        refuse_code(path)
-        # Not whether the ranks together ask for all of each tensor: none asks for what it has no use for.
-        return dist_checkpointing.load(state, str(path), validate_access_integrity=False)
-    except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
-        raise UserError(f"{path}: cannot be loaded: {in_short(error)}") from error
-
-
-def in_short(error: BaseException) -> str:
-    """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
-    while isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

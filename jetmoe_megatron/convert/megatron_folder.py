@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, METADATA, find_damage, refuse_code
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, METADATA, find_damage
+from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
 from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.load import parse_yaml
@@ -161,8 +161,7 @@ def _read_metadata(path: Path) -> Metadata:
     if not (path / METADATA).is_file():
         raise UserError(f"{path}: not a whole checkpoint: it has no {METADATA}")
     try:
-        refuse_code(path)
-        return FileSystemReader(path).read_metadata()
+        return read_metadata(path)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -1,0 +1,74 @@
+"""Load tensors of a checkpoint in any layout through megatron.core.dist_checkpointing, without its unpickling.
+
+Megatron's reader takes `.metadata` as a pickle, and `common.pt` as torch.load does by default, which an environment
+variable (TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD) turns into a pickle too. Both are read here by rules of our own; what is
+left are tensors, of which torch reads each with `weights_only=True` (torch/distributed/checkpoint/filesystem.py:899).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
+from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint.api import CheckpointException
+
+from jetmoe_megatron.checkpoint.metadata import read_metadata
+from jetmoe_megatron.errors import UserError
+
+OPTIMIZER_STEPS = "optimizer_steps"  # the only plain value of a checkpoint: how many steps the optimizer has done
+
+
+def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint `path` holds in the places of `state`, and its `optimizer_steps`, if it has any.
+
+    All ranks call it.
+
+    Raises:
+        UserError: a file is not what it should be, or a tensor of another shape.
+    """
+    try:
+        metadata = read_metadata(path)
+        # strategies/torch.py:795: no argument asks for another reader.
+        torch_strategies._get_filesystem_reader = lambda path, **more: _Reader(path, metadata)
+        strategies = torch_strategies.TorchDistLoadShardedStrategy(), _Common()
+        # Not whether the ranks together ask for all of each tensor: none asks for what it has no use for.
+        return dist_checkpointing.load(state, str(path), *strategies, validate_access_integrity=False)
+    except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
+        raise UserError(f"{path}: cannot be loaded: {in_short(error)}") from error
+
+
+class _Reader(FileSystemReader):
+    def __init__(self, path: str, metadata: Metadata) -> None:
+        super().__init__(path)
+        self._metadata = metadata
+
+    def read_metadata(self, *arguments: Any, **more: Any) -> Metadata:
+        return self._metadata
+
+
+class _Common(TorchCommonLoadStrategy):
+    def load_common(self, checkpoint_dir: str | Path) -> dict[str, int]:
+        """
+        Raises:
+            ValueError: `optimizer_steps` is no number of steps. Whatever else the file holds is left out.
+        """
+        common = torch.load(Path(checkpoint_dir) / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
+        if common == {}:  # of a checkpoint that has weights alone
+            return {}
+        steps = common.get(OPTIMIZER_STEPS) if isinstance(common, dict) else None
+        if type(steps) is not int or not 0 <= steps < 2**53:
+            raise ValueError(f"{COMMON_STATE_FNAME} has no number of optimizer steps")
+        return {OPTIMIZER_STEPS: steps}
+
+
+def in_short(error: BaseException) -> str:
+    """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
