@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout
     with TemporaryDirectory() as folder:
         processes = [warm.start(_call, own, folder, function, arguments) for own in warm.rank_environment(ranks)]
         status = warm.wait(processes, timeout)
+        for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
+            stream.write((Path(folder) / name).read_text(errors="replace"))
         errors = [path.read_text() for path in sorted(Path(folder).glob("*.error"))]
         if errors or status:
             raise RuntimeError(errors[0] if errors else f"a rank ended with status {status}")
@@ -29,6 +32,7 @@ def run_ranks(ranks: int, function: Callable[..., Any], *arguments: Any, timeout
 
 def _call(own: dict[str, str], folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.environ.update(own, OMP_NUM_THREADS="1")
+    warm.redirect(Path(folder) / "out", Path(folder) / "err")
     try:
         result = function(*arguments)
         (Path(folder) / f"{own['RANK']}.result").write_bytes(pickle.dumps(result))

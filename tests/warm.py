@@ -169,14 +169,19 @@ def _begin(target: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     target(*arguments)
 
 
+def redirect(out: Path | Connection, err: Path) -> None:
+    """This process's streams to where its parent reads them."""
+    for descriptor, stream in ((0, Path(os.devnull)), (1, out), (2, err)):
+        opened = stream.fileno() if isinstance(stream, Connection) else os.open(stream, _APPEND, 0o600)
+        os.dup2(opened, descriptor)
+        os.close(opened) if isinstance(stream, Path) else stream.close()
+
+
 def _be(command: Command, out: Path | Connection, err: Path, rank: dict[str, str]) -> NoReturn:
     status = 1
     try:
         resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
-        for descriptor, stream in ((0, Path(os.devnull)), (1, out), (2, err)):
-            opened = stream.fileno() if isinstance(stream, Connection) else os.open(stream, _APPEND, 0o600)
-            os.dup2(opened, descriptor)
-            os.close(opened) if isinstance(stream, Path) else stream.close()
+        redirect(out, err)
         os.environ.clear()
         os.environ.update(command.env, **rank)
         os.chdir(command.cwd)

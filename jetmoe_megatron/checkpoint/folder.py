@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -34,6 +35,23 @@ def published(root: Path) -> list[Path]:
 def newest(root: Path) -> Path | None:
     found = published(root)
     return found[-1] if found else None
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raises OSError where the file system of `folder` has no room for so many bytes, or for a file."""
+    disk = os.statvfs(folder)
+    if disk.f_files and not disk.f_favail:
+        raise OSError(errno.ENOSPC, "no file can be made: the file system has no inodes left")
+    if size > (free := disk.f_bavail * disk.f_frsize):
+        raise OSError(errno.ENOSPC, f"{in_units(size)} are needed, {in_units(free)} are free")
+
+
+def in_units(size: float) -> str:
+    """`1.5 GB`, `300 kB` or `7 bytes`."""
+    for unit, in_bytes in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= in_bytes:
+            return f"{size / in_bytes:.3g} {unit}"
+    return f"{size:.0f} bytes"
 
 
 def publish(unfinished: Path, path: Path) -> None:

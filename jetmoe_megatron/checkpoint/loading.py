@@ -1,8 +1,7 @@
 """Load tensors of a checkpoint in any layout through megatron.core.dist_checkpointing, without its unpickling.
 
-Megatron's reader takes `.metadata` as a pickle, and `common.pt` as torch.load does by default, which an environment
-variable (TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD) turns into a pickle too. Both are read here by rules of our own; what is
-left are tensors, of which torch reads each with `weights_only=True` (torch/distributed/checkpoint/filesystem.py:899).
+`.metadata` and `common.pt` are read by rules of our own. What is left are tensors, and torch reads each of these with
+`weights_only=True` (torch/distributed/checkpoint/filesystem.py:899).
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
-from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME, TorchCommonLoadStrategy
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
+from jetmoe_megatron.checkpoint.common_state import LoadsSteps
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.errors import UserError
-
-OPTIMIZER_STEPS = "optimizer_steps"  # the only plain value of a checkpoint: how many steps the optimizer has done
 
 
 def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +31,7 @@ def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         metadata = read_metadata(path)
         # strategies/torch.py:795: no argument asks for another reader.
         torch_strategies._get_filesystem_reader = lambda path, **more: _Reader(path, metadata)
-        strategies = torch_strategies.TorchDistLoadShardedStrategy(), _Common()
+        strategies = torch_strategies.TorchDistLoadShardedStrategy(), LoadsSteps()
         # Not whether the ranks together ask for all of each tensor: none asks for what it has no use for.
         return dist_checkpointing.load(state, str(path), *strategies, validate_access_integrity=False)
     except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
@@ -49,21 +45,6 @@ class _Reader(FileSystemReader):
 
     def read_metadata(self, *arguments: Any, **more: Any) -> Metadata:
         return self._metadata
-
-
-class _Common(TorchCommonLoadStrategy):
-    def load_common(self, checkpoint_dir: str | Path) -> dict[str, int]:
-        """
-        Raises:
-            ValueError: `optimizer_steps` is no number of steps. Whatever else the file holds is left out.
-        """
-        common = torch.load(Path(checkpoint_dir) / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
-        if common == {}:  # of a checkpoint that has weights alone
-            return {}
-        steps = common.get(OPTIMIZER_STEPS) if isinstance(common, dict) else None
-        if type(steps) is not int or not 0 <= steps < 2**53:
-            raise ValueError(f"{COMMON_STATE_FNAME} has no number of optimizer steps")
-        return {OPTIMIZER_STEPS: steps}
 
 
 def in_short(error: BaseException) -> str:

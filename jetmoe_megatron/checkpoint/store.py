@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -33,9 +34,17 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint import handover
-from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
+from jetmoe_megatron.checkpoint.common_state import OPTIMIZER_STEPS, leave_common_to_us, write_common
+from jetmoe_megatron.checkpoint.folder import (
+    check_room,
+    checkpoint_path,
+    clear_unfinished,
+    publish,
+    retain,
+    unfinished_path,
+)
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
-from jetmoe_megatron.checkpoint.loading import OPTIMIZER_STEPS, in_short, load_state
+from jetmoe_megatron.checkpoint.loading import in_short, load_state
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.optimizer_state import (
     empty_state,
@@ -73,6 +82,7 @@ class Saver:
         self.root, self.run, self.is_kept, self.published = root, run, is_kept, published
         self.failed: str | None = None  # why the last save did not succeed
         self._queue = AsyncCallsQueue()
+        leave_common_to_us()
         self._on_rank_0 = torch.distributed.get_rank() == 0
         if self._on_rank_0:
             clear_unfinished(root)
@@ -89,7 +99,7 @@ class Saver:
         path = checkpoint_path(self.root, progress["tokens"])
         state, optimizer_state = sharded_model(model), own_state(optimizer)
         state["optimizer"] = sharded(optimizer_state, state)
-        aside = self._begin(path, progress, _bytes(state))
+        aside = self._begin(path, progress, steps_done(optimizer), _bytes(state))
         if aside is None:
             return
         handover.renew()
@@ -97,7 +107,6 @@ class Saver:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         FullyParallelSaveStrategyWrapper(strategy, group).apply_saving_parallelization(state)
         gather(optimizer, optimizer_state, state["optimizer"].values())
-        state[OPTIMIZER_STEPS] = steps_done(optimizer)
         request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
         if request.async_fn is not None:
             rank = torch.distributed.get_rank()
@@ -122,17 +131,17 @@ class Saver:
         except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
             self._fail(in_short(error))
 
-    def _begin(self, path: Path, progress: dict[str, Any], size: int) -> Path | None:
-        """Rank 0 makes the folder where there is room for it; all ranks learn its name."""
+    def _begin(self, path: Path, progress: dict[str, Any], steps: int, size: int) -> Path | None:
+        """Rank 0 makes the folder where there is room for it, with all but the tensors; all ranks learn its name."""
         answer: list[Any] = [None, None]
         if self._on_rank_0:
             aside = unfinished_path(path)
             try:
                 aside.mkdir(parents=True)
-                if size > (free := shutil.disk_usage(aside).free):
-                    raise OSError(0, f"{size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+                check_room(aside, size)
                 (aside / RUN_FILE).write_text(dump_run(self.run), encoding="utf-8")
                 (aside / PROGRESS_FILE).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+                write_common(aside, steps)
                 answer = [aside, None]
             except OSError as error:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -150,8 +159,8 @@ class Saver:
                 _collect_checksums(aside)
                 publish(aside, path)
                 retain(self.root, self.run.checkpoint.keep_last, self.is_kept)
-            except OSError as error:
-                answer = [f"{path}: {error.strerror}"]
+            except (OSError, ValueError) as error:
+                answer = [f"{path}: {getattr(error, 'strerror', error)}"]
         torch.distributed.broadcast_object_list(answer)
         if answer[0]:
             self._fail(answer[0])
@@ -194,12 +203,22 @@ def _bytes(state: dict[str, Any]) -> int:
 
 
 def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *arguments: Any) -> None:
-    """In the writing process: read back what this rank has written while it is in the page cache."""
+    """In the writing process: read back what this rank has written while it is in the page cache.
+
+    arguments: those of `write`, of which the last is the queue that takes its results, or the exception that it met.
+    """
+    *usual, results = arguments
+    own: queue.SimpleQueue[Any] = queue.SimpleQueue()
     signal.signal(signal.SIGCHLD, _end_with_a_killed_child)
-    write(*arguments)
+    write(*usual, own)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*.distcp")}
-    (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
+    outcome = own.get()
+    try:
+        sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*.distcp")}
+        (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
+    except OSError as error:
+        outcome = outcome if isinstance(outcome, Exception) else error
+    results.put(outcome)
 
 
 def _end_with_a_killed_child(*signal_and_frame: Any) -> None:
@@ -228,6 +247,7 @@ def _collect_checksums(folder: Path) -> None:
     """
     Raises:
         OSError: a file that some rank has written is not there.
+        ValueError: `.metadata` is not what Megatron writes.
     """
     written = {place.relative_path for place in read_metadata(folder).storage_data.values()}
     sums: dict[str, Any] = {}

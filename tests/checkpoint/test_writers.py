@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
+import errno
+import io
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from jetmoe_megatron.checkpoint.folder import check_room, in_units
 from tests.parallel.oracle import train_step, training
 from tests.parallel.test_layouts import run_tree
 from tests.ranks import run_ranks
@@ -23,6 +30,25 @@ def killed(*arguments: Any, **named: Any) -> None:
 
 def refuse(*arguments: Any, **named: Any) -> None:
     raise OSError(28, "No space left on device")
+
+
+class NoInodes:
+    """No file of such a name can be made any more, in this process and those that it forks."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.real = name, io.open
+
+    def __call__(self, file: Any, *arguments: Any, **named: Any) -> Any:
+        if self.name in str(file) and "r" not in str(arguments[:1] or named.get("mode", "r")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        return self.real(file, *arguments, **named)
+
+
+@contextlib.contextmanager
+def no_inodes(name: str) -> Iterator[None]:
+    failing = NoInodes(name)
+    with patch.object(io, "open", failing), patch.object(builtins, "open", failing):
+        yield
 
 
 def write_elsewhere(write: Any, folder: Path, rank: int, *arguments: Any) -> None:
@@ -52,6 +78,9 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
             "writer": patch.object(FileSystemWriterAsync, "write_preloaded_data", killed),
             "metadata": patch.object(FileSystemWriterAsync, "finish", refuse),
             "config": patch.object(serialization, "save_config", refuse),
+            "no file for the steps": no_inodes("common.pt"),
+            "no file for the tensors": no_inodes(".distcp"),
+            "no file for the checksums": no_inodes("checksums.json."),
             "elsewhere": patch.multiple(store, _write_and_sum=write_elsewhere, _SEEN_LATE_SECONDS=0.5),
         }
         optimizer, (batches,) = build_optimizer(run, model), batches_of_steps
@@ -63,13 +92,35 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
         return first, saver.failed, train_step(model, optimizer, batches, 1e-3)["lm_loss"]
 
 
-@pytest.mark.parametrize("where", ["writer", "metadata", "config", "elsewhere"])
-def test_the_next_save_succeeds(where: str, tmp_path: Path) -> None:
+NO_FILE = ["no file for the steps", "no file for the tensors", "no file for the checksums"]
+
+
+@pytest.mark.parametrize("where", ["writer", "metadata", "config", "elsewhere", *NO_FILE])
+def test_the_next_save_succeeds(where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     results = run_ranks(2, saves, run_tree(), str(tmp_path), where)
     for first, second, loss in results:
         assert first is not None and second is None and loss > 0
-        if where in ("metadata", "config"):
-            assert first.endswith("tokens_256: No space left on device")
-        if where == "elsewhere":
-            assert "what rank 1 has written is not there: do all nodes see one output_dir?" in first
+    if where in ("metadata", "config", *NO_FILE):
+        assert "No space left on device" in results[0][0]
+    if where == "elsewhere":
+        assert "what rank 1 has written is not there: do all nodes see one output_dir?" in results[0][0]
     assert [path.name for path in tmp_path.iterdir()] == ["tokens_512"]
+    errors = capfd.readouterr().err
+    assert errors.count("error: this checkpoint was not saved: ") == 1 and "Traceback" not in errors
+
+
+def replaced(disk: os.statvfs_result, **fields: int) -> SimpleNamespace:
+    return SimpleNamespace(**{name: getattr(disk, name) for name in dir(disk) if name.startswith("f_")} | fields)
+
+
+def test_a_disk_without_room_says_how_much_is_missing(tmp_path: Path) -> None:
+    full = os.statvfs(tmp_path)
+    with patch.object(os, "statvfs", lambda folder: replaced(full, f_bavail=10, f_frsize=70)):
+        with pytest.raises(OSError, match=r"No space left|2\.5 kB are needed, 700 bytes are free"):
+            check_room(tmp_path, 2500)
+    with patch.object(os, "statvfs", lambda folder: replaced(full, f_files=10, f_favail=0)):
+        with pytest.raises(OSError, match="no inodes left"):
+            check_room(tmp_path, 0)
+    assert [in_units(size) for size in (0, 999, 1500, 2.5e6, 119e9, 3.25e12)] == [
+        "0 bytes", "999 bytes", "1.5 kB", "2.5 MB", "119 GB", "3.25 TB",
+    ]  # fmt: skip

@@ -1,0 +1,57 @@
+"""`common.pt`: the plain values of a checkpoint. There is one, how many steps the optimizer has done.
+
+Megatron writes the file on rank 0 in the middle of a save, where an error would leave the other ranks waiting. It reads
+the file as torch.load does by default, and an environment variable that some containers set
+(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD) turns that into unpickling. Here rank 0 writes it first, and reading it runs nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies.base import StrategyAction, register_default_strategy
+from megatron.core.dist_checkpointing.strategies.common import (
+    COMMON_STATE_FNAME,
+    TorchCommonLoadStrategy,
+    TorchCommonSaveStrategy,
+)
+
+OPTIMIZER_STEPS = "optimizer_steps"
+
+
+def write_common(folder: Path, optimizer_steps: int) -> None:
+    """Raises OSError, where torch.save would raise a RuntimeError without the reason."""
+    content = io.BytesIO()
+    torch.save({OPTIMIZER_STEPS: optimizer_steps}, content)
+    (folder / COMMON_STATE_FNAME).write_bytes(content.getvalue())
+
+
+def leave_common_to_us() -> None:
+    """Megatron's saves write no `common.pt` from now on."""
+    register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, _SavesNothing("torch", 1))
+
+
+class LoadsSteps(TorchCommonLoadStrategy):
+    """For megatron.core.dist_checkpointing.load, which puts what it gets among the tensors."""
+
+    def load_common(self, checkpoint_dir: str | Path) -> dict[str, int]:
+        """`optimizer_steps`, or nothing where a checkpoint has weights alone. What else the file holds is left out.
+
+        Raises:
+            ValueError: `optimizer_steps` is no number of steps.
+        """
+        common = torch.load(Path(checkpoint_dir) / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
+        if common == {}:
+            return {}
+        steps = common.get(OPTIMIZER_STEPS) if isinstance(common, dict) else None
+        if type(steps) is not int or not 0 <= steps < 2**53:
+            raise ValueError(f"{COMMON_STATE_FNAME} has no number of optimizer steps")
+        return {OPTIMIZER_STEPS: steps}
+
+
+class _SavesNothing(TorchCommonSaveStrategy):
+    def save_common(self, common_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> None:
+        pass
