@@ -8,61 +8,120 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 
 from jetmoe_megatron.monitor.monitor import Record
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class JsonLines:
+    """Lines that the disk refuses wait, and are written when it has room again."""
+
     def __init__(self, path: Path, resume_after_step: int) -> None:
-        """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill."""
-        write_records(path, (r for r in each_record(path) if r["step"] <= resume_after_step))
-        self.path, self.waiting = path, b""  # lines that the disk has not taken yet
-        self.file = open(path, "ab", buffering=0)
+        """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill.
+
+        Raises:
+            OSError: not for want of room.
+        """
+        self.path, self.waiting = path, b""
+        self.file: FileIO | None = None
+        self._warned = False
+        self._end = _end_of(path, resume_after_step)
+        self._try()
 
     def write(self, record: Record) -> None:
-        """A line that the disk refuses waits for the next step's."""
-        refused_before = bool(self.waiting)
         self.waiting += json.dumps(record).encode() + b"\n"
+        self._try()
+
+    def amend(self, step: int, values: Record) -> None:
+        """Add values to the line that a step has already. Raises OSError; the file is then as it was."""
+        write_records(self.path, (r | values if r["step"] == step else r for r in each_record(self.path)))
+        if self.file:
+            self.file.close()
+        self.file, self._end = None, self.path.stat().st_size
+        self._try()
+
+    def close(self) -> None:
+        """Raises OSError if lines are lost."""
+        self._flush()
+        assert self.file
+        self.file.close()
+
+    def _try(self) -> None:
+        try:
+            self._flush()
+            self._warned = False
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            if not self._warned:
+                print(f"warning: {self.path}: {error.strerror}: its lines wait", file=sys.stderr, flush=True)
+            self._warned = True
+
+    def _flush(self) -> None:
+        if self.file is None:
+            file = open(self.path, "ab", buffering=0)
+            file.truncate(self._end)
+            self.file = file
         whole = os.fstat(self.file.fileno()).st_size
         try:
             if self.file.write(self.waiting) < len(self.waiting):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.waiting = b""
-        except OSError as error:
+        except OSError:
             with contextlib.suppress(OSError):
                 self.file.truncate(whole)  # of half a line
-            if not refused_before:
-                print(f"warning: {self.path}: {error.strerror}: its lines wait", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Raises OSError if lines are lost."""
-        self.file.write(self.waiting)
-        self.file.close()
+            raise
 
 
 def write_records(path: Path, records: Iterable[dict]) -> None:
-    """One line each, all of them or, after a kill, what the file held before. They may be read from it meanwhile."""
+    """One line each, all of them or, after a kill or an OSError, what the file held before.
+
+    They may be read from it meanwhile.
+    """
     aside = path.with_suffix(".tmp")
-    with open(aside, "w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(record) + "\n" for record in records)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in records)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _end_of(path: Path, step: int) -> int:
+    """Where the lines of steps up to `step` end, in bytes."""
+    end = 0
+    for position, record in _each_line(path):
+        if record and record["step"] > step:
+            break
+        end = position if record else end
+    return end
 
 
 def each_record(path: Path) -> Iterator[dict]:
     """The valid records of the file, if there is one; cut-off and broken lines are left out. One is held at a time."""
+    return (record for _, record in _each_line(path) if record)
+
+
+def _each_line(path: Path) -> Iterator[tuple[int, dict | None]]:
+    """(where it ends, its record or None if it is broken)"""
     if not path.is_file():
         return
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    position = 0
+    with open(path, "rb") as lines:
         for line in lines:
+            position += len(line)
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode("utf-8", errors="replace"))
             except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                yield record
+                record = None
+            valid = isinstance(record, dict) and isinstance(record.get("step"), int) and line.endswith(b"\n")
+            yield position, record if valid else None
 
 
 def read_metrics(path: Path) -> list[dict]:

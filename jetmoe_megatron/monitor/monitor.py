@@ -13,6 +13,9 @@ class Writer(Protocol):
     def write(self, record: Record) -> None:
         """Take the record of one step; `step` counts from 1."""
 
+    def amend(self, step: int, values: Record) -> None:
+        """Take more values of the step that was written last, by the process before."""
+
     def close(self) -> None: ...
 
 
@@ -29,22 +32,21 @@ class Monitor:
                 _warn(getattr(build, "func", build), error)
 
     def log(self, record: Record) -> None:
-        for writer in list(self.writers):
-            try:
-                writer.write(record)
-            except Exception as error:
-                self._drop(writer, error)
+        self._each(lambda writer: writer.write(record))
+
+    def amend(self, step: int, values: Record) -> None:
+        self._each(lambda writer: writer.amend(step, values))
 
     def close(self) -> None:
+        self._each(lambda writer: writer.close())
+
+    def _each(self, call: Callable[[Writer], None]) -> None:
         for writer in list(self.writers):
             try:
-                writer.close()
+                call(writer)
             except Exception as error:
-                self._drop(writer, error)
-
-    def _drop(self, writer: Writer, error: Exception) -> None:
-        self.writers.remove(writer)
-        _warn(type(writer), error)
+                self.writers.remove(writer)
+                _warn(type(writer), error)
 
 
 def _warn(writer: Any, error: Exception) -> None:

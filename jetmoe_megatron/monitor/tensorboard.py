@@ -15,9 +15,12 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, record: Record) -> None:
-        for key, value in record.items():
+        self.amend(int(record["step"]), record)
+
+    def amend(self, step: int, values: Record) -> None:
+        for key, value in values.items():
             if not isinstance(value, str):
-                self.writer.add_scalar(key, value, int(record["step"]))
+                self.writer.add_scalar(key, value, step)
 
     def close(self) -> None:
         self.writer.close()

@@ -26,6 +26,9 @@ class Terminal:
             flush=True,
         )
 
+    def amend(self, step: int, values: Record) -> None:
+        print(f"step {step}/{self.steps} | held-out {values['held_out_loss']:.4f}", flush=True)
+
     def close(self) -> None:
         pass
 

@@ -26,6 +26,9 @@ class WeightsAndBiases:
     def write(self, record: Record) -> None:
         self.run.log(record, step=int(record["step"]))
 
+    def amend(self, step: int, values: Record) -> None:
+        self.run.log(values, step=step + 1)  # wandb takes nothing for a step that has passed
+
     def close(self) -> None:
         self.run.finish()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.layout import Layout
@@ -22,7 +25,7 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
         return Monitor([])
     folder = RunFolder(run)
     folder.root.mkdir(parents=True, exist_ok=True)
-    folder.config.write_text(dump_run(run), encoding="utf-8")
+    _write_config(folder.config, run)
     builders: list[Callable[[], Writer]] = [
         partial(Terminal, min(layout.steps, run.debug.max_steps or layout.steps), run.logging.every_steps),
         partial(JsonLines, folder.metrics, step),
@@ -32,3 +35,14 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
     if run.logging.tensorboard:
         builders.append(partial(TensorBoard, folder.logs / "tensorboard", step))
     return Monitor(builders)
+
+
+def _write_config(path: Path, run: Run) -> None:
+    """On a disk without room the one of the start before stays."""
+    aside = path.with_suffix(".tmp")
+    try:
+        aside.write_text(dump_run(run), encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        print(f"warning: {path}: not written: {error.strerror}", file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from jetmoe_megatron.platform.clock import utc_now
 from jetmoe_megatron.platform.device import peak_memory
 from jetmoe_megatron.training.announce import announce
 from jetmoe_megatron.training.bad_steps import record_bad_step
+from jetmoe_megatron.training.evaluation import is_due, is_owed
 from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.parts import Parts
 from jetmoe_megatron.training.rollback import roll_back
@@ -64,7 +65,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             f"{start.checkpoint}: is after the last of the {layout.steps} steps of all phases: to decay from it, begin "
             "another run there with start_from and phase"
         )
-    if step >= last_step:
+    owed = decided_by_rank_0(partial(is_owed, run, step, last=step == last_step))
+    if step >= last_step and not owed:
         if torch.distributed.get_rank() == 0:
             what = f"debug.max_steps: {last_step} of {layout.steps}" if last_step < layout.steps else f"all {step}"
             print(f"{folder.root}: {what} steps are done, nothing left to do", flush=True)
@@ -72,7 +74,11 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     announce(start.checkpoint, step)
     parts = Parts.build(run, layout, start, step)
     model, optimizer, samples, guard = parts.model, parts.optimizer, parts.samples, parts.guard
+    if owed:
+        parts.monitor.amend(step, parts.held_out.measure(model))
     batches, stopping = parts.batches(run, layout, range(step, last_step)), False
+    bad: str | None = None
+    stall: Record = {}  # of the save after the step before
     while step < last_step and not stopping:  # a stop is obeyed only where all ranks agree on it
         started = time.perf_counter()
         phase, lr = run.phases[layout.phase_at(step)].name, parts.learning_rate(step * tokens_per_step)
@@ -101,21 +107,23 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             "time": utc_now(),
             **peak_memory(),
             **samples.ledger(ledger.read),
+            **stall,
         }
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
+        if is_due(run, step, last=step == last_step) and not stopping:  # there may be seconds to save in
+            record |= parts.held_out.measure(model)
+        parts.monitor.log(record)  # before the save: a checkpoint that has its name has the lines of all its steps
         started, ending = time.perf_counter(), stopping or step == last_step
         if ending or parts.save_points.is_due(step):
             settle_weights(model)
             progress = {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}
             parts.saver.save(start.progress | progress, model, optimizer, wait=ending)
-            record["save_stall_seconds"] = time.perf_counter() - started
+            stall = {"save_stall_seconds": time.perf_counter() - started}
         else:
             parts.saver.poll()
-        if parts.held_out.is_due(step, last=step == last_step):
-            record |= parts.held_out.measure(model)
-        parts.monitor.log(record)
+            stall = {}
     parts.close()
     if bad and guard.action == "stop":
         return EXIT_BAD_STEPS
@@ -125,4 +133,5 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         return EXIT_RUN_ME_AGAIN if stopping else None
     if parts.saver.failed:
         return EXIT_NOT_SAVED
-    return 0 if step >= last_step else EXIT_RUN_ME_AGAIN
+    done = step >= last_step and not (stopping and is_due(run, step, last=True))
+    return 0 if done else EXIT_RUN_ME_AGAIN

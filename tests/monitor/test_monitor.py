@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import builtins
+import errno
 import json
+import os
 import resource
 import time
 from functools import partial
@@ -95,6 +98,49 @@ def test_lines_wait_for_a_disk_that_is_full(tmp_path: Path, capsys: pytest.Captu
     monitor.log(record(4))
     monitor.close()
     assert read_metrics(path) == [record(step) for step in (1, 2, 3, 4)]
+
+
+def test_lines_wait_for_a_disk_that_was_full_at_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The lines of steps that come again are dropped without a copy of the file, and nothing is left beside it."""
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3)) + '{"step": 4, "lm')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        monitor = Monitor([partial(JsonLines, path, 2)])
+        monitor.log(record(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "its lines wait" in capsys.readouterr().err
+    monitor.log(record(4))
+    monitor.close()
+    assert read_metrics(path) == [record(step) for step in (1, 2, 3, 4)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_waits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.jsonl"
+
+    def no_inodes(*arguments: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", no_inodes)
+        writer = JsonLines(path, 0)
+        writer.write(record(1))
+    writer.write(record(2))
+    writer.close()
+    assert read_metrics(path) == [record(1), record(2)]
+
+
+def test_amended_lines(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(record(step)) + "\n" for step in (1, 2, 3)))
+    monitor = Monitor([partial(JsonLines, path, 2)])
+    monitor.amend(2, {"held_out_loss": 4.0})
+    monitor.log(record(3))
+    monitor.close()
+    assert read_metrics(path) == [record(1), record(2, held_out_loss=4.0), record(3)]
 
 
 def test_progress_line(capsys: pytest.CaptureFixture) -> None:
