@@ -30,6 +30,10 @@ def main() -> int:
     outlast_readers()
     try:
         run = branch(load_run(arguments.run, arguments.overrides))
+        if run.logging.wandb == "off" or rank != 0:
+            # Megatron-Core imports it where it is installed (timers.py:13): each import makes two temporary folders,
+            # which a rank that is killed leaves behind.
+            sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
         layout = resolve_layout(run, arguments.world or world)
         if rank == 0:
             print(describe(run, layout), flush=True)

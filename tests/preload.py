@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import sys
 import warnings
 
 warnings.simplefilter("ignore")  # as PYTHONWARNINGS does where a test starts a process
@@ -12,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+sys.modules["wandb"] = None  # type: ignore[assignment]  # else each import leaves two folders among the temporary ones
 for name in (
     "fastokens",
     "megatron.core.models.gpt",
@@ -41,4 +43,5 @@ for name in (
     "tests.parallel.oracle",
 ):
     importlib.import_module(name)
+del sys.modules["wandb"]
 gc.freeze()  # what is not touched is not copied

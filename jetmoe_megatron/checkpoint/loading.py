@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -51,5 +52,7 @@ def in_short(error: BaseException) -> str:
     """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
     while isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
+    if isinstance(error, pickle.UnpicklingError):  # torch's advice is to run whatever the file holds
+        return "a file holds something other than tensors"
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

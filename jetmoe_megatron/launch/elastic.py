@@ -189,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = f"python -m {PROGRAM}"
     args = parser.parse_args(argv)
     ours = {signum.name for signum in STOP_SIGNALS}
+    args.log_dir = args.log_dir or os.devnull  # else torch leaves an empty folder among the temporary ones
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
 
     relay, met = _SignalRelay(), threading.Event()

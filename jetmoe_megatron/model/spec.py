@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer import ModuleSpec, TransformerLayer, TransformerLayerSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
@@ -33,4 +35,6 @@ def layer_spec() -> ModuleSpec:
 
 def block_spec(num_layers: int) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage and the final norm, which only the last stage builds."""
+    # It warns that it does not know MixtureOfMLPs, once for each layer (transformer_layer.py:368).
+    logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     return TransformerBlockSubmodules(layer_specs=[layer_spec()] * num_layers, layer_norm=FinalRMSNorm)

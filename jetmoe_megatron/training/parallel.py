@@ -38,9 +38,8 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
 
 
 def _quiet_megatron() -> None:
-    """Messages that every run would repeat: of names that torch will drop, and of specs that Megatron does not know."""
+    """Messages that every run would repeat."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")  # names it will lose
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # which is the right one
-    for name in ("transformer.transformer_layer", "datasets.blended_dataset"):
-        logging.getLogger(f"megatron.core.{name}").setLevel(logging.ERROR)
+    logging.getLogger("megatron.core.datasets.blended_dataset").setLevel(logging.ERROR)
     logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.CRITICAL)  # it raises what it logs as errors

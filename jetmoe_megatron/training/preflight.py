@@ -23,7 +23,8 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     from jetmoe_megatron.model.experts.choose import choose_backend
 
     choose_backend(run.model, run.precision)
-    _check_writers(run)
+    if rank == 0:
+        _check_writers(run)
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
         raise UserError(
             "parallel.context: context parallelism needs Transformer Engine, which is not installed: "

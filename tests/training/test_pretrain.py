@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
+from tests.faults import ELASTIC
 from tests.support import (
     REPO,
     TORCHRUN,
@@ -131,6 +133,27 @@ def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path: Path, data: dict)
     list(process.stdout)  # to its end: no rank writes any more
     process.wait(60)
     assert len(published(tmp_path / "run" / "checkpoints")) == 1
+
+
+def test_killed_ranks_leave_no_temporary_folders(tmp_path: Path, data: dict) -> None:
+    """Megatron's import of wandb would make two for each, torch's launcher one."""
+    run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
+    (tmp_path / "temporary").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, *ELASTIC, "--nproc-per-node=2", "pretrain_jetmoe.py", run_file, "logging.every_steps=1"],
+        cwd=REPO,
+        env={**environment(), "TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    next(line for line in process.stdout if line.startswith("step"))
+    for rank in psutil.Process(process.pid).children():
+        rank.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == 137
+    left = {path.name for path in (tmp_path / "temporary").iterdir()}
+    assert all(name.startswith("torchinductor_") for name in left)  # torch's cache, one for each user
 
 
 def test_a_run_past_its_last_phase_is_refused(tmp_path: Path, data: dict) -> None:
