@@ -1,1 +1,2 @@
-"""Phases' mixtures as Megatron datasets. A position in the data is a number of consumed samples and nothing else."""
+"""Phases' mixtures as Megatron datasets. How far a run has read is a `mixture.Position`: how many samples of the mixture,
+and how many sequences of each data set."""

@@ -1,1 +1,1 @@
-"""What machine this is. The one place that knows whether a rank computes on CUDA or on the CPU."""
+"""What machine this is: the device of a rank, its process group, and what a CPU needs to stand in for a GPU."""
