@@ -40,7 +40,7 @@ def quoted(name: str) -> Iterator[str]:
 def test_named_files_are_there(name: str) -> None:
     for word in quoted(name):
         path = word.partition(" ")[0].partition("::")[0]
-        if re.fullmatch(r"[\w./-]+\.(py|sh|md|sbatch|toml|txt|yaml)", path) and path not in OF_OTHERS:
+        if re.fullmatch(r"[\w./-]+\.(py|sh|md|sbatch|toml|yaml)", path) and path not in OF_OTHERS:
             assert any(file == path or file.endswith(f"/{path}") for file in FILES) or of_a_library(path), word
 
 
@@ -64,7 +64,7 @@ def test_named_tests_are_there(name: str) -> None:
 @pytest.mark.parametrize("name", [*PAGES, *SOURCES])
 def test_named_settings_are_there(name: str) -> None:
     for word in quoted(name):
-        if match := re.fullmatch(r"(\w+)\.(?!py$|safetensors$)(\w+)(=\S+|: .+)?", word):
+        if match := re.fullmatch(r"(\w+)\.(?!(?:py|yaml|safetensors)$)(\w+)(=\S+|: .+)?", word):
             section, key = match[1], match[2]
             model = Run.model_fields[section].annotation if section in Run.model_fields else None
             if isinstance(model, type) and issubclass(model, BaseModel):

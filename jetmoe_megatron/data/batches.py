@@ -8,7 +8,6 @@ import signal
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data_tools.errors import InputError
@@ -16,9 +15,9 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import HeldOut, Run
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import build_epochs
-from jetmoe_megatron.data.sequences import Sequences
+from jetmoe_megatron.data.sequences import Sample, Sequences
 
-MicroBatch = dict[str, Tensor]  # tokens, labels, loss_mask, position_ids, each [micro_sequences, sequence_length]
+MicroBatch = Sample  # of micro_sequences: each tensor is [micro_sequences, sequence_length]
 
 
 def micro_batches_of_step(
@@ -103,7 +102,7 @@ class HeldOutSamples(Dataset):
         rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
         self.micro_batches = rounds * -(-self.real // (rounds * layout.data * run.batch.micro_sequences))
 
-    def __getitem__(self, sample: int) -> MicroBatch:
+    def __getitem__(self, sample: int) -> Sample:
         item = self.sequences[sample % self.real]
         if sample >= self.real:
             item["loss_mask"] = torch.zeros_like(item["loss_mask"])

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -29,6 +30,19 @@ from jetmoe_megatron.errors import UserError
 _OPEN_EPOCHS = 2  # the one that is read and, around its end, the next
 
 
+class _Always(TypedDict):
+    tokens: torch.Tensor
+    labels: torch.Tensor
+    loss_mask: torch.Tensor
+    position_ids: torch.Tensor
+
+
+class Sample(_Always, total=False):
+    """Each tensor is [sequence_length]; int64, the mask float32."""
+
+    document: torch.Tensor  # with data.mask_attention: see `document_of_tokens`
+
+
 class Sequences(torch.utils.data.Dataset):
     def __init__(self, path: str, run: Run, cache: IndexCache, seed: int) -> None:
         """Opens the dataset; builds nothing."""
@@ -40,11 +54,7 @@ class Sequences(torch.utils.data.Dataset):
         self.per_epoch = (self.tokens - 1) // run.batch.sequence_length
         self._epoch = lru_cache(_OPEN_EPOCHS)(self._open)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
-        """`tokens`, `labels`, `position_ids` (int64) and `loss_mask` (float32), each [sequence_length].
-
-        With `data.mask_attention` also `document`: see `document_of_tokens`.
-        """
+    def __getitem__(self, number: int) -> Sample:
         epoch, place = divmod(number, self.per_epoch)
         item = self._epoch(epoch)[place]
         if self.run.data.mask_attention:
@@ -97,7 +107,7 @@ class Sequences(torch.utils.data.Dataset):
             split="1,0,0",
             tokenizer=end_of_document(self.run),
             reset_position_ids=data.reset_positions,
-            reset_attention_mask=False,  # the mask of a batch is made where it is used: see documents.py
+            reset_attention_mask=False,  # the mask of a batch is made where it is used: training/step.py
             eod_mask_loss=data.mask_loss,
             create_attention_mask=False,
         )
