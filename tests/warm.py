@@ -31,7 +31,7 @@ CONTEXT.set_forkserver_preload(["tests.preload"])
 
 MAIN = {"pretrain": "pretrain_jetmoe", "jetmoe": "jetmoe_megatron.cli", "data_tools": "data_tools.__main__"}
 _MEMORY = 4 << 30  # bytes that a command may use, so that one that grows without end ends
-_GRACE_SECONDS = 30  # from SIGTERM to SIGKILL for the ranks that are left, as a launcher has it
+_GRACE_SECONDS = 10  # from SIGTERM to SIGKILL for the ranks that are left; a launcher has 30
 _APPEND = os.O_RDWR | os.O_CREAT | os.O_APPEND
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

@@ -22,7 +22,7 @@ from jetmoe_megatron.config.layout import phase_steps
 from jetmoe_megatron.config.schema import Phase, Run
 from jetmoe_megatron.data.checks import check_token_ids
 from jetmoe_megatron.data.index_cache import IndexCache
-from jetmoe_megatron.data.sequences import Sequences
+from jetmoe_megatron.data.sequences import Sample, Sequences
 from jetmoe_megatron.errors import UserError
 
 
@@ -119,7 +119,7 @@ class RunSamples(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.stretches[-1].first + self.stretches[-1].order.size if self.stretches else self.began.sample
 
-    def __getitem__(self, sample: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, sample: int) -> Sample:
         assert sample >= self.began.sample
         stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
         row = sample - stretch.first

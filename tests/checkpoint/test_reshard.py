@@ -29,7 +29,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "ep4, no distributed optimizer": (4, {"expert": 4, "distributed_optimizer": False}),
     "pp2 dp3": (6, {"pipeline": 2}),  # Megatron pads what three ranks cannot divide
 }
-USUAL = ["one", "tp2 ep2 pp2", "ep4, no distributed optimizer", "pp2 dp3"]
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 State = dict[str, dict[str, Tensor]]
 
@@ -130,17 +129,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
-@pytest.mark.parametrize(
-    "target", [pytest.param(name, marks=() if name in USUAL else pytest.mark.slow) for name in LAYOUTS]
-)
-def test_every_layout_loads_the_usual_ones(target: str, saved: Any) -> None:
-    compare(target, USUAL, saved)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("target", LAYOUTS)
-def test_every_layout_loads_all_others(target: str, saved: Any) -> None:
-    compare(target, [source for source in LAYOUTS if source not in USUAL], saved)
+def test_every_layout_loads_all(target: str, saved: Any) -> None:
+    compare(target, list(LAYOUTS), saved)
 
 
 def compare(target: str, sources: list[str], saved: Any) -> None:

@@ -21,11 +21,9 @@ from tests.support import small_run
 
 DATA = {"code": "unused", "prose": "unused"}
 # name: (ranks, parallel section, precision)
-USUAL: dict[str, tuple[int, dict[str, Any], str]] = {
+LAYOUTS: dict[str, tuple[int, dict[str, Any], str]] = {
     "ep2, attention experts sharded, bf16": (2, {"expert": 2, "attention_experts": "sharded"}, "bf16"),
     "tp2 etp2, bf16": (2, {"tensor": 2, "expert_tensor": 2}, "bf16"),
-}
-FURTHER: dict[str, tuple[int, dict[str, Any], str]] = {
     "dp2, no distributed optimizer": (2, {"distributed_optimizer": False}, "fp32"),
     "dp4": (4, {}, "fp32"),
     "pp2, layers 1 and 3": (2, {"pipeline": 2, "layers_per_stage": [1, 3]}, "fp32"),
@@ -42,8 +40,6 @@ FURTHER: dict[str, tuple[int, dict[str, Any], str]] = {
     "tp2 pp2 vpp2 ep2, bf16": (4, {"tensor": 2, "pipeline": 2, "virtual_pipeline": 2, "expert": 2}, "bf16"),
     "tp2 ep2 pp2 dp2": (8, {"tensor": 2, "expert": 2, "pipeline": 2}, "fp32"),
 }
-SLOW = [pytest.param(*layout, id=name, marks=pytest.mark.slow) for name, layout in FURTHER.items()]
-LAYOUTS = [pytest.param(*layout, id=name) for name, layout in USUAL.items()] + SLOW
 
 
 def run_tree(parallel: dict[str, Any], precision: str) -> dict[str, Any]:
@@ -67,7 +63,7 @@ def the_checkpoint(root: Path) -> Path:
     return checkpoint
 
 
-@pytest.mark.parametrize(("ranks", "parallel", "precision"), LAYOUTS)
+@pytest.mark.parametrize(("ranks", "parallel", "precision"), LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_any_layout_to_hugging_face_and_back(
     ranks: int, parallel: dict[str, Any], precision: str, tmp_path: Path
 ) -> None:

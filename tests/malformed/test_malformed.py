@@ -43,12 +43,7 @@ def world(tmp_path: Path, good: Good) -> World:
     return World(tmp_path, good)
 
 
-def _two_of_three_are_slow(cases: dict[str, Any]) -> list[Any]:
-    slow = [pytest.mark.slow]
-    return [pytest.param(case, id=name, marks=slow if i % 3 else []) for i, (name, case) in enumerate(cases.items())]
-
-
-@pytest.mark.parametrize("case", _two_of_three_are_slow(CASES))
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_one_line_status_2_and_nothing_written(case: Case, world: World) -> None:
     arguments = case.make(world)
     before = world.snapshot()
@@ -74,7 +69,6 @@ def _renamed(name: str, renamed: dict[str, str]) -> str:
 
 
 def test_the_list_is_as_long_as_promised() -> None:
-    """Without those that are slow, too."""
     assert len(CASES) == sum(map(len, GROUPS.values())) >= 800
 
 
@@ -124,7 +118,7 @@ HARMLESS: dict[str, Callable[[World], Any]] = {
 }
 
 
-@pytest.mark.parametrize("harm", _two_of_three_are_slow(HARMLESS))
+@pytest.mark.parametrize("harm", HARMLESS.values(), ids=HARMLESS.keys())
 def test_what_does_not_stop_a_run(harm: Callable[[World], Any], world: World) -> None:
     world.put("run")
     harm(world)

@@ -51,11 +51,9 @@ def train(tree: dict[str, Any], steps: int) -> Any:
     ("ranks", "parallel", "changes"),
     [
         pytest.param(2, {"context": 2}, {}, id="cp2"),
-        pytest.param(4, {"context": 2, "tensor": 2}, GLOBAL, id="cp2 tp2, global batch", marks=pytest.mark.slow),
-        pytest.param(
-            4, {"context": 2, "pipeline": 2, "virtual_pipeline": 2}, {}, id="cp2 pp2 vpp2", marks=pytest.mark.slow
-        ),
-        pytest.param(4, {"context": 2, "expert": 2}, {}, id="cp2 ep2 dp2", marks=pytest.mark.slow),
+        pytest.param(4, {"context": 2, "tensor": 2}, GLOBAL, id="cp2 tp2, global batch"),
+        pytest.param(4, {"context": 2, "pipeline": 2, "virtual_pipeline": 2}, {}, id="cp2 pp2 vpp2"),
+        pytest.param(4, {"context": 2, "expert": 2}, {}, id="cp2 ep2 dp2"),
     ],
 )
 def test_context_parallel(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:

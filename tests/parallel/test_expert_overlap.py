@@ -30,17 +30,13 @@ def overlap(model: list[Any]) -> None:
             {"expert": 2, "tensor": 2, "expert_tensor": 2, "attention_experts": "sharded", **OVERLAP},
             {},
             id="tp2 etp2 ep2, attention experts sharded, all overlaps",
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
-            4, {"expert": 2, "pipeline": 2, "virtual_pipeline": 2}, {}, id="ep2 pp2 vpp2", marks=pytest.mark.slow
-        ),
+        pytest.param(4, {"expert": 2, "pipeline": 2, "virtual_pipeline": 2}, {}, id="ep2 pp2 vpp2"),
         pytest.param(
             8,
             {"expert": 2, "tensor": 2, "pipeline": 2, "virtual_pipeline": 2, **OVERLAP},
             {},
             id="tp2 ep2 pp2 vpp2 dp2, all overlaps",
-            marks=pytest.mark.slow,
         ),
     ],
 )

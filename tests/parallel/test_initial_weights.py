@@ -21,7 +21,7 @@ from tests.parallel.test_layouts import run_tree
             id="tp2 etp2 pp2 vpp2",
         ),
         pytest.param(2, {"expert": 2, "attention_experts": "sharded"}, "fp32", id="ep2"),
-        pytest.param(4, {"tensor": 2, "pipeline": 2, "expert": 2}, "fp32", id="tp2 pp2 ep2", marks=pytest.mark.slow),
+        pytest.param(4, {"tensor": 2, "pipeline": 2, "expert": 2}, "fp32", id="tp2 pp2 ep2"),
     ],
 )
 def test_bit_identical(ranks: int, parallel: dict[str, Any], precision: str) -> None:

@@ -19,7 +19,7 @@ DATA = {"code": "unused", "prose": "unused"}
 GLOBAL = {"losses": {"balance": 0.1, "z": 0.01, "scope": "global_batch"}}
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 # name: (ranks, parallel section, further changes)
-USUAL: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "dp2, distributed optimizer": (2, {}, {}),
     "tp2": (2, {"tensor": 2}, {}),
     "tp2 etp2": (2, {"tensor": 2, "expert_tensor": 2}, {}),
@@ -37,8 +37,6 @@ USUAL: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
         {"batch__micro_sequences": 1, "data": {"mask_loss": True}, **GLOBAL},
     ),
     "tp2 ep2 pp2": (4, {"tensor": 2, "expert": 2, "pipeline": 2}, {}),
-}
-FURTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "dp2": (2, {"distributed_optimizer": False}, {}),
     "dp4": (4, {}, {}),
     "dp2, overlap": (2, OVERLAP, {}),
@@ -73,8 +71,6 @@ FURTHER: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "ep2, global batch, recompute full": (2, {"expert": 2}, {"recompute": "full", **GLOBAL}),
     "loop backend, ep2": (2, {"expert": 2}, {"model__expert_backend": "loop"}),
 }
-SLOW = [pytest.param(*layout, id=name, marks=pytest.mark.slow) for name, layout in FURTHER.items()]
-LAYOUTS = [pytest.param(*layout, id=name) for name, layout in USUAL.items()] + SLOW
 
 
 def run_tree(**changes: Any) -> dict[str, Any]:
@@ -99,7 +95,7 @@ def one_process(changes: dict[str, Any]) -> Outcome:
     return _one_process(json.dumps(plain))
 
 
-@pytest.mark.parametrize(("ranks", "parallel", "changes"), LAYOUTS)
+@pytest.mark.parametrize(("ranks", "parallel", "changes"), LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_layout_equals_one_process(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:
     check_equal(outcome(run_tree(parallel=parallel, **changes), ranks), one_process(changes))
 
@@ -126,10 +122,10 @@ def true_router_gradients() -> dict[str, Any]:
     [
         pytest.param(4, {"tensor": 2, "expert": 2, "pipeline": 2}, {}, id="tp2 ep2 pp2"),
         pytest.param(1, {}, {"recompute": "full"}, id="recompute full"),
-        pytest.param(2, {"tensor": 2}, {}, id="tp2", marks=pytest.mark.slow),
-        pytest.param(2, {"pipeline": 2}, {}, id="pp2", marks=pytest.mark.slow),
-        pytest.param(2, {"expert": 2, "attention_experts": "sharded"}, {}, id="ep2", marks=pytest.mark.slow),
-        pytest.param(2, {}, {}, id="dp2", marks=pytest.mark.slow),
+        pytest.param(2, {"tensor": 2}, {}, id="tp2"),
+        pytest.param(2, {"pipeline": 2}, {}, id="pp2"),
+        pytest.param(2, {"expert": 2, "attention_experts": "sharded"}, {}, id="ep2"),
+        pytest.param(2, {}, {}, id="dp2"),
     ],
 )
 def test_each_loss_reaches_the_routers(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:

@@ -75,7 +75,6 @@ def test_stop_ends_the_run_with_status_3_and_one_line(tmp_path: Path, data: dict
     assert [p.name for p in published(tmp_path / "run/checkpoints")] == ["tokens_256", "tokens_512"]
 
 
-@pytest.mark.slow
 def test_more_bad_steps_than_the_budget_end_the_run(tmp_path: Path, data: dict[str, str]) -> None:
     faults = [Fault("loss", step) for step in (3, 5, 6)]
     result = pretrain_with(faults, 1, run_of(tmp_path, data), "guard.budget=2")
@@ -86,7 +85,6 @@ def test_more_bad_steps_than_the_budget_end_the_run(tmp_path: Path, data: dict[s
     assert result.stderr.splitlines()[-1] == line
 
 
-@pytest.mark.slow
 def test_a_spike_is_a_bad_step(tmp_path: Path, data: dict[str, str]) -> None:
     run_file = run_of(tmp_path, data, phases__0__tokens=12 * 256, guard__window=8)
     result = pretrain_with([Fault("loss", 10, factor=40.0)], 1, run_file)
@@ -158,7 +156,6 @@ def count_sequences(path: str) -> int:
     return (Path(f"{path}.bin").stat().st_size // 2 - 1) // 32
 
 
-@pytest.mark.slow
 def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(tmp_path: Path, data: dict[str, str]) -> None:
     run_file = run_of(tmp_path, data)
     result = pretrain_with([Fault("loss", 2)], 1, run_file, *ROLLBACK, "debug.max_steps=3", reads=tmp_path / "reads")
@@ -172,31 +169,25 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("kind", "ranks", "status", "said"),
+    ("kind", "ranks", "launcher", "status", "said"),
     [
-        ("kill", 2, 137, "rank 1 on {host} was killed by SIGKILL"),
-        pytest.param("raise", 2, 1, "rank 1 on {host} exited with status 1", marks=pytest.mark.slow),
-        pytest.param("kill", 4, 137, "rank 1 on {host} was killed by SIGKILL", marks=pytest.mark.slow),
-        pytest.param("raise", 4, 1, "rank 1 on {host} exited with status 1", marks=pytest.mark.slow),
-        ("hang", 2, 4, "error: rank 1 of 2 did not answer: Timed out"),
-        pytest.param("hang", 4, 4, "error: rank 1 of 4 did not answer: ", marks=pytest.mark.slow),
+        ("kill", 2, ELASTIC, 137, "rank 1 on {host} was killed by SIGKILL"),
+        ("raise", 2, ELASTIC, 1, "rank 1 on {host} exited with status 1"),
+        ("kill", 4, ELASTIC, 137, "rank 1 on {host} was killed by SIGKILL"),
+        ("kill", 2, TORCHRUN, 1, "error: rank 1 of 2 did not answer: "),
+        ("hang", 2, ELASTIC, 4, "error: rank 1 of 2 did not answer: Timed out"),
+        ("hang", 4, (), 4, "error: rank 1 of 4 did not answer: "),
+        ("raise", 4, (), 1, "an error in the program"),
     ],
 )
 def test_a_rank_that_dies_is_named_and_the_others_end(
-    kind: Any, ranks: int, status: int, said: str, tmp_path: Path, data: dict[str, str]
+    kind: Any, ranks: int, launcher: tuple[str, ...], status: int, said: str, tmp_path: Path, data: dict[str, str]
 ) -> None:
-    """Within the time limit of `command`, in which the group's own (30 minutes) would not come."""
+    """Within the time limit of a command, in which the group's own (30 minutes) would not come."""
     split = {"tensor": 2, "pipeline": 2} if ranks == 4 else {}
-    timeout = {"timeout_minutes": 0.4} if kind == "hang" else {}
+    timeout = {"timeout_minutes": 0.25} if kind == "hang" else {}
     run_file = run_of(tmp_path, data, parallel={**split, **timeout})
-    result = pretrain_with([Fault(kind, 3, rank=1)], ranks, run_file, launcher=ELASTIC)
+    result = pretrain_with([Fault(kind, 3, rank=1)], ranks, run_file, launcher=launcher)
     assert result.returncode == status, result.stderr
     assert said.format(host=socket.gethostname()) in result.stderr
     assert len(metrics(tmp_path / "run")) == 2
-
-
-@pytest.mark.slow
-def test_a_rank_that_dies_under_torchrun_is_named_by_the_others(tmp_path: Path, data: dict[str, str]) -> None:
-    result = pretrain_with([Fault("kill", 3, rank=1)], 2, run_of(tmp_path, data), launcher=TORCHRUN)
-    assert result.returncode == 1
-    assert "error: rank 1 of 2 did not answer: " in result.stderr

@@ -119,7 +119,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name in ("data, bf16", "pipeline") else pytest.mark.slow) for name in LAYOUTS],
+    LAYOUTS,
 )
 def test_a_skipped_step_leaves_weights_and_moments_bit_identical(name: str, data: dict[str, str]) -> None:
     """And all ranks skip the same steps: after a NaN that reaches all, and after one that one rank has alone."""
