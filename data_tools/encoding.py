@@ -24,7 +24,8 @@ class Part:
     """What a shard became: the files NAME.bin (token ids), NAME.lengths (int32) and NAME.problems in the folder.
 
     documents, tokens: written, ends of documents included; bytes: UTF-8 text; empty: texts without tokens, left
-    out; lines: read; problems: lines in the file of them, each `NUMBER message`, by line from the shard's first.
+    out; skipped: broken ones, left out; lines: read; problems: lines in the file of them, each `NUMBER message`, by
+    line from the shard's first.
     """
 
     shard: Shard
@@ -33,6 +34,7 @@ class Part:
     tokens: int = 0
     bytes: int = 0
     empty: int = 0
+    skipped: int = 0
     lines: int = 0
     problems: int = 0
     notes: list[str] = field(default_factory=list)
@@ -126,6 +128,7 @@ def _count(part: Part, batch: Batch, documents: int, tokens: int) -> None:
     part.tokens += tokens
     part.bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in batch.texts)
     part.empty += len(batch.texts) - documents
+    part.skipped += batch.lost
     part.lines += batch.lines
     part.problems += len(batch.problems)
     part.notes += batch.notes

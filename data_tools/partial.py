@@ -35,7 +35,7 @@ class Stats:
     """What was done so far.
 
     documents: written; tokens: with ends of documents; bytes: UTF-8 text; empty: texts without tokens, left out;
-    skipped: broken lines and files, left out; seconds: of all runs that it took.
+    skipped: broken lines, rows and files, left out; seconds: of all runs that it took.
     """
 
     documents: int = 0
@@ -51,13 +51,15 @@ class State(Stats):
     """How far a run has come.
 
     engine: what encodes; shards: how many are whole in the files; path, lines: the last one's file, and its lines so
-    far; list_bytes: of the list of broken lines; whole: all is done but to give the files their names.
+    far; problems, list_bytes: lines and size of the list of what is broken, in which many rows may share a line; whole:
+    all is done but to give the files their names.
     """
 
     engine: EngineName = "tokenizers"
     shards: int = 0
     path: str = ""
     lines: int = 0
+    problems: int = 0
     list_bytes: int = 0
     whole: bool = False
 
@@ -173,7 +175,8 @@ class Partial:
             tokens=state.tokens + part.tokens,
             bytes=state.bytes + part.bytes,
             empty=state.empty + part.empty,
-            skipped=state.skipped + part.problems,
+            skipped=state.skipped + part.skipped,
+            problems=state.problems + part.problems,
             list_bytes=skipped.tell(),
         )
         return after, first

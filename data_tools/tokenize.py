@@ -129,7 +129,7 @@ def _append_shards(
                 after, problems = partial.append(state, part, folder)
                 if problems and encoder.stop_at_problem:
                     raise _Broken(problems[0])
-                for problem in problems[: max(0, _REPORTED - state.skipped)]:
+                for problem in problems[: max(0, _REPORTED - state.problems)]:
                     report(f"skipped: {problem}")
                 for note in part.notes[: max(0, _REPORTED - notes)]:
                     report(f"note: {note}")
@@ -152,8 +152,8 @@ def _append_shards(
         raise
     if notes > _REPORTED:
         report(f"note: {notes - _REPORTED} more such notes")
-    if state.skipped > _REPORTED:
-        report(f"skipped: {state.skipped - _REPORTED} more")
+    if state.problems > _REPORTED:
+        report(f"skipped: {state.problems - _REPORTED} more")
     if not state.documents:
         partial.forget()
         raise InputError(f"no documents in the inputs: {state.empty} empty, {state.skipped} broken")
