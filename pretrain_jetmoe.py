@@ -13,6 +13,7 @@ import sys
 import time
 
 from data_tools.errors import InputError, one_line
+from data_tools.printing import spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
@@ -27,6 +28,7 @@ def main() -> int:
     arguments = parse_arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     started = False
+    spell_what_the_terminal_lacks()
     outlast_readers()
     try:
         run = branch(load_run(arguments.run, arguments.overrides))

@@ -5,6 +5,7 @@ import sys
 
 from data_tools.cli import add_commands, run
 from data_tools.errors import InputError, one_line
+from data_tools.printing import say
 
 
 def main() -> int:
@@ -15,7 +16,7 @@ def main() -> int:
     try:
         return run(args)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

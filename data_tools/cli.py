@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_tools.printing import say, spell_what_the_terminal_lacks
+
 if TYPE_CHECKING:
     from data_tools.partial import Stats
 
@@ -35,6 +37,7 @@ the first reads all and exits with 2 if it is damaged, the second shows the text
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command that was chosen. What `| head` does not read to its end is no failure."""
+    spell_what_the_terminal_lacks()
     try:
         status = arguments.run(arguments)
         sys.stdout.flush()
@@ -162,7 +165,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     finally:
         line.clear()
     broken = f"{stats.skipped} broken" + (f" (see {skipped_path(args.output)})" if stats.skipped else "")
-    print(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
+    say(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
     return 0
 
 
@@ -172,7 +175,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     size = train_bpe(args.input, args.vocab_size, args.output, text_key=args.text_key, overwrite=args.overwrite)
     fewer = f" (not {args.vocab_size}: the text has no more to merge)" if size < args.vocab_size else ""
-    print(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
+    say(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
     return 0
 
 
@@ -183,7 +186,7 @@ def _merge(args: argparse.Namespace) -> int:
     prefixes = [name.removesuffix(".idx") if Path(name).is_file() else name for name in args.input]
     merged = merge(prefixes, args.output, overwrite=args.overwrite)
     seconds = time.perf_counter() - start
-    print(f"{args.output}: {merged.documents} documents, {merged.tokens} tokens in {seconds:.1f} s")
+    say(f"{args.output}: {merged.documents} documents, {merged.tokens} tokens in {seconds:.1f} s")
     return 0
 
 
@@ -195,7 +198,7 @@ def _split(args: argparse.Namespace) -> int:
         args.input, args.train, args.held_out, fraction=args.fraction, seed=args.seed, overwrite=args.overwrite
     )
     for prefix, side in zip((args.train, args.held_out), sides, strict=True):
-        print(f"{prefix}: {side.documents} documents, {side.tokens} tokens")
+        say(f"{prefix}: {side.documents} documents, {side.tokens} tokens")
     print(f"{time.perf_counter() - start:.1f} s")
     return 0
 
@@ -207,17 +210,16 @@ def _inspect(args: argparse.Namespace) -> int:
     if text := json.dumps(report.to_json(), indent=2) if args.json else str(report):
         _show(text)
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", sys.stderr)
     for problem in report.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say(f"error: {problem}", sys.stderr)
     return 2 if report.problems else 0
 
 
 def _show(text: str) -> None:
-    """Print what a terminal that is not UTF-8 may be unable to show, and go on where nobody reads it to its end."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print text, and go on where nobody reads it to its end."""
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         _lose_output()
 
@@ -248,4 +250,4 @@ class _ProgressLine:
 
     def report(self, message: str) -> None:
         self.clear()
-        print(message, file=sys.stderr)
+        say(message, sys.stderr)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_tools.engines import Engine, EngineName, Fastokens, Tokenizers, compare, open_reference
 from data_tools.errors import writing
+from data_tools.printing import printable
 from data_tools.reading import Batch, read_texts
 from data_tools.shards import Shard
 
@@ -135,4 +136,4 @@ def _count(part: Part, batch: Batch, documents: int, tokens: int) -> None:
 
 
 def _line(number: int, message: str) -> bytes:
-    return f"{number} {message}\n".encode(errors="backslashreplace")
+    return f"{number} {printable(message)}\n".encode()

@@ -163,7 +163,7 @@ class Partial:
                     number, _, message = line.rstrip("\n").partition(" ")
                     problem = locate(part.shard.path, before, int(number), message)
                     first += [problem] if len(first) < 20 else []
-                    skipped.write(f"{problem}\n".encode(errors="backslashreplace"))
+                    skipped.write(f"{problem}\n".encode())
             for kind in ("bin", "lengths", "problems"):
                 (folder / f"{part.name}.{kind}").unlink()
         after = replace(

@@ -12,6 +12,7 @@ from data_tools.batch import Batch, Problem
 from data_tools.errors import InputError
 from data_tools.inputs import kind_of
 from data_tools.parsing import decode, parse
+from data_tools.printing import printable
 from data_tools.shards import Shard, compression
 from data_tools.tables import BrokenTable, open_table, read_row_groups
 
@@ -38,7 +39,7 @@ def read_texts(shard: Shard, text_key: str) -> Iterator[Batch]:
 
 def locate(path: Path, before: int, number: int, message: str) -> str:
     """A problem as `file:line: what is wrong`. before: lines of the file before the shard that has the problem."""
-    return f"{path}:{before + number}: {message}" if number else f"{path}: {message}"
+    return printable(f"{path}:{before + number}: {message}" if number else f"{path}: {message}")
 
 
 def _records(shard: Shard, text_key: str) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ from data_tools.inputs import find_files
 from data_tools.outputs import check_output
 from data_tools.parallel import ordered_map
 from data_tools.partial import Partial, State, Stats
+from data_tools.printing import say
 
 # Broken lines, and notes, reported one by one; the file has all broken lines.
 _REPORTED = 20
@@ -30,7 +31,7 @@ Report = Callable[[str], None]
 
 def report_to_stderr(message: str) -> None:
     """Print one line for a person to read."""
-    print(message, file=sys.stderr)
+    say(message, sys.stderr)
 
 
 def tokenize(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import data_tools.cli
 from data_tools.errors import InputError, one_line
+from data_tools.printing import say
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return data_tools.cli.run(arguments)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         return 130
@@ -65,10 +66,10 @@ def _data_mix(arguments: argparse.Namespace) -> int:
     rows = plan(run, RunFolder(run).data_cache)
     print(table(rows))
     for line in warnings(run, rows):
-        print(line)
+        say(line)
     if arguments.plot:
         draw(run, rows, arguments.plot)
-        print(f"drawn: {arguments.plot}")
+        say(f"drawn: {arguments.plot}")
     return 0
 
 
@@ -85,8 +86,8 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.training.start import find_start
 
     folder = RunFolder(run)
-    prepare(run, IndexCache(folder.data_cache, report=print), find_start(run).ledger.began)
-    print(f"{folder.data_cache}: all indices of {run.name} are there")
+    prepare(run, IndexCache(folder.data_cache, report=say), find_start(run).ledger.began)
+    say(f"{folder.data_cache}: all indices of {run.name} are there")
     return 0
 
 
@@ -135,7 +136,7 @@ def _convert_to_hf(arguments: argparse.Namespace) -> int:
     checkpoint = _checkpoint(arguments.checkpoint)
     with _progress_bar() as progress:
         convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer, progress=progress)
-    print(f"{checkpoint} -> {arguments.out}")
+    say(f"{checkpoint} -> {arguments.out}")
     return 0
 
 
@@ -144,7 +145,7 @@ def _convert_from_hf(arguments: argparse.Namespace) -> int:
 
     with _progress_bar() as progress:
         convert_from_hf(arguments.folder, arguments.out, arguments.dtype, progress)
-    print(f"{arguments.folder} -> {arguments.out}")
+    say(f"{arguments.folder} -> {arguments.out}")
     return 0
 
 
@@ -159,7 +160,7 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
         with _progress_bar() as progress:
             comparison = compare_tensors(a, b, progress)
         tolerance = 0.0
-    print(comparison)
+    say(comparison)
     return 0 if comparison.within(tolerance if arguments.tolerance is None else arguments.tolerance) else 1
 
 
@@ -169,7 +170,7 @@ def _checkpoint(path: Path) -> Path:
 
     checkpoint, damage = newest_whole_of(path)
     if damage:
-        print(f"warning: {damage}", file=sys.stderr)
+        say(f"warning: {damage}", sys.stderr)
     return checkpoint
 
 

@@ -16,7 +16,7 @@ CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; wri
 METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
 _SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
 _BLOCK = 2**22
-_Name = Annotated[str, Field(pattern=r"^[^/\x00]+$")]  # of a file in the folder
+_Name = Annotated[str, Field(pattern=r"^[^/\p{C}\p{Zl}\p{Zp}]+$")]  # of a file in the folder, to be named in a line
 # A file that is not there, or not a file, is damage. One that cannot be read now may be whole.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _List = TypeAdapter(dict[_Name, tuple[Annotated[int, Field(ge=0)], str]])
