@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint import handover
 from jetmoe_megatron.checkpoint.folder import checkpoint_path, clear_unfinished, publish, retain, unfinished_path
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, write_checksums
 from jetmoe_megatron.checkpoint.optimizer_state import (
     empty_state,
     gather,
@@ -239,8 +239,7 @@ def _collect_checksums(folder: Path) -> None:
         os.remove(part)
     if lost := written - sums.keys():
         raise OSError(0, f"{min(lost)} is not there")
-    sums |= {path.name: checksum(path) for path in folder.iterdir() if path.name not in sums}
-    (folder / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))
+    write_checksums(folder, sums)
 
 
 def _read_json(file: Path) -> Any:

@@ -22,6 +22,7 @@ from torch.distributed import checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_tools.tokenizer import train_bpe
+from jetmoe_megatron.checkpoint.integrity import write_checksums
 from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from jetmoe_megatron.convert.verify import compare_tensors
@@ -235,6 +236,7 @@ def test_values_without_a_place(
     content = file.read_bytes()
     assert content.count(norm) == 1
     file.write_bytes(content.replace(norm, torch.tensor([value]).numpy().tobytes() + norm[4:]))
+    write_checksums(tmp_path / "checkpoint")
     with pytest.raises(UserError) as refusal:
         convert_to_hf(tmp_path / "checkpoint", tmp_path / "hf", dtype)
     assert str(refusal.value) == message
