@@ -1,4 +1,4 @@
-"""Pretrain JetMoE: torchrun --nproc-per-node N pretrain_jetmoe.py RUN.yaml [section.key=value ...]
+"""Pretrain JetMoE: scripts/torchrun_local.sh NPROC RUN.yaml [section.key=value ...]
 
 Run the same command again to resume. Exit status: 0 done; 2 bad usage or input; 3 stopped by the loss guard; 4 another
 rank died or hangs (on CPUs); 75 stopped on a signal after saving, run me again; other: a failure.

@@ -18,8 +18,6 @@ def main() -> int:
     except (InputError, OSError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from data_tools.printing import say, spell_what_the_terminal_lacks
 if TYPE_CHECKING:
     from data_tools.partial import Stats
 
+NOTHING_WRITTEN = "nothing was written"
+
 _TOKENIZE_EXAMPLE = """example:
   %(prog)s shards/*.jsonl.gz --output data/web --tokenizer data/tokenizer --workers 8
 writes data/web.bin and data/web.idx, which a phase names as `path: data/web`. Run again after a kill, it continues."""
@@ -36,7 +38,10 @@ the first reads all and exits with 2 if it is damaged, the second shows the text
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command that was chosen. What `| head` does not read to its end is no failure."""
+    """Run the command that was chosen. What `| head` does not read to its end is no failure.
+
+    On Ctrl-C one line says what is kept: what the KeyboardInterrupt says, else `arguments.stopped`; the status is 130.
+    """
     spell_what_the_terminal_lacks()
     try:
         status = arguments.run(arguments)
@@ -45,6 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         _lose_output()
         return 0
+    except KeyboardInterrupt as interrupt:
+        say(f"stopped: {str(interrupt) or arguments.stopped}", sys.stderr)
+        return 130
 
 
 def _lose_output() -> None:
@@ -57,7 +65,7 @@ def add_parser(
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
     """Add `data` with its commands, and return where more can be added.
 
-    Each sets `run`: args -> exit status; InputErrors pass through.
+    Each sets `run`: args -> exit status, through which InputErrors pass; and `stopped`: what is true after a Ctrl-C.
     """
     parser = subparsers.add_parser(
         "data", help="turn text into datasets", description="Turn text into Megatron indexed datasets."
@@ -91,20 +99,20 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing dataset, and an unfinished one of other settings"
     )
-    parser.set_defaults(run=_tokenize)
+    parser.set_defaults(run=_tokenize, stopped=NOTHING_WRITTEN)
 
     parser = _add(subparsers, "tokenizer", "train a byte-level BPE tokenizer", _TOKENIZER_EXAMPLE)
     _add_input(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--vocab-size", metavar="N", type=int, required=True, help="number of ids, 259 or more")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in an existing folder")
-    parser.set_defaults(run=_train_tokenizer)
+    parser.set_defaults(run=_train_tokenizer, stopped=NOTHING_WRITTEN)
 
     parser = _add(subparsers, "merge", "join datasets into one", _MERGE_EXAMPLE)
     parser.add_argument("input", metavar="PREFIX", nargs="+", help="datasets, PREFIX.bin and PREFIX.idx each")
     parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
-    parser.set_defaults(run=_merge)
+    parser.set_defaults(run=_merge, stopped=NOTHING_WRITTEN)
 
     parser = _add(subparsers, "split", "set documents aside for held-out evaluation", _SPLIT_EXAMPLE)
     parser.add_argument("input", metavar="PREFIX", help="dataset, which stays as it is")
@@ -113,7 +121,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--fraction", metavar="F", type=float, required=True, help="held-out share of the documents")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed chooses others (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing datasets")
-    parser.set_defaults(run=_split)
+    parser.set_defaults(run=_split, stopped=NOTHING_WRITTEN)
 
     parser = _add(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE)
     parser.add_argument("input", metavar="PREFIX", help="dataset")
@@ -121,7 +129,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--document", metavar="N", type=int, help="show the text of document N, from 0; -1 is the last")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the dataset, for --document and --check")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    parser.set_defaults(run=_inspect)
+    parser.set_defaults(run=_inspect, stopped=NOTHING_WRITTEN)
 
 
 def _add(

@@ -112,9 +112,8 @@ class Partial:
             return None
         self._keep = True
         try:
-            settings = json.loads(self._settings_path.read_text())
-            state = _checked(State(**json.loads(self._state_path.read_text())))
-            difference = _difference(settings, self._settings)
+            state = self._read_state()
+            difference = _difference(self._read_settings(), self._settings)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{self.folder}: cannot be read; delete it to start afresh") from error
         if not difference:
@@ -124,6 +123,16 @@ class Partial:
                 f"{self.folder} is of a run with {difference}; give it the same again, or start afresh with --overwrite"
             )
         return None
+
+    def kept(self) -> State | None:
+        """How far a run with these settings came, after it has ended; None if it has left nothing behind."""
+        return self._read_state() if self._keep and self._read_settings() == self._settings else None
+
+    def _read_settings(self) -> dict[str, Any]:
+        return json.loads(self._settings_path.read_text())
+
+    def _read_state(self) -> State:
+        return _checked(State(**json.loads(self._state_path.read_text())))
 
     def open(self, state: State) -> Path:
         """Go on from a state, forgetting what came after it; returns an empty folder for the workers' files."""

@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -60,7 +60,7 @@ def tokenize(
 
     Raises:
         InputError: inputs, tokenizer or output cannot be used, or a line is broken and on_error is "fail".
-        KeyboardInterrupt: after what is done was saved.
+        KeyboardInterrupt: after what is done was saved; it says how much that is.
     """
     if on_error not in ("fail", "skip"):
         raise InputError(f"on_error is {on_error!r}; it must be 'fail' or 'skip'")
@@ -82,7 +82,7 @@ def tokenize(
     partial = Partial(out_prefix, dtype, settings)
     if not partial.is_whole():
         check_output(out_prefix, [], overwrite)
-    with partial:
+    with _interrupts_say_what_is_kept(partial, files), partial:
         state = partial.resume(overwrite)
         if state is None:
             name, why = choose_engine(tokenizer, engine)
@@ -103,6 +103,21 @@ def tokenize(
                 state = _append_shards(partial, State(), encoder, files, workers, report, progress)
         partial.publish(state)
     return state
+
+
+@contextmanager
+def _interrupts_say_what_is_kept(partial: Partial, files: list[Path]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = partial.kept()
+        if state is None:
+            raise
+        number = [str(path) for path in files].index(state.path) + 1
+        raise KeyboardInterrupt(
+            f"{state.documents} documents are done, up to file {number} of {len(files)}, and kept in {partial.folder}; "
+            "run the same command again to continue"
+        ) from None
 
 
 class _Broken(InputError):
@@ -145,6 +160,7 @@ def _append_shards(
         broken = isinstance(error, _Broken)
         if state.shards:
             partial.commit(state)
+        if state.shards and isinstance(error, InputError):
             command = "the same command" + (" with --on-error skip" if broken else "")
             report(f"note: {partial.folder} keeps {state.documents} documents; {command} goes on from there")
         if broken:

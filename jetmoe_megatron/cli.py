@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import data_tools.cli
+from data_tools.cli import NOTHING_WRITTEN
 from data_tools.errors import InputError, one_line
 from data_tools.printing import say
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
@@ -30,8 +31,6 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return 130
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
@@ -42,13 +41,15 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         epilog="example: jetmoe data mix configs/quickstart/run.yaml --plot mixture.png",
     )
     mix.add_argument("--plot", type=Path, metavar="FILE", help="draw the mixture too (.png, .svg or .pdf)")
-    mix.set_defaults(run=_data_mix)
+    mix.set_defaults(run=_data_mix, stopped=NOTHING_WRITTEN)
     prepare = commands.add_parser(
         "prepare",
         help="build all indices of a run before it starts",
         epilog="example: jetmoe data prepare configs/quickstart/run.yaml",
     )
-    prepare.set_defaults(run=_data_prepare)
+    prepare.set_defaults(
+        run=_data_prepare, stopped="the indices that were built are kept; run the same command again to continue"
+    )
     for parser in (mix, prepare):
         parser.add_argument("run_file", metavar="RUN.yaml")
         parser.add_argument(
@@ -105,7 +106,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     to_hf.add_argument("out", type=Path, help="the folder to write")
     to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: as stored")
     to_hf.add_argument("--tokenizer", type=Path, help="a tokenizer folder to copy; default: the checkpoint's")
-    to_hf.set_defaults(run=_convert_to_hf)
+    to_hf.set_defaults(run=_convert_to_hf, stopped=NOTHING_WRITTEN)
 
     from_hf = directions.add_parser(
         "from-hf",
@@ -115,7 +116,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     from_hf.add_argument("folder", type=Path, help="with config.json and safetensors")
     from_hf.add_argument("out", type=Path, help="the checkpoint to write")
     from_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: as stored")
-    from_hf.set_defaults(run=_convert_from_hf)
+    from_hf.set_defaults(run=_convert_from_hf, stopped=NOTHING_WRITTEN)
 
     verify = directions.add_parser(
         "verify",
@@ -127,7 +128,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     verify.add_argument("--logits", action="store_true", help="compare logits, in fp32 through transformers")
     verify.add_argument("--tokens", help="the sequence to compare logits on, as 1,2,3; default: random ones")
     verify.add_argument("--tolerance", type=float, help="largest difference; default: 0, and 1e-5 for logits")
-    verify.set_defaults(run=_convert_verify)
+    verify.set_defaults(run=_convert_verify, stopped=NOTHING_WRITTEN)
 
 
 def _convert_to_hf(arguments: argparse.Namespace) -> int:
@@ -200,7 +201,7 @@ def _add_report(commands: argparse._SubParsersAction) -> None:
         "report", help="what a run did, in a table", epilog="example: jetmoe report runs/quickstart"
     )
     report.add_argument("run_folder", type=Path)
-    report.set_defaults(run=_report)
+    report.set_defaults(run=_report, stopped=NOTHING_WRITTEN)
 
 
 def _report(arguments: argparse.Namespace) -> int:

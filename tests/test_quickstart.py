@@ -64,6 +64,17 @@ def test_readme_commands(copy: Path) -> None:
         assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
 
 
+def test_a_typing_error_in_a_readme_command_is_one_line() -> None:
+    """What a user is shown must not answer with a launcher's traceback."""
+    commands = [line for line in readme_commands() if "configs/quickstart/run.yaml" in line and "data" not in line]
+    assert len(commands) >= 3
+    for line in commands:
+        result = command("bash", "-c", f"{line} optimizer.max_lrr=1")
+        assert result.returncode == 2, line
+        assert result.stderr.endswith("optimizer.max_lrr: unknown key; did you mean 'max_lr'?\n"), line
+        assert result.stderr.count("\n") == 1, line
+
+
 @pytest.mark.parametrize("target", ["quickstart", "test", "test-all", "check"])
 def test_make_targets(target: str) -> None:
     plan = command("make", "-n", target)

@@ -144,11 +144,13 @@ def test_an_interrupted_run_goes_on(
     def run(prefix: Path, **options: object) -> None:
         tokenize([source], prefix, tokenizer_dir, on_error="skip", report=messages.append, **options)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path / "out", progress=interrupt)
-    assert messages[-1] == (
-        f"note: {tmp_path}/out.partial keeps {seen[-1]} documents; the same command goes on from there"
+    assert str(stopped.value) == (
+        f"{seen[-1]} documents are done, up to file 1 of 1, and kept in {tmp_path}/out.partial; "
+        "run the same command again to continue"
     )
+    assert not messages or not messages[-1].startswith("note: ")
     assert not (tmp_path / "out.bin").exists()
     for kind in ("bin", "lengths", "skipped"):  # what a kill leaves behind that was not saved
         with open(tmp_path / "out.partial" / kind, "ab") as stream:
