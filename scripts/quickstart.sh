@@ -8,7 +8,7 @@ data=data/quickstart
 run=runs/quickstart
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-true}"
 
-step() { printf '\n== %s\n$ %s\n' "$1" "${*:2}"; "${@:2}"; }
+step() { printf '\n== %s\n$%s\n' "$1" "$(printf ' %q' "${@:2}")"; "${@:2}"; }
 
 if [ ! -e "$data/done" ]; then
     step "Corpus: the standard library's source (code) and its docstrings (prose)" \

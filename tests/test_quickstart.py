@@ -29,8 +29,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(re.sub(r"tokens: \d+", f"tokens: {tokens}", path.read_text()))
     run_file = root / "configs/quickstart/run.yaml"
     run_file.write_text(run_file.read_text().replace("warmup_tokens: 1e6", "warmup_tokens: 60e3"))
-    result = command("bash", "scripts/quickstart.sh", cwd=root, timeout=400)
+    # With the warnings that a user would see.
+    result = command("env", "-u", "PYTHONWARNINGS", "bash", "scripts/quickstart.sh", cwd=root, timeout=400)
     (root / "output.txt").write_text(result.stdout)
+    (root / "errors.txt").write_text(result.stderr)
     assert result.returncode == 0, result.stderr[-2000:]
     return root
 
@@ -42,7 +44,8 @@ def test_quickstart(copy: Path) -> None:
     assert records[-1]["held_out_loss"] < records[0]["lm_loss"] - 1.0
     for line in ("steps", "from code", "from prose", "first loss", "held-out loss", "Hugging Face"):
         assert line in output
-    assert "def read_file(path):" in output  # the sample begins with its prompt
+    assert "\ndef read_file(path):" in output  # the sample begins with its prompt
+    assert "built " not in output and (copy / "errors.txt").read_text() == ""  # nothing that nobody asked for
     assert (copy / "runs/quickstart/hf/tokenizer.json").is_file()
 
 
