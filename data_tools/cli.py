@@ -1,10 +1,11 @@
-"""The command `jetmoe data ...`, which is also `python -m data_tools ...`."""
+"""The command `jetmoe data ...`, which is also `python -m data_tools ...`, and how any command is added and run."""
 
 import argparse
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,6 @@ from data_tools.printing import say, spell_what_the_terminal_lacks
 
 if TYPE_CHECKING:
     from data_tools.partial import Stats
-
-NOTHING_WRITTEN = "nothing was written"
 
 _TOKENIZE_EXAMPLE = """example:
   %(prog)s shards/*.jsonl.gz --output data/web --tokenizer data/tokenizer --workers 8
@@ -67,17 +66,65 @@ def add_parser(
 
     Each sets `run`: args -> exit status, through which InputErrors pass; and `stopped`: what is true after a Ctrl-C.
     """
-    parser = subparsers.add_parser(
-        "data", help="turn text into datasets", description="Turn text into Megatron indexed datasets."
+    commands = add_group(
+        subparsers,
+        "data",
+        "turn text into datasets",
+        "Turn text into datasets that training reads (Megatron's indexed datasets), and look into them.",
+        "example:\n  %(prog)s tokenize corpus/ --output data/web --tokenizer data/tokenizer",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_commands(commands)
     return commands
 
 
+def add_group(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    description: str,
+    example: str,
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Add a command that has commands."""
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def add_command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    example: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str | None = None,
+    stopped: str = "nothing was written",
+) -> argparse.ArgumentParser:
+    """Add a command without arguments yet.
+
+    summary: for the list of commands, and as a sentence for its own help where there is no description; run: args ->
+    exit status, through which InputErrors pass; stopped: what is true after a Ctrl-C.
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, stopped=stopped)
+    return parser
+
+
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands themselves."""
-    parser = _add(subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE)
+    parser = add_command(
+        subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE, _tokenize
+    )
     _add_input(parser)
     parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
     parser.add_argument(
@@ -99,49 +146,34 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing dataset, and an unfinished one of other settings"
     )
-    parser.set_defaults(run=_tokenize, stopped=NOTHING_WRITTEN)
 
-    parser = _add(subparsers, "tokenizer", "train a byte-level BPE tokenizer", _TOKENIZER_EXAMPLE)
+    parser = add_command(
+        subparsers, "tokenizer", "train a byte-level BPE tokenizer", _TOKENIZER_EXAMPLE, _train_tokenizer
+    )
     _add_input(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--vocab-size", metavar="N", type=int, required=True, help="number of ids, 259 or more")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in an existing folder")
-    parser.set_defaults(run=_train_tokenizer, stopped=NOTHING_WRITTEN)
 
-    parser = _add(subparsers, "merge", "join datasets into one", _MERGE_EXAMPLE)
+    parser = add_command(subparsers, "merge", "join datasets into one", _MERGE_EXAMPLE, _merge)
     parser.add_argument("input", metavar="PREFIX", nargs="+", help="datasets, PREFIX.bin and PREFIX.idx each")
     parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
-    parser.set_defaults(run=_merge, stopped=NOTHING_WRITTEN)
 
-    parser = _add(subparsers, "split", "set documents aside for held-out evaluation", _SPLIT_EXAMPLE)
+    parser = add_command(subparsers, "split", "set documents aside for held-out evaluation", _SPLIT_EXAMPLE, _split)
     parser.add_argument("input", metavar="PREFIX", help="dataset, which stays as it is")
     parser.add_argument("--train", metavar="PREFIX", required=True, help="where most documents go")
     parser.add_argument("--held-out", metavar="PREFIX", required=True, help="where the others go")
     parser.add_argument("--fraction", metavar="F", type=float, required=True, help="held-out share of the documents")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed chooses others (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing datasets")
-    parser.set_defaults(run=_split, stopped=NOTHING_WRITTEN)
 
-    parser = _add(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE)
+    parser = add_command(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE, _inspect)
     parser.add_argument("input", metavar="PREFIX", help="dataset")
     parser.add_argument("--check", action="store_true", help="read all of it and report all that is wrong")
     parser.add_argument("--document", metavar="N", type=int, help="show the text of document N, from 0; -1 is the last")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the dataset, for --document and --check")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    parser.set_defaults(run=_inspect, stopped=NOTHING_WRITTEN)
-
-
-def _add(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
