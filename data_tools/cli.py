@@ -136,7 +136,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         default="auto",
         help="library that encodes; auto: fastokens where it gives the ids of tokenizers",
     )
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (1); any number gives the same")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes (1); the output does not depend on it"
+    )
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import data_tools.cli
 from jetmoe_megatron.cli import build_parser
 
 
@@ -22,6 +23,20 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParse
 
 
 PARSERS = {parser.prog: parser for parser in commands(build_parser())}
+
+
+def interrupted(*arguments: object) -> int:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", [name for name, parser in PARSERS.items() if parser.get_default("run")])
+def test_ctrl_c_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the command has nothing else to say, what is true of all that it has done."""
+    stopped = PARSERS[name].get_default("stopped")
+    assert data_tools.cli.run(argparse.Namespace(run=interrupted, stopped=stopped)) == 130
+    kept = "the indices that were built are kept; run the same command again to continue"
+    wanted = kept if name == "jetmoe data prepare" else "nothing was written"
+    assert capsys.readouterr().err == f"stopped: {wanted}\n"
 
 
 def test_all_are_looked_at() -> None:
