@@ -15,6 +15,7 @@ from data_tools import reading, shards
 from data_tools.errors import InputError
 from data_tools.reading import Batch, read_texts
 from data_tools.shards import Shard, cut
+from data_tools.tokenizer import train_bpe
 
 Packer = Callable[[bytes], bytes]
 PACKERS: dict[str, Packer] = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress}
@@ -275,6 +276,15 @@ def test_what_comes_before_a_damaged_page_is_kept(tmp_path: Path) -> None:
     damaged_table(path, **WRITERS["snappy"])
     (problem,) = problems_of(path)
     assert 401 < int(problem.partition(":")[0]) < 601
+
+
+def test_a_tokenizer_is_not_trained_on_a_damaged_table(tmp_path: Path) -> None:
+    damaged_table(tmp_path / "a.parquet", **WRITERS["snappy"])
+    with pytest.raises(
+        InputError, match=r"a\.parquet:\d+: .*rows, to the end of row group 3 of 5; mend it or leave it out"
+    ):
+        train_bpe([tmp_path / "a.parquet"], 300, tmp_path / "bpe")
+    assert not (tmp_path / "bpe").exists()
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
