@@ -1,4 +1,4 @@
-"""Pretrain JetMoE: torchrun --nproc-per-node N pretrain_jetmoe.py RUN.yaml [section.key=value ...]
+"""Pretrain JetMoE: scripts/torchrun_local.sh NPROC RUN.yaml [section.key=value ...]
 
 Run the same command again to resume. Exit status: 0 done; 2 bad usage or input; 3 stopped by the loss guard; 4 another
 rank died or hangs (on CPUs); 75 stopped on a signal after saving, run me again; other: a failure.
@@ -13,6 +13,7 @@ import sys
 import time
 
 from data_tools.errors import InputError, one_line
+from data_tools.printing import spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
@@ -27,6 +28,7 @@ def main() -> int:
     arguments = parse_arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     started = False
+    spell_what_the_terminal_lacks()
     outlast_readers()
     try:
         run = branch(load_run(arguments.run, arguments.overrides))

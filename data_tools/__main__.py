@@ -5,20 +5,24 @@ import sys
 
 from data_tools.cli import add_commands, run
 from data_tools.errors import InputError, one_line
+from data_tools.printing import say
 
 
 def main() -> int:
     """Run a command: 0 done, 2 bad usage or input, 130 interrupted."""
-    parser = argparse.ArgumentParser("python -m data_tools", description="Turn text into Megatron indexed datasets.")
+    parser = argparse.ArgumentParser(
+        "python -m data_tools",
+        description="Turn text into datasets that training reads (Megatron's indexed datasets), and look into them.",
+        epilog="example:\n  %(prog)s tokenize corpus/ --output data/web --tokenizer data/tokenizer",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
     args = parser.parse_args()
     try:
         return run(args)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

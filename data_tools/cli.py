@@ -1,12 +1,15 @@
-"""The command `jetmoe data ...`, which is also `python -m data_tools ...`."""
+"""The command `jetmoe data ...`, which is also `python -m data_tools ...`, and how any command is added and run."""
 
 import argparse
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from data_tools.printing import say, spell_what_the_terminal_lacks
 
 if TYPE_CHECKING:
     from data_tools.partial import Stats
@@ -34,7 +37,11 @@ the first reads all and exits with 2 if it is damaged, the second shows the text
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command that was chosen. What `| head` does not read to its end is no failure."""
+    """Run the command that was chosen. What `| head` does not read to its end is no failure.
+
+    On Ctrl-C one line says what is kept: what the KeyboardInterrupt says, else `arguments.stopped`; the status is 130.
+    """
+    spell_what_the_terminal_lacks()
     try:
         status = arguments.run(arguments)
         sys.stdout.flush()
@@ -42,6 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         _lose_output()
         return 0
+    except KeyboardInterrupt as interrupt:
+        say(f"stopped: {str(interrupt) or arguments.stopped}", sys.stderr)
+        return 130
 
 
 def _lose_output() -> None:
@@ -54,19 +64,67 @@ def add_parser(
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
     """Add `data` with its commands, and return where more can be added.
 
-    Each sets `run`: args -> exit status; InputErrors pass through.
+    Each sets `run`: args -> exit status, through which InputErrors pass; and `stopped`: what is true after a Ctrl-C.
     """
-    parser = subparsers.add_parser(
-        "data", help="turn text into datasets", description="Turn text into Megatron indexed datasets."
+    commands = add_group(
+        subparsers,
+        "data",
+        "turn text into datasets",
+        "Turn text into datasets that training reads (Megatron's indexed datasets), and look into them.",
+        "example:\n  %(prog)s tokenize corpus/ --output data/web --tokenizer data/tokenizer",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add_commands(commands)
     return commands
 
 
+def add_group(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    description: str,
+    example: str,
+) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """Add a command that has commands."""
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description,
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser.add_subparsers(metavar="COMMAND", required=True)
+
+
+def add_command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    example: str,
+    run: Callable[[argparse.Namespace], int],
+    description: str | None = None,
+    stopped: str = "nothing was written",
+) -> argparse.ArgumentParser:
+    """Add a command without arguments yet.
+
+    summary: for the list of commands, and as a sentence for its own help where there is no description; run: args ->
+    exit status, through which InputErrors pass; stopped: what is true after a Ctrl-C.
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=description or f"{summary[0].upper()}{summary[1:]}.",
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, stopped=stopped)
+    return parser
+
+
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands themselves."""
-    parser = _add(subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE)
+    parser = add_command(
+        subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE, _tokenize
+    )
     _add_input(parser)
     parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
     parser.add_argument(
@@ -78,7 +136,9 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         default="auto",
         help="library that encodes; auto: fastokens where it gives the ids of tokenizers",
     )
-    parser.add_argument("--workers", metavar="N", type=int, default=1, help="processes (1); any number gives the same")
+    parser.add_argument(
+        "--workers", metavar="N", type=int, default=1, help="processes (1); the output does not depend on it"
+    )
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),
@@ -88,49 +148,34 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing dataset, and an unfinished one of other settings"
     )
-    parser.set_defaults(run=_tokenize)
 
-    parser = _add(subparsers, "tokenizer", "train a byte-level BPE tokenizer", _TOKENIZER_EXAMPLE)
+    parser = add_command(
+        subparsers, "tokenizer", "train a byte-level BPE tokenizer", _TOKENIZER_EXAMPLE, _train_tokenizer
+    )
     _add_input(parser)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder to write")
     parser.add_argument("--vocab-size", metavar="N", type=int, required=True, help="number of ids, 259 or more")
     parser.add_argument("--overwrite", action="store_true", help="replace the tokenizer in an existing folder")
-    parser.set_defaults(run=_train_tokenizer)
 
-    parser = _add(subparsers, "merge", "join datasets into one", _MERGE_EXAMPLE)
+    parser = add_command(subparsers, "merge", "join datasets into one", _MERGE_EXAMPLE, _merge)
     parser.add_argument("input", metavar="PREFIX", nargs="+", help="datasets, PREFIX.bin and PREFIX.idx each")
     parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
-    parser.set_defaults(run=_merge)
 
-    parser = _add(subparsers, "split", "set documents aside for held-out evaluation", _SPLIT_EXAMPLE)
+    parser = add_command(subparsers, "split", "set documents aside for held-out evaluation", _SPLIT_EXAMPLE, _split)
     parser.add_argument("input", metavar="PREFIX", help="dataset, which stays as it is")
     parser.add_argument("--train", metavar="PREFIX", required=True, help="where most documents go")
     parser.add_argument("--held-out", metavar="PREFIX", required=True, help="where the others go")
     parser.add_argument("--fraction", metavar="F", type=float, required=True, help="held-out share of the documents")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed chooses others (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing datasets")
-    parser.set_defaults(run=_split)
 
-    parser = _add(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE)
+    parser = add_command(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE, _inspect)
     parser.add_argument("input", metavar="PREFIX", help="dataset")
     parser.add_argument("--check", action="store_true", help="read all of it and report all that is wrong")
     parser.add_argument("--document", metavar="N", type=int, help="show the text of document N, from 0; -1 is the last")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the dataset, for --document and --check")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    parser.set_defaults(run=_inspect)
-
-
-def _add(
-    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str, example: str
-) -> argparse.ArgumentParser:
-    return subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
 
 
 def _add_input(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +207,7 @@ def _tokenize(args: argparse.Namespace) -> int:
     finally:
         line.clear()
     broken = f"{stats.skipped} broken" + (f" (see {skipped_path(args.output)})" if stats.skipped else "")
-    print(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
+    say(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
     return 0
 
 
@@ -172,7 +217,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     size = train_bpe(args.input, args.vocab_size, args.output, text_key=args.text_key, overwrite=args.overwrite)
     fewer = f" (not {args.vocab_size}: the text has no more to merge)" if size < args.vocab_size else ""
-    print(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
+    say(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
     return 0
 
 
@@ -183,7 +228,7 @@ def _merge(args: argparse.Namespace) -> int:
     prefixes = [name.removesuffix(".idx") if Path(name).is_file() else name for name in args.input]
     merged = merge(prefixes, args.output, overwrite=args.overwrite)
     seconds = time.perf_counter() - start
-    print(f"{args.output}: {merged.documents} documents, {merged.tokens} tokens in {seconds:.1f} s")
+    say(f"{args.output}: {merged.documents} documents, {merged.tokens} tokens in {seconds:.1f} s")
     return 0
 
 
@@ -195,7 +240,7 @@ def _split(args: argparse.Namespace) -> int:
         args.input, args.train, args.held_out, fraction=args.fraction, seed=args.seed, overwrite=args.overwrite
     )
     for prefix, side in zip((args.train, args.held_out), sides, strict=True):
-        print(f"{prefix}: {side.documents} documents, {side.tokens} tokens")
+        say(f"{prefix}: {side.documents} documents, {side.tokens} tokens")
     print(f"{time.perf_counter() - start:.1f} s")
     return 0
 
@@ -207,17 +252,16 @@ def _inspect(args: argparse.Namespace) -> int:
     if text := json.dumps(report.to_json(), indent=2) if args.json else str(report):
         _show(text)
     for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        say(f"warning: {warning}", sys.stderr)
     for problem in report.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say(f"error: {problem}", sys.stderr)
     return 2 if report.problems else 0
 
 
 def _show(text: str) -> None:
-    """Print what a terminal that is not UTF-8 may be unable to show, and go on where nobody reads it to its end."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print text, and go on where nobody reads it to its end."""
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         _lose_output()
 
@@ -248,4 +292,4 @@ class _ProgressLine:
 
     def report(self, message: str) -> None:
         self.clear()
-        print(message, file=sys.stderr)
+        say(message, sys.stderr)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_tools.engines import Engine, EngineName, Fastokens, Tokenizers, compare, open_reference
 from data_tools.errors import writing
+from data_tools.printing import printable
 from data_tools.reading import Batch, read_texts
 from data_tools.shards import Shard
 
@@ -24,7 +25,8 @@ class Part:
     """What a shard became: the files NAME.bin (token ids), NAME.lengths (int32) and NAME.problems in the folder.
 
     documents, tokens: written, ends of documents included; bytes: UTF-8 text; empty: texts without tokens, left
-    out; lines: read; problems: lines in the file of them, each `NUMBER message`, by line from the shard's first.
+    out; skipped: broken ones, left out; lines: read; problems: lines in the file of them, each `NUMBER message`, by
+    line from the shard's first.
     """
 
     shard: Shard
@@ -33,6 +35,7 @@ class Part:
     tokens: int = 0
     bytes: int = 0
     empty: int = 0
+    skipped: int = 0
     lines: int = 0
     problems: int = 0
     notes: list[str] = field(default_factory=list)
@@ -126,10 +129,11 @@ def _count(part: Part, batch: Batch, documents: int, tokens: int) -> None:
     part.tokens += tokens
     part.bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in batch.texts)
     part.empty += len(batch.texts) - documents
+    part.skipped += batch.lost
     part.lines += batch.lines
     part.problems += len(batch.problems)
     part.notes += batch.notes
 
 
 def _line(number: int, message: str) -> bytes:
-    return f"{number} {message}\n".encode(errors="backslashreplace")
+    return f"{number} {printable(message)}\n".encode()

@@ -1,9 +1,10 @@
 """What a command says when something the user gave is wrong."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from data_tools.printing import printable
 
 
 class InputError(ValueError):
@@ -11,7 +12,7 @@ class InputError(ValueError):
 
 
 def one_line(error: Exception) -> str:
-    """What a command says of an error. Line ends, which the name of a file may hold, are spelled out.
+    """What a command says of an error. Line ends and the like, which the name of a file may hold, are spelled out.
 
     An OSError is the user's where it is about a file; one that is not is raised again.
     """
@@ -19,7 +20,7 @@ def one_line(error: Exception) -> str:
         if error.filename is None:
             raise error
         error = InputError(f"{error.filename}: {error.strerror}")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: repr(match[0])[1:-1], str(error))
+    return printable(str(error))
 
 
 @contextmanager

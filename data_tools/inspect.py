@@ -9,6 +9,7 @@ import numpy as np
 from data_tools.engines import open_reference
 from data_tools.errors import InputError
 from data_tools.indexed import Fault, Index, bin_path, idx_path, open_index, read_index
+from data_tools.printing import printable, printable_lines
 
 _BAR = 40
 
@@ -86,7 +87,8 @@ class Report:
             parts.append(_table(self.prefix, self.summary))
         if self.document:
             sizes = " + ".join(map(str, self.document.sequences)) or "0"
-            parts.append(f"document {self.document.number}: {sizes} tokens\n\n{self.document.text}")
+            text = printable_lines(self.document.text)
+            parts.append(f"document {self.document.number}: {sizes} tokens\n\n{text}")
         if self.checked and not self.problems:
             parts.append(f"check: {self.checked}")
         return "\n\n".join(parts)
@@ -218,7 +220,7 @@ def _table(prefix: str, summary: Summary) -> str:
         (".bin", f"{summary.bin_bytes:,} bytes"),
         (".idx", f"{summary.idx_bytes:,} bytes"),
     ]
-    lines = [prefix, *(f"  {name:<10} {value}" for name, value in rows)]
+    lines = [printable(prefix), *(f"  {name:<10} {value}" for name, value in rows)]
     if statistics := summary.statistics():
         lines += ["", "tokens per document"]
         lines += [f"  {k:<10} {v:,.1f}" if k == "mean" else f"  {k:<10} {v:,}" for k, v in statistics.items()]

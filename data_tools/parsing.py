@@ -7,8 +7,7 @@ from typing import Any
 
 import orjson
 
-# Number of a line, from 1 (0: the whole file), and what is wrong with it.
-Problem = tuple[int, str]
+from data_tools.batch import Problem
 
 # The index counts the tokens of a document in 31 bits, and a byte can be a token.
 LONGEST = 2**31 - 2

@@ -35,7 +35,7 @@ class Stats:
     """What was done so far.
 
     documents: written; tokens: with ends of documents; bytes: UTF-8 text; empty: texts without tokens, left out;
-    skipped: broken lines and files, left out; seconds: of all runs that it took.
+    skipped: broken lines, rows and files, left out; seconds: of all runs that it took.
     """
 
     documents: int = 0
@@ -51,13 +51,15 @@ class State(Stats):
     """How far a run has come.
 
     engine: what encodes; shards: how many are whole in the files; path, lines: the last one's file, and its lines so
-    far; list_bytes: of the list of broken lines; whole: all is done but to give the files their names.
+    far; problems, list_bytes: lines and size of the list of what is broken, in which many rows may share a line; whole:
+    all is done but to give the files their names.
     """
 
     engine: EngineName = "tokenizers"
     shards: int = 0
     path: str = ""
     lines: int = 0
+    problems: int = 0
     list_bytes: int = 0
     whole: bool = False
 
@@ -110,9 +112,8 @@ class Partial:
             return None
         self._keep = True
         try:
-            settings = json.loads(self._settings_path.read_text())
-            state = _checked(State(**json.loads(self._state_path.read_text())))
-            difference = _difference(settings, self._settings)
+            state = self._read_state()
+            difference = _difference(self._read_settings(), self._settings)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{self.folder}: cannot be read; delete it to start afresh") from error
         if not difference:
@@ -122,6 +123,16 @@ class Partial:
                 f"{self.folder} is of a run with {difference}; give it the same again, or start afresh with --overwrite"
             )
         return None
+
+    def kept(self) -> State | None:
+        """How far a run with these settings came, after it has ended; None if it has left nothing behind."""
+        return self._read_state() if self._keep and self._read_settings() == self._settings else None
+
+    def _read_settings(self) -> dict[str, Any]:
+        return json.loads(self._settings_path.read_text())
+
+    def _read_state(self) -> State:
+        return _checked(State(**json.loads(self._state_path.read_text())))
 
     def open(self, state: State) -> Path:
         """Go on from a state, forgetting what came after it; returns an empty folder for the workers' files."""
@@ -161,7 +172,7 @@ class Partial:
                     number, _, message = line.rstrip("\n").partition(" ")
                     problem = locate(part.shard.path, before, int(number), message)
                     first += [problem] if len(first) < 20 else []
-                    skipped.write(f"{problem}\n".encode(errors="backslashreplace"))
+                    skipped.write(f"{problem}\n".encode())
             for kind in ("bin", "lengths", "problems"):
                 (folder / f"{part.name}.{kind}").unlink()
         after = replace(
@@ -173,7 +184,8 @@ class Partial:
             tokens=state.tokens + part.tokens,
             bytes=state.bytes + part.bytes,
             empty=state.empty + part.empty,
-            skipped=state.skipped + part.problems,
+            skipped=state.skipped + part.skipped,
+            problems=state.problems + part.problems,
             list_bytes=skipped.tell(),
         )
         return after, first

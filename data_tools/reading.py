@@ -2,36 +2,23 @@
 
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
+from data_tools import batch
+from data_tools.batch import Batch, Problem
 from data_tools.errors import InputError
 from data_tools.inputs import kind_of
-from data_tools.parsing import Problem, decode, parse
+from data_tools.parsing import decode, parse
+from data_tools.printing import printable
 from data_tools.shards import Shard, compression
+from data_tools.tables import BrokenTable, open_table, read_row_groups
 
-# About the size of a batch, and so of what a worker holds, unless one document is longer.
-_BATCH_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 16
 _LARGEST_ZSTD_WINDOW = 1 << 31  # what `zstd --long=31` makes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Neighbouring texts of a shard.
-
-    lines: how many were read, broken ones included (rows of a table, 1 for a text); problems: what is wrong, by
-    line from the shard's first; notes: oddities that change no text.
-    """
-
-    texts: list[str]
-    lines: int
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def read_texts(shard: Shard, text_key: str) -> Iterator[Batch]:
@@ -52,7 +39,7 @@ def read_texts(shard: Shard, text_key: str) -> Iterator[Batch]:
 
 def locate(path: Path, before: int, number: int, message: str) -> str:
     """A problem as `file:line: what is wrong`. before: lines of the file before the shard that has the problem."""
-    return f"{path}:{before + number}: {message}" if number else f"{path}: {message}"
+    return printable(f"{path}:{before + number}: {message}" if number else f"{path}: {message}")
 
 
 def _records(shard: Shard, text_key: str) -> Iterator[Batch]:
@@ -107,65 +94,13 @@ def _document(shard: Shard, text_key: str) -> Iterator[Batch]:
 
 
 def _table(shard: Shard, text_key: str) -> Iterator[Batch]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    with open(shard.path, "rb"):
-        pass  # a file that cannot be opened is another matter than one that is broken
-    rows = total = 0
     try:
-        # Buffered: else a whole row group is in memory, however large the writer made it.
-        table = ParquetFile(shard.path, buffer_size=_BATCH_BYTES)
-        groups = range(shard.start, table.metadata.num_row_groups if shard.end is None else shard.end)
-        total = sum(table.metadata.row_group(group).num_rows for group in groups)
-        if wrong := _wrong_table(table, text_key):
-            yield Batch([], total, [(0, f"{wrong}; {total} rows are left out")])
-            return
-        size = sum(table.metadata.row_group(group).total_byte_size for group in groups)
-        batch_rows = max(1, min(1 << 14, total * _BATCH_BYTES // max(1, size)))
-        for part in table.iter_batches(batch_rows, row_groups=list(groups), columns=[text_key], use_threads=False):
-            yield _cells(part.column(0), rows + 1, text_key)
-            rows += part.num_rows
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        where = rows + 1 if total else 0
-        yield Batch([], total - rows, [(where, f"not readable as Parquet ({reason}); lost from here on")])
-
-
-def _wrong_table(table: Any, text_key: str) -> str | None:
-    from pyarrow import types
-
-    if not table.metadata.num_rows:
-        return "the file is empty"
-    schema = table.schema_arrow
-    if text_key not in schema.names:
-        return f"no column {text_key!r} (columns: {', '.join(map(repr, schema.names))[:200]})"
-    if schema.names.count(text_key) > 1:
-        return f"{schema.names.count(text_key)} columns have the name {text_key!r}"
-    kind = schema.field(text_key).type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    if not any(is_text(kind) for is_text in (types.is_string, types.is_large_string, types.is_binary)):
-        return f"the column {text_key!r} is {kind}, not string"
-    return None
-
-
-def _cells(column: Any, first: int, text_key: str) -> Batch:
-    import pyarrow
-
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    texts: list[str] = []
-    problems: list[Problem] = []
-    for number, cell in enumerate(column.cast(pyarrow.large_binary()).to_pylist(), first):
-        try:
-            if cell is None:
-                raise ValueError(f"the value of {text_key!r} is null, not a string")
-            texts.append(decode(cell))
-        except UnicodeDecodeError as error:
-            problems.append((number, f"not valid UTF-8: {error.reason} at byte {error.start + 1}"))
-        except ValueError as error:
-            problems.append((number, str(error)))
-    return Batch(texts, len(column), problems)
+        table = open_table(shard.path)
+    except BrokenTable as error:
+        yield Batch([], 0, [(0, f"not readable as Parquet ({error}); the whole file is left out")])
+        return
+    groups = range(shard.start, table.metadata.num_row_groups if shard.end is None else shard.end)
+    yield from read_row_groups(table, groups, text_key)
 
 
 class _BrokenStream(ValueError):
@@ -213,7 +148,7 @@ def _part(raw: IO[bytes], shard: Shard) -> Iterator[bytes]:
         position = _next_line(raw, position, end)
     chunk = b""
     while end is None or position < end:
-        chunk = raw.read(_BATCH_BYTES if end is None else min(_BATCH_BYTES, end - position))
+        chunk = raw.read(batch.BATCH_BYTES if end is None else min(batch.BATCH_BYTES, end - position))
         if not chunk and end is not None:
             raise _BrokenStream("the file became shorter while it was read")
         if not chunk:
@@ -227,7 +162,7 @@ def _part(raw: IO[bytes], shard: Shard) -> Iterator[bytes]:
 def _next_line(raw: IO[bytes], position: int, end: int | None) -> int:
     """Go to the first line that begins at position or after it, no further than to end."""
     raw.seek(position - 1)
-    while line := raw.readline(_BATCH_BYTES):
+    while line := raw.readline(batch.BATCH_BYTES):
         if line.endswith(b"\n") or (end is not None and raw.tell() >= end):
             break
     return raw.tell()

@@ -7,6 +7,7 @@ from typing import Literal
 
 from data_tools.errors import reading
 from data_tools.inputs import kind_of
+from data_tools.tables import BrokenTable, open_table
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: how pzstd's files begin (RFC 8878, section 3.1.2)
@@ -59,12 +60,9 @@ def _is_packed(path: Path) -> bool:
 
 
 def _cut_parquet(path: Path) -> Iterator[Shard]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
     try:
-        metadata = ParquetFile(path).metadata
-    except (pyarrow.ArrowException, OSError):
+        metadata = open_table(path).metadata
+    except (BrokenTable, OSError):
         yield Shard(path)  # who reads it says what is wrong
         return
     start = size = 0

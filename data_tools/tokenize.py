@@ -3,8 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from data_tools.inputs import find_files
 from data_tools.outputs import check_output
 from data_tools.parallel import ordered_map
 from data_tools.partial import Partial, State, Stats
+from data_tools.printing import say
 
 # Broken lines, and notes, reported one by one; the file has all broken lines.
 _REPORTED = 20
@@ -30,7 +31,7 @@ Report = Callable[[str], None]
 
 def report_to_stderr(message: str) -> None:
     """Print one line for a person to read."""
-    print(message, file=sys.stderr)
+    say(message, sys.stderr)
 
 
 def tokenize(
@@ -59,7 +60,7 @@ def tokenize(
 
     Raises:
         InputError: inputs, tokenizer or output cannot be used, or a line is broken and on_error is "fail".
-        KeyboardInterrupt: after what is done was saved.
+        KeyboardInterrupt: after what is done was saved; it says how much that is.
     """
     if on_error not in ("fail", "skip"):
         raise InputError(f"on_error is {on_error!r}; it must be 'fail' or 'skip'")
@@ -81,7 +82,7 @@ def tokenize(
     partial = Partial(out_prefix, dtype, settings)
     if not partial.is_whole():
         check_output(out_prefix, [], overwrite)
-    with partial:
+    with _interrupts_say_what_is_kept(partial, files), partial:
         state = partial.resume(overwrite)
         if state is None:
             name, why = choose_engine(tokenizer, engine)
@@ -102,6 +103,21 @@ def tokenize(
                 state = _append_shards(partial, State(), encoder, files, workers, report, progress)
         partial.publish(state)
     return state
+
+
+@contextmanager
+def _interrupts_say_what_is_kept(partial: Partial, files: list[Path]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        state = partial.kept()
+        if state is None:
+            raise
+        number = [str(path) for path in files].index(state.path) + 1
+        raise KeyboardInterrupt(
+            f"{state.documents} documents are done, up to file {number} of {len(files)}, and kept in {partial.folder}; "
+            "run the same command again to continue"
+        ) from None
 
 
 class _Broken(InputError):
@@ -129,7 +145,7 @@ def _append_shards(
                 after, problems = partial.append(state, part, folder)
                 if problems and encoder.stop_at_problem:
                     raise _Broken(problems[0])
-                for problem in problems[: max(0, _REPORTED - state.skipped)]:
+                for problem in problems[: max(0, _REPORTED - state.problems)]:
                     report(f"skipped: {problem}")
                 for note in part.notes[: max(0, _REPORTED - notes)]:
                     report(f"note: {note}")
@@ -144,6 +160,7 @@ def _append_shards(
         broken = isinstance(error, _Broken)
         if state.shards:
             partial.commit(state)
+        if state.shards and isinstance(error, InputError):
             command = "the same command" + (" with --on-error skip" if broken else "")
             report(f"note: {partial.folder} keeps {state.documents} documents; {command} goes on from there")
         if broken:
@@ -152,8 +169,8 @@ def _append_shards(
         raise
     if notes > _REPORTED:
         report(f"note: {notes - _REPORTED} more such notes")
-    if state.skipped > _REPORTED:
-        report(f"skipped: {state.skipped - _REPORTED} more")
+    if state.problems > _REPORTED:
+        report(f"skipped: {state.problems - _REPORTED} more")
     if not state.documents:
         partial.forget()
         raise InputError(f"no documents in the inputs: {state.empty} empty, {state.skipped} broken")

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,6 +38,7 @@ def train_bpe(
 
     Raises:
         InputError: files or output cannot be used, a line is broken, or vocab_size is too small.
+        KeyboardInterrupt: nothing was written. While pairs are merged it waits for the last of them.
     """
     special = [_UNKNOWN, _BEGIN, end_of_document]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -57,7 +60,15 @@ def train_bpe(
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(find_files(files), text_key), trainer)
+    stopped = threading.Event()
+    texts = _texts(find_files(files), text_key, stopped)
+    with ThreadPoolExecutor(1) as elsewhere:  # as the trainer lets nobody hear a Ctrl-C in the thread that calls it
+        training = elsewhere.submit(tokenizer.train_from_iterator, texts, trainer)
+        try:
+            training.result()
+        except KeyboardInterrupt:
+            stopped.set()
+            raise
     _save(tokenizer, folder, end_of_document)
     return tokenizer.get_vocab_size()
 
@@ -92,7 +103,7 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def _texts(files: list[Path], text_key: str) -> Iterator[list[str]]:
+def _texts(files: list[Path], text_key: str, stopped: threading.Event) -> Iterator[list[str]]:
     for path in files:
         before = 0  # lines of the shards that came first
         for shard in cut([path]):
@@ -100,6 +111,8 @@ def _texts(files: list[Path], text_key: str) -> Iterator[list[str]]:
             for batch in read_texts(shard, text_key):
                 for number, message in batch.problems:
                     raise InputError(f"{locate(path, before, number, message)}; mend it or leave it out")
+                if stopped.is_set():
+                    raise InterruptedError
                 yield batch.texts
                 lines += batch.lines
             before += lines

@@ -97,16 +97,21 @@ def read_lines(path: Path, keys: list[str]) -> list[dict[str, Any]]:
     return lines
 
 
-def main(argv: list[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["lm", "classify"])
+    parser.add_argument("task", choices=["lm", "classify"], help="predict the next token, or the label of a text")
     parser.add_argument("model", type=Path, help="a folder that `jetmoe convert to-hf` wrote, with its tokenizer")
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--max-steps", type=int, default=100)
-    parser.add_argument("--learning-rate", type=float, default=1e-5)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("data", type=Path, help="a file of JSON lines with text, for classify also with label")
+    parser.add_argument("out", type=Path, help="the Hugging Face folder to write; it must not exist")
+    parser.add_argument("--max-steps", type=int, default=100, help="steps of the optimizer (100)")
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="at the start; it falls to 0 (1e-5)")
+    parser.add_argument("--batch", type=int, default=8, help="texts in a step, on each device (8)")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of a text; the rest is cut off (512)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = build_parser()
     arguments = parser.parse_args(argv)
 
     if not (arguments.model / "config.json").is_file():  # else transformers would look for that name on the network

@@ -9,16 +9,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import data_tools.cli
+from data_tools.cli import add_command, add_group
 from data_tools.errors import InputError, one_line
+from data_tools.printing import say
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
+
+_DESCRIPTION = """Prepare data for JetMoE, convert its checkpoints, and report on its runs.
+Training has a command of its own: scripts/torchrun_local.sh NPROC RUN.yaml"""
+
+_EXAMPLE = """examples:
+  %(prog)s data tokenize corpus/ --output data/web --tokenizer data/tokenizer
+  %(prog)s convert to-hf runs/quickstart my_model
+  %(prog)s report runs/quickstart
+each command explains itself: %(prog)s data tokenize --help"""
+
+_MIX = """Show how many tokens a run will read of each data set in each phase, and how many epochs of it that is.
+A warning names each that is read more often than data.max_epochs."""
+
+_PREPARE = """Build all indices of a run before it starts, on any machine without a GPU.
+Without it training builds them, up to data.build_limit_tokens of data."""
+
+_TO_HF = """Write a checkpoint as a Hugging Face folder, which plain transformers loads with AutoModelForCausalLM.
+All files are compared with their checksums first. No GPU is needed, and little memory."""
+
+_FROM_HF = """Write a Hugging Face folder as a checkpoint, which a run of any layout can begin at with start_from.
+Its model.yaml is the shape that the run file must have. No GPU is needed, and little memory."""
+
+_VERIFY = """Compare two models, tensor by tensor and bit by bit, or by their logits.
+The exit status is 0 if they are equal, 1 if they differ by more than the tolerance, and 2 if one cannot be read."""
+
+_REPORT = """Print what a run did: steps, tokens of each data set, losses, speed, and where its results are."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="jetmoe", description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_data(data_tools.cli.add_parser(commands))
-    _add_convert(commands)
-    _add_report(commands)
+    parser = build_parser()
     arguments, more = parser.parse_known_args(argv)
     if more and not (hasattr(arguments, "overrides") and all("=" in a and a[0] != "-" for a in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -27,29 +51,46 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return data_tools.cli.run(arguments)
     except (InputError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}", sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jetmoe",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_data(data_tools.cli.add_parser(commands))
+    _add_convert(commands)
+    _add_report(commands)
+    return parser
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
     """The data commands that read a run file."""
-    mix = commands.add_parser(
+    mix = add_command(
+        commands,
         "mix",
-        help="what a run will read of each data set",
-        epilog="example: jetmoe data mix configs/quickstart/run.yaml --plot mixture.png",
+        "show what a run will read of each data set",
+        "example:\n  %(prog)s configs/quickstart/run.yaml --plot mixture.png",
+        _data_mix,
+        _MIX,
     )
     mix.add_argument("--plot", type=Path, metavar="FILE", help="draw the mixture too (.png, .svg or .pdf)")
-    mix.set_defaults(run=_data_mix)
-    prepare = commands.add_parser(
+    prepare = add_command(
+        commands,
         "prepare",
-        help="build all indices of a run before it starts",
-        epilog="example: jetmoe data prepare configs/quickstart/run.yaml",
+        "build all indices of a run before it starts",
+        "example:\n  %(prog)s configs/quickstart/run.yaml",
+        _data_prepare,
+        _PREPARE,
+        stopped="the indices that were built are kept; run the same command again to continue",
     )
-    prepare.set_defaults(run=_data_prepare)
     for parser in (mix, prepare):
-        parser.add_argument("run_file", metavar="RUN.yaml")
+        parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
         parser.add_argument(
             "overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file"
         )
@@ -65,10 +106,10 @@ def _data_mix(arguments: argparse.Namespace) -> int:
     rows = plan(run, RunFolder(run).data_cache)
     print(table(rows))
     for line in warnings(run, rows):
-        print(line)
+        say(line)
     if arguments.plot:
         draw(run, rows, arguments.plot)
-        print(f"drawn: {arguments.plot}")
+        say(f"drawn: {arguments.plot}")
     return 0
 
 
@@ -85,48 +126,65 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.training.start import find_start
 
     folder = RunFolder(run)
-    prepare(run, IndexCache(folder.data_cache, report=print), find_start(run).ledger.began)
-    print(f"{folder.data_cache}: all indices of {run.name} are there")
+    prepare(run, IndexCache(folder.data_cache, report=say), find_start(run).ledger.began)
+    say(f"{folder.data_cache}: all indices of {run.name} are there")
     return 0
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
-    convert = commands.add_parser("convert", help="between checkpoints and Hugging Face folders, and their comparison")
-    directions = convert.add_subparsers(metavar="COMMAND", required=True)
+    directions = add_group(
+        commands,
+        "convert",
+        "convert between checkpoints and Hugging Face folders, and compare models",
+        "Convert between the checkpoints of a training and Hugging Face folders, and compare models.",
+        "example:\n  %(prog)s to-hf runs/quickstart my_model",
+    )
     a_checkpoint = "a checkpoint, or a run folder, which means its newest one"
 
-    to_hf = directions.add_parser(
+    to_hf = add_command(
+        directions,
         "to-hf",
-        help="a checkpoint to a Hugging Face folder",
-        epilog="example: jetmoe convert to-hf runs/quickstart/checkpoints/tokens_2048000 my_model",
+        "write a checkpoint as a Hugging Face folder",
+        "example:\n  %(prog)s runs/quickstart/checkpoints/tokens_2048000 my_model",
+        _convert_to_hf,
+        _TO_HF,
     )
-    to_hf.add_argument("checkpoint", type=Path, help=a_checkpoint)
-    to_hf.add_argument("out", type=Path, help="the folder to write")
-    to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: as stored")
-    to_hf.add_argument("--tokenizer", type=Path, help="a tokenizer folder to copy; default: the checkpoint's")
-    to_hf.set_defaults(run=_convert_to_hf)
+    to_hf.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=a_checkpoint)
+    to_hf.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the tensors; default: as stored")
+    to_hf.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="a tokenizer folder to copy; default: the checkpoint's"
+    )
 
-    from_hf = directions.add_parser(
+    from_hf = add_command(
+        directions,
         "from-hf",
-        help="a Hugging Face folder to a checkpoint that any layout can start from",
-        epilog="example: jetmoe convert from-hf jetmoe-8b checkpoints/jetmoe-8b",
+        "write a Hugging Face folder as a checkpoint that any layout can start from",
+        "example:\n  %(prog)s jetmoe-8b checkpoints/jetmoe-8b",
+        _convert_from_hf,
+        _FROM_HF,
     )
-    from_hf.add_argument("folder", type=Path, help="with config.json and safetensors")
-    from_hf.add_argument("out", type=Path, help="the checkpoint to write")
-    from_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="default: as stored")
-    from_hf.set_defaults(run=_convert_from_hf)
+    from_hf.add_argument("folder", type=Path, metavar="FOLDER", help="with config.json and safetensors")
+    from_hf.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
+    from_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the tensors; default: as stored")
 
-    verify = directions.add_parser(
+    verify = add_command(
+        directions,
         "verify",
-        help="compare two models; exit status 1 if they differ",
-        epilog="example: jetmoe convert verify runs/quickstart runs/quickstart/hf --logits",
+        "compare two models; exit status 1 if they differ",
+        "example:\n  %(prog)s runs/quickstart runs/quickstart/hf --logits",
+        _convert_verify,
+        _VERIFY,
     )
     for name in ("a", "b"):
-        verify.add_argument(name, type=Path, help=f"a Hugging Face folder, {a_checkpoint}")
+        verify.add_argument(name, type=Path, metavar=name.upper(), help=f"a Hugging Face folder, {a_checkpoint}")
     verify.add_argument("--logits", action="store_true", help="compare logits, in fp32 through transformers")
-    verify.add_argument("--tokens", help="the sequence to compare logits on, as 1,2,3; default: random ones")
-    verify.add_argument("--tolerance", type=float, help="largest difference; default: 0, and 1e-5 for logits")
-    verify.set_defaults(run=_convert_verify)
+    verify.add_argument(
+        "--tokens", metavar="IDS", help="the sequence to compare logits on, as 1,2,3; default: random ones"
+    )
+    verify.add_argument(
+        "--tolerance", type=float, metavar="X", help="largest difference; default: 0, and 1e-5 for logits"
+    )
 
 
 def _convert_to_hf(arguments: argparse.Namespace) -> int:
@@ -135,7 +193,7 @@ def _convert_to_hf(arguments: argparse.Namespace) -> int:
     checkpoint = _checkpoint(arguments.checkpoint)
     with _progress_bar() as progress:
         convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer, progress=progress)
-    print(f"{checkpoint} -> {arguments.out}")
+    say(f"{checkpoint} -> {arguments.out}")
     return 0
 
 
@@ -144,7 +202,7 @@ def _convert_from_hf(arguments: argparse.Namespace) -> int:
 
     with _progress_bar() as progress:
         convert_from_hf(arguments.folder, arguments.out, arguments.dtype, progress)
-    print(f"{arguments.folder} -> {arguments.out}")
+    say(f"{arguments.folder} -> {arguments.out}")
     return 0
 
 
@@ -159,7 +217,7 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
         with _progress_bar() as progress:
             comparison = compare_tensors(a, b, progress)
         tolerance = 0.0
-    print(comparison)
+    say(comparison)
     return 0 if comparison.within(tolerance if arguments.tolerance is None else arguments.tolerance) else 1
 
 
@@ -169,7 +227,7 @@ def _checkpoint(path: Path) -> Path:
 
     checkpoint, damage = newest_whole_of(path)
     if damage:
-        print(f"warning: {damage}", file=sys.stderr)
+        say(f"warning: {damage}", sys.stderr)
     return checkpoint
 
 
@@ -195,11 +253,10 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
-    report = commands.add_parser(
-        "report", help="what a run did, in a table", epilog="example: jetmoe report runs/quickstart"
+    report = add_command(
+        commands, "report", "print what a run did", "example:\n  %(prog)s runs/quickstart", _report, _REPORT
     )
-    report.add_argument("run_folder", type=Path)
-    report.set_defaults(run=_report)
+    report.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="output_dir of the run")
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,9 @@
 """Exit statuses of a run, and the errors that are the user's to mend."""
 
 from data_tools.errors import InputError
+from data_tools.printing import printable
+
+__all__ = ["InputError", "SharedError", "UserError", "printable"]
 
 EXIT_NOT_SAVED = 1  # trained, but the last checkpoint could not be written
 EXIT_BAD_INPUT = 2

@@ -8,7 +8,7 @@ data=data/quickstart
 run=runs/quickstart
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-true}"
 
-step() { printf '\n== %s\n$ %s\n' "$1" "${*:2}"; "${@:2}"; }
+step() { printf '\n== %s\n$%s\n' "$1" "$(printf ' %q' "${@:2}")"; "${@:2}"; }
 
 if [ ! -e "$data/done" ]; then
     step "Corpus: the standard library's source (code) and its docstrings (prose)" \
@@ -24,7 +24,7 @@ if [ ! -e "$data/done" ]; then
     touch "$data/done"
 fi
 step "Training: both phases" \
-    torchrun --nproc-per-node 2 pretrain_jetmoe.py configs/quickstart/run.yaml
+    scripts/torchrun_local.sh 2 configs/quickstart/run.yaml
 rm -rf "$run/hf"
 step "Hugging Face model" jetmoe convert to-hf "$run" "$run/hf"
 step "A sample, by plain transformers" python scripts/sample_hf.py "$run/hf" "def read_file(path):"

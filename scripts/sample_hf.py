@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     if not any(arguments.folder.glob("tokenizer*")):
         parser.error(f"{arguments.folder}: it has no tokenizer: give `jetmoe convert to-hf` one with --tokenizer")
     warnings.filterwarnings("ignore")
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(arguments.folder)
     model = AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)
     torch.manual_seed(0)

@@ -29,8 +29,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_text(re.sub(r"tokens: \d+", f"tokens: {tokens}", path.read_text()))
     run_file = root / "configs/quickstart/run.yaml"
     run_file.write_text(run_file.read_text().replace("warmup_tokens: 1e6", "warmup_tokens: 60e3"))
-    result = command("bash", "scripts/quickstart.sh", cwd=root, timeout=400)
+    # With the warnings that a user would see.
+    result = command("env", "-u", "PYTHONWARNINGS", "bash", "scripts/quickstart.sh", cwd=root, timeout=400)
     (root / "output.txt").write_text(result.stdout)
+    (root / "errors.txt").write_text(result.stderr)
     assert result.returncode == 0, result.stderr[-2000:]
     return root
 
@@ -42,7 +44,8 @@ def test_quickstart(copy: Path) -> None:
     assert records[-1]["held_out_loss"] < records[0]["lm_loss"] - 1.0
     for line in ("steps", "from code", "from prose", "first loss", "held-out loss", "Hugging Face"):
         assert line in output
-    assert "def read_file(path):" in output  # the sample begins with its prompt
+    assert "\ndef read_file(path):" in output  # the sample begins with its prompt
+    assert "built " not in output and (copy / "errors.txt").read_text() == ""  # nothing that nobody asked for
     assert (copy / "runs/quickstart/hf/tokenizer.json").is_file()
 
 
@@ -62,6 +65,17 @@ def test_readme_commands(copy: Path) -> None:
             ["bash", "-c", line], cwd=copy, env=environment(), capture_output=True, text=True, timeout=300
         )
         assert result.returncode == 0, f"{line}\n{result.stderr[-2000:]}"
+
+
+def test_a_typing_error_in_a_readme_command_is_one_line() -> None:
+    """What a user is shown must not answer with a launcher's traceback."""
+    commands = [line for line in readme_commands() if "configs/quickstart/run.yaml" in line and "data" not in line]
+    assert len(commands) >= 3
+    for line in commands:
+        result = command("bash", "-c", f"{line} optimizer.max_lrr=1")
+        assert result.returncode == 2, line
+        assert result.stderr.endswith("optimizer.max_lrr: unknown key; did you mean 'max_lr'?\n"), line
+        assert result.stderr.count("\n") == 1, line
 
 
 @pytest.mark.parametrize("target", ["quickstart", "test", "test-all", "check"])

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import stat
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from jetmoe_megatron.checkpoint.folder import newest, published
 from jetmoe_megatron.errors import UserError
 
 CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; written last
+COMPANIONS = "hf"  # in a checkpoint made of a Hugging Face model: its config and tokenizer; no other has a folder
 METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
 _SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
 _BLOCK = 2**22
-_Name = Annotated[str, Field(pattern=r"^[^/\x00]+$")]  # of a file in the folder
+_Name = Annotated[str, Field(pattern=rf"^({COMPANIONS}/)?[^/\p{{C}}\p{{Zl}}\p{{Zp}}]+$")]  # can be named in a line
 # A file that is not there, or not a file, is damage. One that cannot be read now may be whole.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _List = TypeAdapter(dict[_Name, tuple[Annotated[int, Field(ge=0)], str]])
@@ -29,6 +33,31 @@ def checksum(path: Path) -> tuple[int, str]:
         while block := stream.read(_BLOCK):
             digest.update(block)
         return stream.tell(), digest.hexdigest()
+
+
+def write_checksums(
+    checkpoint: Path, known: Mapping[str, tuple[int, str]] | None = None, without: Collection[str] = ()
+) -> None:
+    """Make the list of all files.
+
+    Args:
+        known: checksums that were taken when their files were written.
+        without: files that will not be there when the checkpoint is whole.
+
+    Raises:
+        UserError: the name of a file cannot be listed.
+    """
+    sums, left_out = dict(known or {}), {CHECKSUMS, *without}
+    for path in checkpoint.rglob("*"):
+        name = path.relative_to(checkpoint).as_posix()
+        if path.is_file() and name not in {*sums, *left_out}:
+            sums[name] = checksum(path)
+    try:
+        _List.validate_python(sums)
+    except ValidationError as error:
+        unlisted = error.errors()[0]["loc"][0]
+        raise UserError(f"{checkpoint}: the name of a file cannot be printed: {unlisted!r}") from None
+    (checkpoint / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))
 
 
 def listed_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
@@ -69,7 +98,9 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
                 return f"{name} has {found.st_size} bytes instead of {size}"
             if not (quick and size > _SMALL) and checksum(path) != (size, digest):
                 return f"{name} is not what was written (its checksum differs)"
-        except _ABSENT as error:
+        except OSError as error:
+            if not isinstance(error, _ABSENT) and error.errno != errno.ENAMETOOLONG:
+                raise
             return f"{name}: {error.strerror}"
     return None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, maybe_load_config
 from megatron.core.dist_checkpointing.strategies import torch as torch_strategies
 from torch.distributed.checkpoint import FileSystemReader, Metadata
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,6 +19,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from jetmoe_megatron.checkpoint.common_state import LoadsSteps
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.errors import UserError
+
+_FORMAT = CheckpointingConfig(sharded_backend="torch_dist", sharded_backend_version=1)
 
 
 def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
@@ -29,6 +32,8 @@ def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         UserError: a file is not what it should be, or a tensor of another shape.
     """
     try:
+        if maybe_load_config(str(path)) != _FORMAT:
+            raise ValueError("metadata.json does not name the format of this program's checkpoints")
         metadata = read_metadata(path)
         # strategies/torch.py:795: no argument asks for another reader.
         torch_strategies._get_filesystem_reader = lambda path, **more: _Reader(path, metadata)

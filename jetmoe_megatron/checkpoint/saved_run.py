@@ -14,6 +14,7 @@ from jetmoe_megatron.config.schema import Batch, Count, Losses, Model, Optimizer
 from jetmoe_megatron.errors import UserError
 
 RUN_FILE = "run.yaml"  # the resolved run
+MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint made of a Hugging Face model, which has weights alone
 PROGRESS_FILE = "progress.json"  # consumed tokens, and what else a resumed run must know
 _NEVER = ("seed", "model", "precision", "batch")  # no option permits these: the position would mean something else
 
@@ -81,8 +82,17 @@ class Progress(Note):
 
 
 def is_of_training(checkpoint: Path) -> bool:
-    """Not made of a Hugging Face model, which has weights alone. One of its files may be missing."""
-    return any((checkpoint / name).exists() for name in (RUN_FILE, PROGRESS_FILE, CHECKSUMS))
+    """Not made of a Hugging Face model. Some of its files may be missing: then its checksums tell."""
+    if any((checkpoint / name).exists() for name in (RUN_FILE, PROGRESS_FILE)):
+        return True
+    return (checkpoint / CHECKSUMS).exists() and not (checkpoint / MODEL_FILE).exists()
+
+
+def without_checksums(checkpoint: Path) -> str | None:
+    """A warning if nobody can tell whether it is whole: `jetmoe convert from-hf` has not always listed its files."""
+    if (checkpoint / CHECKSUMS).exists():
+        return None
+    return f"{checkpoint}: has no {CHECKSUMS}, so that damage in it may not be noticed"
 
 
 def other_run(path: Path, run: Run, sections: Iterable[str] = SavedRun.model_fields) -> str | None:

@@ -43,7 +43,7 @@ from jetmoe_megatron.checkpoint.folder import (
     retain,
     unfinished_path,
 )
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
+from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum, write_checksums
 from jetmoe_megatron.checkpoint.loading import in_short, load_state
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.optimizer_state import (
@@ -263,8 +263,7 @@ def _collect_checksums(folder: Path) -> None:
         os.remove(part)
     if lost := written - sums.keys():
         raise OSError(0, f"{min(lost)} is not there")
-    sums |= {path.name: checksum(path) for path in folder.iterdir() if path.name not in sums}
-    (folder / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))
+    write_checksums(folder, sums)
 
 
 def _read_json(file: Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.errors import UserError, printable
 
 _Sections = TypeVar("_Sections", bound=BaseModel)
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
@@ -185,8 +184,6 @@ def _expand(node: Any, where: str = "") -> Any:
         return [_expand(value, f"{where}.{i}") for i, value in enumerate(node)]
     if not isinstance(node, str):
         return node
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in node):
-        raise UserError(f"{where or 'the run'}: {node!r} holds a control character, or half a character")
 
     def value_of(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
@@ -194,6 +191,8 @@ def _expand(node: Any, where: str = "") -> Any:
         return os.environ[match[1]]
 
     text = re.sub(r"\$\{(\w+)\}", value_of, node)
+    if printable(text) != text:
+        raise UserError(f"{where or 'the run'}: {text!r} holds a control character, an invisible one, or half of one")
     return os.path.expanduser(text) if text.startswith("~/") else text
 
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_tools.printing import say
+
 # Ignores the signals that stop a run, of which a batch system sends one to every process of the job.
 _UNSTOPPED = ["/bin/sh", "-c", 'trap "" TERM INT HUP USR1; exec "$@"', "sh"]
 _ROOT = Path(__file__).parents[2]  # where the package lies, also when it is not installed
@@ -71,7 +73,7 @@ def _tokens(path: Path) -> int:
 
 def _warn(out: Path, error: Exception) -> None:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    print(f"warning: {out}: not exported: {reason}", file=sys.stderr, flush=True)
+    say(f"warning: {out}: not exported: {reason}", sys.stderr)
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ alone, which are of whole files.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,9 +22,10 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, METADATA, find_damage
+from data_tools.printing import say
+from jetmoe_megatron.checkpoint.integrity import COMPANIONS, METADATA, find_damage
 from jetmoe_megatron.checkpoint.metadata import read_metadata
-from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
+from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE, without_checksums
 from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.schema import Model
@@ -33,9 +35,6 @@ from jetmoe_megatron.convert.names import Weight, weights
 from jetmoe_megatron.convert.safetensors_file import as_bytes
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
-
-MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint that comes from a Hugging Face folder
-COMPANIONS = "hf"  # there, the config and the tokenizer that it came with
 
 
 class MegatronFolder:
@@ -51,7 +50,7 @@ class MegatronFolder:
     def __init__(self, path: Path, check: bool = True) -> None:
         """
         Args:
-            check: hold all files against their checksums first, where there are any.
+            check: hold all files against their checksums first, or warn that there are none.
 
         Raises:
             UserError: this is not a whole checkpoint, or damaged, or of another shape than its run says.
@@ -62,7 +61,9 @@ class MegatronFolder:
         self.weights = weights(self.model)
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
-        if check and (path / CHECKSUMS).exists() and (damage := _find_damage(path)):
+        if check and (warning := without_checksums(path)):
+            say(f"warning: {warning}", sys.stderr)
+        elif check and (damage := _find_damage(path)):
             raise UserError(f"{path}: is damaged: {damage}")
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:

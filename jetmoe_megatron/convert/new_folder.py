@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jetmoe_megatron.checkpoint.folder import check_room
 from jetmoe_megatron.errors import UserError
 
-_MARK = ".unfinished"  # in a folder that may be removed
+UNFINISHED = ".unfinished"  # in a folder that may be removed
 
 
 @contextmanager
@@ -29,11 +30,9 @@ def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _claimed(aside):
             try:
-                free = shutil.disk_usage(aside).free
-                if free < nbytes:
-                    raise UserError(f"{path}: needs {nbytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free")
+                check_room(aside, nbytes)
                 yield aside
-                (aside / _MARK).unlink()
+                (aside / UNFINISHED).unlink()
                 aside.rename(path)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -53,11 +52,11 @@ def _claimed(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 raise UserError(f"{folder}: another process is writing there; wait for it") from None
         left = sorted(folder.iterdir())
-        if left and folder / _MARK not in left:
+        if left and folder / UNFINISHED not in left:
             raise UserError(f"{folder}: is where this would be written, and not of this program: move it away")
-        (folder / _MARK).touch()
+        (folder / UNFINISHED).touch()
         for path in left:
-            if path.name != _MARK:
+            if path.name != UNFINISHED:
                 (shutil.rmtree if path.is_dir() else os.remove)(path)
         yield
     finally:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from data_tools.printing import say
+from jetmoe_megatron.checkpoint.integrity import COMPANIONS
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import write_json
-from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MegatronFolder
+from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import INDEX, as_bytes, index_json, nbytes, split_into_shards
 from jetmoe_megatron.convert.streaming import Progress, ahead, cast, choose_dtype, no_progress, one_thread
@@ -67,11 +69,10 @@ def write_hf_folder(
             if tokenizer == source.path / COMPANIONS or is_read_alike(tokenizer):
                 copy_tokenizer(tokenizer, aside)
             else:
-                print(
+                say(
                     f"warning: {tokenizer}: not copied, as transformers reads this SentencePiece model otherwise than "
                     "training has: give --tokenizer a folder that has it as tokenizer.json",
-                    file=sys.stderr,
-                    flush=True,
+                    sys.stderr,
                 )
             special = special_tokens(tokenizer) or special
         name = str(dtype).removeprefix("torch.")

@@ -20,9 +20,9 @@ Build = Callable[[], dict[str, np.ndarray]]
 
 
 class IndexCache:
-    def __init__(self, root: Path, report: Callable[[str], None] = lambda line: None) -> None:
-        """report: is told of each key that is built, once it is."""
-        self.root, self.report = root, report
+    def __init__(self, root: Path, report: Callable[[str], None] = lambda line: None, from_seconds: float = 0) -> None:
+        """report: is told of each key that was built and took `from_seconds` or more."""
+        self.root, self.report, self.from_seconds = root, report, from_seconds
 
     def __contains__(self, key: str) -> bool:
         return (self.root / key).is_dir()
@@ -42,7 +42,9 @@ class IndexCache:
                     np.save(stream, array, allow_pickle=False)
                     sync(stream)
             os.rename(aside, path)
-            self.report(f"built {path} in {time.perf_counter() - started:.1f} s")
+            seconds = time.perf_counter() - started
+            if seconds >= self.from_seconds:
+                self.report(f"built {path} in {seconds:.1f} s")
         except MemoryError as error:
             raise UserError(f"data.cache: {path} does not fit into memory: {error}") from error
         except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.integrity import newest_whole
-from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.errors import UserError, printable
 from jetmoe_megatron.monitor.jsonl import each_record
 
 
@@ -21,12 +21,13 @@ def report(folder: Path) -> str:
         raise UserError(f"{metrics}: no steps recorded; is {folder} a run folder?")
     try:
         rows = _numbers(first, records)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # of whole numbers beyond every float
         raise UserError(f"{metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
     checkpoint, exported = newest_whole(folder / "checkpoints"), folder / "hf"
     rows += [("checkpoint", str(checkpoint))] if checkpoint else []
     rows += [("Hugging Face", str(exported))] if exported.is_dir() else []
     rows.append(("metrics", str(metrics)))
+    rows = [(printable(name), printable(value)) for name, value in rows]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.integrity import METADATA, find_damage, newest_whole, newest_whole_of
-from jetmoe_megatron.checkpoint.saved_run import is_of_training, other_run, read_progress, read_saved_run
+from jetmoe_megatron.checkpoint.saved_run import (
+    is_of_training,
+    other_run,
+    read_progress,
+    read_saved_run,
+    without_checksums,
+)
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.layout import phase_steps
 from jetmoe_megatron.config.load import parse_yaml
@@ -72,7 +78,7 @@ def source_of(path: str) -> Path:
         print(f"warning: start_from: {damage}", file=sys.stderr, flush=True)
     if not source.is_dir():
         raise UserError(f"start_from: {source}: no such folder")
-    if is_of_training(source):
+    if is_of_training(source) or without_checksums(source) is None:
         if damage := find_damage(source, quick=True):
             raise UserError(f"start_from: {source} is damaged: {damage}")
         return source

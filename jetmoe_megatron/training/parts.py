@@ -49,7 +49,7 @@ class Parts:
     def build(cls, run: Run, layout: Layout, start: Start, step: int) -> Parts:
         """All ranks call it. step: how many are done."""
         folder, rank = RunFolder(run), torch.distributed.get_rank()
-        cache = IndexCache(folder.data_cache, report=partial(print, flush=True))
+        cache = IndexCache(folder.data_cache, report=partial(print, flush=True), from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout))
         optimizer = build_optimizer(run, model)
         if start.checkpoint:

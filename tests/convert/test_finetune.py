@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from data_tools.tokenizer import train_bpe
-from examples.finetune_hf import JetMoeTrainer, RouterLosses, main
+from examples.finetune_hf import JetMoeTrainer, RouterLosses, build_parser, main
 from jetmoe_megatron.convert.from_hf import convert_from_hf
 from jetmoe_megatron.convert.names import LAYER
 from jetmoe_megatron.convert.to_hf import convert_to_hf
@@ -51,6 +51,14 @@ def test_losses_and_router_gradients_are_those_of_pretraining(save: Callable[...
                 gradient = mine[f"decoder.layers.{i}.{name.megatron}"].main_grad
                 truth = theirs[f"model.layers.{i}.{name.hugging_face}"].grad
                 assert (gradient - truth).abs().max() < 1e-5 * truth.abs().max()
+
+
+def test_every_option_is_explained() -> None:
+    for action in build_parser()._actions:
+        assert action.help, action.dest
+        if action.option_strings[:1] and action.default not in (None, "==SUPPRESS=="):
+            shown = action.help.rpartition("(")[2].rstrip(")")
+            assert type(action.default)(shown) == action.default
 
 
 def test_padding_does_not_count(saved: Saved, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from data_tools.tokenizer import train_bpe
+from jetmoe_megatron.checkpoint.saved_run import is_of_training
 from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.from_hf import convert_from_hf
 from jetmoe_megatron.convert.to_hf import convert_to_hf
@@ -212,6 +214,75 @@ def test_command(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (result.returncode, result.stdout, result.stderr) == (0, output, "")
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/checkpoint: exists already")
+
+
+@pytest.fixture
+def with_tokenizer(released: Path, tmp_path: Path) -> Path:
+    """A checkpoint that has all that one can have."""
+    (tmp_path / "text.txt").write_text("one two three " * 50)
+    train_bpe([tmp_path / "text.txt"], 270, tmp_path / "tokenizer")
+    for file in (tmp_path / "tokenizer").iterdir():
+        file.rename(released / file.name)
+    convert_from_hf(released, tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def test_one_flipped_byte_in_any_file_is_refused(
+    with_tokenizer: Path, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By to-hf and by verify; a file that is lost likewise."""
+    checkpoint = with_tokenizer
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    assert len(files) > 8 and checkpoint / "hf/tokenizer.json" in files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        for damaged in (content, None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            if damaged is None and file.name == "checksums.json":
+                continue  # as of an earlier version
+            for arguments in (["to-hf", checkpoint, tmp_path / "out"], ["verify", checkpoint, released]):
+                assert main(["convert", *map(str, arguments)]) == 2, (file, damaged)
+                assert capsys.readouterr().err.startswith(f"error: {checkpoint}")
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    assert not (tmp_path / "out").exists()
+    assert compare_tensors(checkpoint, released).different == 0
+
+
+def test_a_checkpoint_of_an_earlier_version_has_a_warning(
+    with_tokenizer: Path, released: Path, tmp_path: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (with_tokenizer / "checksums.json").unlink()
+    warning = f"{with_tokenizer}: has no checksums.json, so that damage in it may not be noticed\n"
+    assert main(["convert", "to-hf", str(with_tokenizer), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err == f"warning: {warning}"
+    assert main(["convert", "verify", str(with_tokenizer), str(released)]) == 0
+    assert capsys.readouterr().err == f"warning: {warning}"
+    tree = small_run(tmp_path, data, start_from=str(with_tokenizer), schedule={})
+    result = pretrain(1, write_run(tmp_path, tree | {"model": str(with_tokenizer / "model.yaml")}), "debug.max_steps=1")
+    assert (result.returncode, result.stderr) == (0, f"warning: start_from: {warning}")
+
+
+def test_the_list_of_checksums_makes_it_no_checkpoint_of_a_training(with_tokenizer: Path, saved: Saved) -> None:
+    """It is weights alone; one of a training that has lost its run and its progress is not."""
+    assert not is_of_training(with_tokenizer)
+    (with_tokenizer / "model.yaml").unlink()
+    assert is_of_training(with_tokenizer)  # damaged, as its checksums say
+    assert is_of_training(saved.checkpoint)
+    for lost in (["run.yaml"], ["progress.json"], ["run.yaml", "progress.json"], ["run.yaml", "checksums.json"]):
+        copy = with_tokenizer.with_name("_".join(lost))
+        shutil.copytree(saved.checkpoint, copy)
+        for name in lost:
+            (copy / name).unlink()
+        assert is_of_training(copy)
+
+
+def test_a_name_that_cannot_be_listed(released: Path, tmp_path: Path) -> None:
+    (released / "tokenizer\x1b.json").write_text("{}")
+    with pytest.raises(UserError, match="the name of a file cannot be printed: 'hf/tokenizer.x1b.json'"):
+        convert_from_hf(released, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_one_file_and_the_index_of_an_older_save(released: Path, tmp_path: Path) -> None:

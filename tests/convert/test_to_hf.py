@@ -7,9 +7,9 @@ import os
 import pickle
 import shutil
 import sys
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from torch.distributed import checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_tools.tokenizer import train_bpe
+from jetmoe_megatron.checkpoint.integrity import write_checksums
 from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from jetmoe_megatron.convert.verify import compare_tensors
@@ -235,6 +236,7 @@ def test_values_without_a_place(
     content = file.read_bytes()
     assert content.count(norm) == 1
     file.write_bytes(content.replace(norm, torch.tensor([value]).numpy().tobytes() + norm[4:]))
+    write_checksums(tmp_path / "checkpoint")
     with pytest.raises(UserError) as refusal:
         convert_to_hf(tmp_path / "checkpoint", tmp_path / "hf", dtype)
     assert str(refusal.value) == message
@@ -248,9 +250,9 @@ def test_missing_tokenizer_is_refused_before_work(saved: Saved, tmp_path: Path) 
 
 
 def test_a_disk_too_small_is_refused_before_work(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 9 * 10**5, 10**5))
-    with pytest.raises(UserError, match=r"hf: needs 0.0 GB, the disk has 0.0 GB free"):
+    full = SimpleNamespace(f_files=0, f_favail=0, f_bavail=10, f_frsize=100)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    with pytest.raises(UserError, match=r"hf: [\d.]+ kB are needed, 1 kB are free"):
         convert_to_hf(saved.checkpoint, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,7 +1,10 @@
 """The commands as a user runs them: exit status, and one line on stderr."""
 
 import argparse
+import gzip
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_tools.cli import add_parser
 from data_tools.errors import InputError
-from data_tools.indexed import read_index
+from data_tools.indexed import IndexedWriter, read_index
 
 COMMAND = [sys.executable, "-m", "data_tools"]
 # The same with shards of a megabyte, the first of which is soon done.
@@ -93,9 +97,56 @@ def test_an_interrupt_keeps_what_is_done(running: subprocess.Popen[bytes], tmp_p
     _, errors = running.communicate(timeout=120)
     assert time.monotonic() - sent < 20  # and not when all is done
     assert running.returncode == 130
-    assert errors.startswith(f"note: {tmp_path}/out.partial keeps ".encode())
-    assert errors.endswith(b" documents; the same command goes on from there\n") and errors.count(b"\n") == 1
+    said = r"stopped: ([1-9]\d*) documents are done, up to file 1 of 1, and kept in (.*); run the same command again to"
+    match = re.fullmatch(said + " continue\n", errors.decode())
+    assert match is not None, errors
+    state = json.loads((tmp_path / "out.partial/state.json").read_text())
+    assert (int(match[1]), match[2]) == (state["documents"], f"{tmp_path}/out.partial")
     assert "out.bin" not in tree(tmp_path)
+
+
+def interrupted(arguments: list[str | Path], started: Callable[[], bool]) -> tuple[int, str]:
+    """The exit status and stderr of a command that gets a Ctrl-C once it has started to write."""
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
+    deadline = time.monotonic() + 60
+    while not started():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+@pytest.mark.parametrize("command", ["tokenize", "tokenizer", "merge", "split"])
+def test_an_interrupt_before_anything_is_kept(
+    command: str, tmp_path: Path, corpus: Path, tokenizer_dir: Path, tree: Tree
+) -> None:
+    """One line says so, and it is true."""
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress(corpus.read_bytes() * 100, 1))  # one part, and so none done
+    for name in "ab":
+        with IndexedWriter(tmp_path / name, np.uint16) as writer:
+            writer.add_documents(np.full(50_000_000, 5, np.uint16), [1000] * 50_000)
+    before = tree(tmp_path)
+    arguments: dict[str, list[str | Path]] = {
+        "tokenize": [tmp_path / "in.jsonl.gz", "--tokenizer", tokenizer_dir, "--output", tmp_path / "out"],
+        "tokenizer": [tmp_path / "in.jsonl.gz", "--vocab-size", "4000", "--output", tmp_path / "out"],
+        "merge": [tmp_path / "a", tmp_path / "b", "--output", tmp_path / "out"],
+        "split": [tmp_path / "a", "--train", tmp_path / "c", "--held-out", tmp_path / "d", "--fraction", "0.5"],
+    }
+    began = time.monotonic()
+
+    def started() -> bool:
+        if command == "tokenizer":  # which writes at its end alone
+            return time.monotonic() > began + 1
+        files = tmp_path.glob("out.partial/parts-*/*" if command == "tokenize" else "*.tmp-*")
+        return any(file.stat().st_size for file in files)
+
+    status, errors = interrupted([command, *arguments[command]], started)
+    assert (status, errors) == (130, "stopped: nothing was written\n")
+    assert tree(tmp_path) == before
 
 
 def test_a_second_process_is_refused(running: subprocess.Popen[bytes], tmp_path: Path, tokenizer_dir: Path) -> None:

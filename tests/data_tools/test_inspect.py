@@ -17,6 +17,7 @@ from data_tools import indexed
 from data_tools.errors import InputError
 from data_tools.indexed import read_index, write_index
 from data_tools.inspect import inspect
+from data_tools.printing import printable_lines
 from data_tools.tokenizer import load_tokenizer
 from tests.data_tools.support import SENTENCES, Documents, by_hand, by_megatron, parse, random_documents
 
@@ -114,7 +115,8 @@ def test_any_document_is_decoded(encoded: Path, tokenizer_dir: Path, texts: list
             assert document["sequences"] == lengths
             status, out, err = command("inspect", encoded, *options)
             assert (status, err) == (0, "")
-            assert out == f"document {number}: {lengths[0]} + {lengths[1]} tokens\n\n{text}</s>\n"
+            shown = printable_lines(text)  # what could act on the terminal is spelled out
+            assert out == f"document {number}: {lengths[0]} + {lengths[1]} tokens\n\n{shown}</s>\n"
 
 
 def test_documents_that_cannot_be_decoded(tmp_path: Path, tokenizer_dir: Path, command: Command) -> None:

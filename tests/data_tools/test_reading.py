@@ -10,10 +10,12 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
+from data_tools import batch as batches
 from data_tools import reading, shards
 from data_tools.errors import InputError
 from data_tools.reading import Batch, read_texts
 from data_tools.shards import Shard, cut
+from data_tools.tokenizer import train_bpe
 
 Packer = Callable[[bytes], bytes]
 PACKERS: dict[str, Packer] = {"gzip": gzip.compress, "zstd": zstandard.ZstdCompressor().compress}
@@ -53,7 +55,7 @@ def table(path: Path, **columns: object) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     def set_sizes(shard_bytes: int, batch_bytes: int) -> None:
         monkeypatch.setattr(shards, "SHARD_BYTES", shard_bytes)
-        monkeypatch.setattr(reading, "_BATCH_BYTES", batch_bytes)
+        monkeypatch.setattr(batches, "BATCH_BYTES", batch_bytes)
         monkeypatch.setattr(reading, "_PACKED_BYTES", batch_bytes)
 
     return set_sizes
@@ -216,13 +218,73 @@ def test_a_broken_table_is_a_problem(tmp_path: Path) -> None:
     path.write_bytes(whole[:-20])
     (problem,) = problems_of(path)
     assert problem.startswith("0: not readable as Parquet (")
-    damaged = bytearray(whole)
-    middle = len(whole) // 4
-    damaged[middle : middle + 40] = bytes(40)
-    path.write_bytes(damaged)
-    texts = [text for *_, texts, _ in read(path) for text in texts]
+    assert problem.endswith("; the whole file is left out")
+    footer = bytearray(whole)
+    at = footer.index(b"text", len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"))
+    footer[at] = 0xFF  # a name of a column that is no UTF-8
+    path.write_bytes(footer)
     (problem,) = problems_of(path)
-    assert problem.startswith(f"{len(texts) + 1}: ") and len(texts) < 9 and "\n" not in problem
+    assert problem.startswith("0: not readable as Parquet (")
+
+
+WRITERS: dict[str, dict[str, object]] = {
+    "plain": {"compression": "none", "use_dictionary": False},
+    "dictionary": {"compression": "none", "use_dictionary": True},
+    "snappy": {"compression": "snappy", "use_dictionary": False},
+    "zstd": {"compression": "zstd", "use_dictionary": False, "data_page_version": "2.0"},
+    "checksums": {"compression": "none", "use_dictionary": False, "write_page_checksum": True},
+}
+
+
+def damaged_table(path: Path, **writer: object) -> list[str]:
+    """Five groups of 200 rows, the third with a broken page in the column `text`; returns all texts."""
+    texts = [f"{i} {'word ' * (i % 20)}" for i in range(1000)]
+    columns = {"id": list(range(1000)), "text": texts, "more": texts[::-1]}
+    parquet.write_table(
+        pyarrow.table(columns), path, row_group_size=200, data_page_size=1000, write_batch_size=20, **writer
+    )
+    column = parquet.ParquetFile(path).metadata.row_group(2).column(1)
+    content = bytearray(path.read_bytes())
+    at = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size * 2 // 3
+    content[at : at + 150] = b"\xff" * 150
+    path.write_bytes(content)
+    return texts
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("shard_bytes", [1, 1 << 24])
+def test_a_damaged_page_loses_the_rest_of_its_row_group(
+    tmp_path: Path, small: Callable[[int, int], None], writer: str, shard_bytes: int
+) -> None:
+    """Whether its group is read alone or with others. Every row that is lost is counted."""
+    small(shard_bytes, 1 << 20)
+    path = tmp_path / "a.parquet"
+    texts = damaged_table(path, **WRITERS[writer])
+    found = [batch for shard in cut([path]) for batch in read_texts(shard, "text")]
+    kept = [text for batch in found for text in batch.texts]
+    lost = sum(batch.lost for batch in found)
+    assert sum(batch.lines for batch in found) == 1000 and len(kept) + lost == 1000
+    assert 1 <= lost <= 200 and kept == texts[: 600 - lost] + texts[600:]
+    *cells, problem = problems_of(path)  # a text that is half damaged is a problem of its own
+    rows = lost - len(cells)
+    assert problem.startswith(f"{601 - rows}: not readable as Parquet (") and "\n" not in problem
+    assert problem.endswith(f"): {rows} rows, to the end of row group 3 of 5")
+
+
+def test_what_comes_before_a_damaged_page_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    damaged_table(path, **WRITERS["snappy"])
+    (problem,) = problems_of(path)
+    assert 401 < int(problem.partition(":")[0]) < 601
+
+
+def test_a_tokenizer_is_not_trained_on_a_damaged_table(tmp_path: Path) -> None:
+    damaged_table(tmp_path / "a.parquet", **WRITERS["snappy"])
+    with pytest.raises(
+        InputError, match=r"a\.parquet:\d+: .*rows, to the end of row group 3 of 5; mend it or leave it out"
+    ):
+        train_bpe([tmp_path / "a.parquet"], 300, tmp_path / "bpe")
+    assert not (tmp_path / "bpe").exists()
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

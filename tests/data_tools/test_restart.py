@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 
 from data_tools import shards
@@ -142,11 +144,13 @@ def test_an_interrupted_run_goes_on(
     def run(prefix: Path, **options: object) -> None:
         tokenize([source], prefix, tokenizer_dir, on_error="skip", report=messages.append, **options)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path / "out", progress=interrupt)
-    assert messages[-1] == (
-        f"note: {tmp_path}/out.partial keeps {seen[-1]} documents; the same command goes on from there"
+    assert str(stopped.value) == (
+        f"{seen[-1]} documents are done, up to file 1 of 1, and kept in {tmp_path}/out.partial; "
+        "run the same command again to continue"
     )
+    assert not messages or not messages[-1].startswith("note: ")
     assert not (tmp_path / "out.bin").exists()
     for kind in ("bin", "lengths", "skipped"):  # what a kill leaves behind that was not saved
         with open(tmp_path / "out.partial" / kind, "ab") as stream:
@@ -214,6 +218,41 @@ def test_a_run_that_failed_goes_on_by_skipping(
     assert any("going on after" in message for message in messages)
     tokenize([path], tmp_path / "want", tokenizer_dir, on_error="skip", report=quiet)
     assert content(tmp_path / "out") == content(tmp_path / "want")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_lost_of_a_table_are_counted_alike_over_restarts(
+    tmp_path: Path, tokenizer_dir: Path, small_shards: None, workers: int
+) -> None:
+    """Two damaged groups of 200 rows have one line each in the list."""
+    path = tmp_path / "in.parquet"
+    texts = [f"{i} {random.Random(i).random()}" for i in range(10_000)]
+    pq.write_table(pyarrow.table({"text": texts}), path, row_group_size=200, use_dictionary=False, compression="none")
+    damaged, content_of = (7, 30), bytearray(path.read_bytes())
+    for group in damaged:
+        at = pq.ParquetFile(path).metadata.row_group(group).column(0).data_page_offset
+        content_of[at : at + 20] = b"\xff" * 20
+    path.write_bytes(content_of)
+    messages: list[str] = []
+    seen = 0
+
+    def interrupt(stats: Stats) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            raise KeyboardInterrupt
+
+    def run(**options: object) -> Stats:
+        arguments = {"on_error": "skip", "workers": workers, "report": messages.append, **options}
+        return tokenize([path], tmp_path / "out", tokenizer_dir, **arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=interrupt)
+    stats = run()
+    assert (stats.documents, stats.skipped) == (9_600, 400)
+    listed = (tmp_path / "out.skipped.txt").read_text().splitlines()
+    assert [line.partition(": ")[0] for line in listed] == [f"{path}:{200 * group + 1}" for group in damaged]
+    assert [f"skipped: {line}" for line in listed] == [line for line in messages if line.startswith("skipped")]
 
 
 def test_nothing_stays_where_there_is_no_document(

@@ -121,6 +121,12 @@ TEXTS = [
     _text("a number of 5000 digits", lambda text: text + f"seed: {'9' * 5000}\n", INVALID),
     _text("a zero byte in a path", lambda text: text.replace('/run"', "") + 'tokenizer: "a\\0b"\n', "tokenizer: "),
     _text("a line end in a path", lambda text: text + 'tokenizer: "a\\nb"\n', "tokenizer: .*control character"),
+    _text("a name that turns around", lambda text: text.replace("name: small", 'name: "\\u202e"', 1), "name: .*u202e"),
+    _text(
+        "a name with nothing to see", lambda text: text.replace("name: small", 'name: "a\\u200b"', 1), "name: .*u200b"
+    ),
+    _text("a line separator as key", lambda text: text + '"a\\u2028b": 1\n', r"run\.yaml: .*a\\u2028b"),
+    _text("an escape sequence as key", lambda text: text + '"a\\e[2J": 1\n', r"run\.yaml: .*x1b"),
     _text("half a character", lambda text: text.replace("name: small", 'name: "\\ud800"', 1), "name: .*character"),
     _text("half a character as key", lambda text: text + '"\\ud800": 1\n', r"run\.yaml: .*ud800"),
     _text("no output_dir", lambda text: text.replace("output_dir", "output_folder", 1), "output_folder: unknown key"),

@@ -12,7 +12,7 @@ from tests.malformed.world import LONG, Case, Harm, World, given, spoilt, writte
 
 
 def _without_checksums(world: World) -> None:
-    """Who crafts a file can craft a list that fits."""
+    """Who crafts a file can craft a list that fits. A warning says that there is none."""
     (world.checkpoint / "checksums.json").unlink()
 
 
@@ -25,7 +25,7 @@ def _to_hf(name: str, said: str, harm: Harm = lambda world: None, *options: Any,
         more = given(world, options) or [world / "out"]
         return ["jetmoe", "convert", "to-hf", checkpoint, *more]
 
-    return Case(f"to-hf, {name}", make, said)
+    return Case(f"to-hf, {name}", make, said, warns=True)
 
 
 def _run_yaml(text: str | bytes) -> Harm:
@@ -104,7 +104,7 @@ TO_HF = [
     _to_hf(".metadata that leads out", "tokens_1024", _elsewhere(relative_path="../../config.yaml")),
     _to_hf(".metadata that leads to a folder", "tokens_1024", _elsewhere(relative_path="..")),
     _to_hf(".metadata that leads beyond", "distcp: damaged", _elsewhere(offset=2**40)),
-    _to_hf(".metadata of negative places", "distcp: ", _elsewhere(offset=-1)),
+    _to_hf(".metadata of negative places", "metadata does not say where", _elsewhere(offset=-1)),
     _to_hf(".metadata of places in text", "tokens_1024", _elsewhere(offset="x")),
     _to_hf("tensors empty", "distcp: damaged", spoilt("run/checkpoints/tokens_1024/__0_0.distcp", "empty")),
     _to_hf(
@@ -290,7 +290,7 @@ def _verify(name: str, said: str, harm: Harm, *options: Any) -> Case:
         harm(world)
         return ["jetmoe", "convert", "verify", world / "hf", world.checkpoint, *options]
 
-    return Case(f"verify, {name}", make, said)
+    return Case(f"verify, {name}", make, said, warns=True)
 
 
 VERIFY = [

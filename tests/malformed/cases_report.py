@@ -32,6 +32,12 @@ REPORT = [
     _report("other records", '{"epoch": 1}\n'),
     _report("steps alone", '{"step": 1}\n'),
     _report("steps of text", '{"step": "1", "tokens": "2", "lm_loss": "low", "tokens_per_second": "fast"}\n'),
+    _report(
+        "a loss beyond every float", f'{{"step": 1, "tokens": 2, "lm_loss": 1{"0" * 400}, "tokens_per_second": 1}}'
+    ),
+    _report("rates beyond every float", f'{{"step": 1, "tokens": 2, "lm_loss": 1, "tokens_per_second": 1{"0" * 400}}}'),
+    _report("a hostile value", '{"step": 1, "tokens": "\\u001b[2J", "lm_loss": 1, "tokens_per_second": 1}'),
+    Case("report, a hostile name", lambda world: ["jetmoe", "report", world / "a\x1b[2J\nb"], r"a\\x1b\[2J\\nb"),
     _report("deeply nested", "[" * 100_000 + "\n"),
     Case("report, metrics a folder", _metrics_folder, "no steps recorded"),
     Case(

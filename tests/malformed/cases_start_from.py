@@ -9,13 +9,13 @@ from typing import Any
 from tests.malformed.world import NEWEST, Case, World
 
 
-def _start(name: str, make: Callable[[World], Any], said: str, **changes: Any) -> Case:
+def _start(name: str, make: Callable[[World], Any], said: str, warns: bool = False, **changes: Any) -> Case:
     """make: returns the name of what to start from, if it is not the run's checkpoint."""
 
     def arguments(world: World) -> list[Any]:
         return world.branch(make(world) or NEWEST, **changes)
 
-    return Case(f"start_from {name}", arguments, said)
+    return Case(f"start_from {name}", arguments, said, warns=warns)
 
 
 def _folder(*files: str) -> Callable[[World], str]:
@@ -36,9 +36,11 @@ def _good(name: str, path: str = "") -> Callable[[World], str]:
     return make
 
 
-def _converted(file: str, how: str) -> Callable[[World], str]:
+def _converted(file: str, how: str, sealed: bool = True) -> Callable[[World], str]:
     def make(world: World) -> str:
         world.put("converted").spoil(f"converted/{file}", how)
+        if sealed:
+            world.seal(world / "converted")
         return "converted"
 
     return make
@@ -48,8 +50,7 @@ def _crafted(folder: str, file: str) -> Callable[[World], str]:
     def make(world: World) -> str:
         world.put(folder.partition("/")[0])
         world.crafted(f"{folder}/{file}", size=(world / folder / file).stat().st_size)
-        if folder == NEWEST:
-            world.seal()
+        world.seal(world / folder)
         return folder
 
     return make
@@ -58,6 +59,7 @@ def _crafted(folder: str, file: str) -> Callable[[World], str]:
 def _written(file: str, content: str | bytes) -> Callable[[World], str]:
     def make(world: World) -> str:
         world.put("converted").write(f"converted/{file}", content)
+        world.seal(world / "converted")
         return "converted"
 
     return make
@@ -69,6 +71,10 @@ def _flipped_where_it_is_large(world: World) -> str:
     return "wide_run/checkpoints/tokens_256"
 
 
+DAMAGED = "start_from: .*converted is damaged: "
+FILES = ("__0_0.distcp", "common.pt", "metadata.json", ".metadata", "model.yaml", "hf/config.json", "checksums.json")
+
+
 def _with_shape(**changes: Any) -> dict[str, Any]:
     return {f"model__{key}": value for key, value in changes.items()}
 
@@ -78,7 +84,7 @@ CASES = [
     _start("a file", lambda world: world.write("file", "x").name, "start_from: .*file: no such folder"),
     _start("an empty folder", _folder(), "start_from: .*foreign: "),
     _start("a folder of other files", _folder("model.pt", "README.md"), "start_from: .*foreign: "),
-    _start("a folder with an empty .metadata", _folder(".metadata"), "foreign: cannot be loaded: "),
+    _start("a folder with an empty .metadata", _folder(".metadata"), "foreign: cannot be loaded: ", warns=True),
     _start("a data folder", _good("data"), "start_from: .*data: "),
     _start("a Hugging Face folder", _good("hf"), "start_from: .*hf: .*from-hf"),
     _start("a tokenizer", _good("tokenizer"), "start_from: .*tokenizer: "),
@@ -99,7 +105,7 @@ CASES = [
     _start("converted, other layers", _good("converted"), "converted: ", **_with_shape(num_layers=3)),
     _start("converted, another width", _good("converted"), "converted: ", **_with_shape(ffn_hidden_size=64)),
     _start("converted, other experts", _good("converted"), "converted: ", **_with_shape(num_experts=8)),
-    _start("converted, .metadata missing", _converted(".metadata", "missing"), "converted: "),
+    _start("converted, .metadata missing", _converted(".metadata", "missing"), "converted is damaged: .metadata"),
     _start("converted, .metadata empty", _converted(".metadata", "empty"), "converted: "),
     _start("converted, .metadata text", _converted(".metadata", "text"), "converted: "),
     _start("converted, crafted .metadata", _crafted("converted", ".metadata"), "converted: .*mkdir"),
@@ -115,4 +121,6 @@ CASES = [
     _start("converted, common.pt missing", _converted("common.pt", "missing"), "converted: "),
     _start("converted, common.pt empty", _converted("common.pt", "empty"), "converted: "),
     _start("converted, a list for .metadata", _written(".metadata", pickle.dumps([1, 2])), "converted: "),
+    *(_start(f"converted, {file} flipped", _converted(file, "flipped", sealed=False), DAMAGED) for file in FILES),
+    *(_start(f"converted, {file} lost", _converted(file, "missing", sealed=False), DAMAGED) for file in FILES[:-1]),
 ]

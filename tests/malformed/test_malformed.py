@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.printing import printable_lines
 from tests.malformed import (
     cases_checkpoints,
     cases_config,
@@ -50,6 +51,7 @@ def test_one_line_status_2_and_nothing_written(case: Case, world: World) -> None
     status, _, err = run(*arguments, cwd=world / "cwd", scratch=world / "tmp")
     lines = err.splitlines()
     assert status == 2, err
+    assert printable_lines(err) == err  # nothing of a file or a name reaches the terminal as it is
     errors = [line for line in lines if re.match(r"(\S+.*: )?error: ", line)]
     usage = [line for line in lines if line.startswith(("usage: ", "    "))] if "usage: " in err else []
     said = [line for line in lines if line.startswith(("note: ", "warning: ") if case.warns else "note: ")]

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
+from jetmoe_megatron.checkpoint.integrity import write_checksums
 from tests.support import environment, small_run, write_dataset, write_run
 from tests.warm import Command
 
@@ -240,9 +240,7 @@ class World:
 
     def seal(self, checkpoint: Path | None = None) -> None:
         """Checksums that fit what lies there now: whoever changes the one can change the other."""
-        folder = checkpoint or self.checkpoint
-        files = [path for path in folder.iterdir() if path.name != CHECKSUMS and path.is_file()]
-        (folder / CHECKSUMS).write_text(json.dumps({path.name: checksum(path) for path in files}))
+        write_checksums(checkpoint or self.checkpoint)
 
     def snapshot(self) -> dict[str, bytes | str]:
         """Every path below, with what it holds."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.printing import printable_lines
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
@@ -223,6 +224,21 @@ def test_report(tmp_path: Path) -> None:
     assert ["from", "code", "225"] in lines
     assert ["held-out", "loss", "2.5000"] in lines
     assert ["first", "loss", "4.0000"] in lines
+
+
+def test_report_prints_no_name_raw(tmp_path: Path) -> None:
+    """A name cannot clear the screen, forge a row, turn one around, or end the command in a traceback."""
+    names = ["\x1b[2J", "a\nlast loss  0.0001", "\u202e1", "\udcff", "a\u2028b", "\u200b"]
+    hostile = {f"dataset_tokens/{name}": 1 for name in names} | {f"held_out_loss/{name}": 2.0 for name in names}
+    line = json.dumps(record(1, **{"held_out_loss": 2.5, **hostile}))
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    said = report(tmp_path)
+    plain = {"held_out_loss": 2.5} | {
+        f"{kind}/{i}": 1 for i in range(6) for kind in ("dataset_tokens", "held_out_loss")
+    }
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record(1, **plain)) + "\n")
+    assert len(said.splitlines()) == len(report(tmp_path).splitlines())
+    assert said.encode() and printable_lines(said) == said
 
 
 def test_report_without_metrics(tmp_path: Path) -> None:

@@ -36,6 +36,20 @@ def test_it_goes_on_without_its_reader(tmp_path: Path, data: dict) -> None:
     assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 9))
 
 
+def test_a_name_that_the_terminal_cannot_show(tmp_path: Path, data: dict) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data, name="λ"))
+    plan = subprocess.run(
+        [sys.executable, "pretrain_jetmoe.py", str(run_file), "--dry-run"],
+        cwd=REPO,
+        env={**environment(), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert plan.returncode == 0, plan.stderr
+    assert plan.stdout.startswith("run \\u03bb: ")
+
+
 def test_it_goes_on_without_its_terminal(tmp_path: Path, data: dict) -> None:
     """As after `nohup`, or in a session of its own, which is not told that the terminal was closed."""
     ours, its = os.openpty()
