@@ -22,7 +22,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     """Raises UserError or data_tools.errors.InputError with one line that says what to change."""
     from jetmoe_megatron.model.experts.choose import choose_backend
 
-    choose_backend(run.model, run.precision)
+    choose_backend(run, layout)
     _check_writers(run)
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
         raise UserError(

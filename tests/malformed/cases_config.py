@@ -344,6 +344,16 @@ LAYOUTS = [
     _layout(
         "1", {"model__expert_backend": "torch", "model__ffn_hidden_size": 50}, "needs widths that are multiples of 4"
     ),
+    _layout(
+        "2",
+        {"model__expert_backend": "torch", "model__ffn_hidden_size": 36, "parallel": {"expert_tensor": 2}},
+        r"ffn_hidden_size / expert_tensor \(36 / 2 = 18\) is not: use loop",
+    ),
+    _layout(
+        "2",
+        {"model__expert_backend": "torch", "model__kv_channels": 6, "parallel": {"tensor": 2}},
+        r"num_kv_heads x kv_channels / tensor \(12 / 2 = 6\) is not: use loop",
+    ),
     _layout("1", {"schedule__warmup_tokens": 1281}, "schedule.warmup_tokens: 1281 is more than the 1280 tokens"),
 ]
 
