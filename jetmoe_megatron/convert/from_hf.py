@@ -18,8 +18,9 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
+from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, write_json
-from jetmoe_megatron.convert.megatron_folder import COMPANIONS, MODEL_FILE
+from jetmoe_megatron.convert.megatron_folder import COMPANIONS
 from jetmoe_megatron.convert.names import Weight
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, METADATA, find_damage, refuse_code
-from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
+from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE
 from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.schema import Model
@@ -34,7 +34,6 @@ from jetmoe_megatron.convert.safetensors_file import as_bytes
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
-MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint that comes from a Hugging Face folder
 COMPANIONS = "hf"  # there, the config and the tokenizer that it came with
 
 

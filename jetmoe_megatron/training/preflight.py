@@ -34,8 +34,14 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     _check_output(folder)
     if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
         raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
-    find_start(run)
+    start = find_start(run, layout)
     if rank == 0:
+        if again := start.ledger.reads_again:
+            print(
+                f"warning: {start.checkpoint}: the data is in another order since ({'; '.join(again)}), so every data "
+                "set is read from its beginning again",
+                flush=True,
+            )
         for line in warnings(run, plan(run, folder.data_cache)):
             print(line, flush=True)
         if run.precision == "bf16" and not has_gpu() and bf16_is_slow():
