@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
+import shutil
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.integrity import newest_whole
@@ -61,20 +63,31 @@ def _check_writers(run: Run) -> None:
 
 def _check_output(folder: RunFolder) -> None:
     """A data cache may be one that others have made, and that cannot be written."""
-    root = _where_it_would_be(folder.root, "output_dir")
-    if not os.access(root, os.W_OK):
-        raise UserError(f"output_dir: no permission to write in {root}")
-    _where_it_would_be(folder.checkpoints, "output_dir")
-    _where_it_would_be(folder.data_cache, "data.cache")
+    _check_can_write(folder.root, "output_dir")
+    _check_can_write(folder.checkpoints, "output_dir")
+    if _where_it_would_be(folder.data_cache, "data.cache") != folder.data_cache:
+        _check_can_write(folder.data_cache, "data.cache")
     for file in (folder.config, folder.metrics, folder.bad_steps):
         if file.is_dir():
             raise UserError(f"output_dir: {file} is a folder")
 
 
+def _check_can_write(path: Path, key: str) -> None:
+    """Makes what is missing of the folder, under a name of its own that other ranks do not see, and removes it."""
+    root = _where_it_would_be(path, key)
+    aside = root / f".check-{secrets.token_hex(4)}"
+    try:
+        (aside / path.relative_to(root)).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be made in {root}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _where_it_would_be(path: Path, key: str) -> Path:
     """The folder, or the nearest one above that exists."""
-    while not path.exists():
+    while not os.path.lexists(path):
         path = path.parent
     if not path.is_dir():
-        raise UserError(f"{key}: {path} is a file")
+        raise UserError(f"{key}: {path} is a {'file' if path.exists() else 'link to nothing'}")
     return path

@@ -273,6 +273,23 @@ ENVIRONMENT = [
         lambda world: world.train(data__cache=str(world.write("taken", "x"))),
         "data.cache: .*taken is a file",
     ),
+    *(
+        Case(
+            f"{key} {name}",
+            lambda world, key=key, path=path: world.train("--dry-run", **{key: str(world / path)}),
+            f"{key.replace('__', '.')}: .* cannot be made in .*: {said}",
+        )
+        for key in ("output_dir", "data__cache")
+        for name, path, said in (
+            ("below a folder that takes none", "/proc/runs/one", "No such file"),
+            ("too long, below what is to be made", f"new/{LONG}", "File name too long"),
+        )
+    ),
+    Case(
+        "output_dir is a link to nothing",
+        lambda world: [os.symlink("nowhere", world / "link"), *world.train(output_dir=str(world / "link/run"))][1:],
+        "output_dir: .*link is a link to nothing",
+    ),
     Case("more tokens than memory", lambda world: world.train(phases__0__tokens=2**50), "memory"),
 ]
 
