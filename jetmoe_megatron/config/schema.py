@@ -187,7 +187,7 @@ class Data(Section):
 
     cache: str | None = None  # folder of the sample indices; default: `<output_dir>/data_index`
     build_limit_tokens: Positive = 20_000_000_000  # training itself builds no more indices than of so many tokens
-    max_epochs: float = Field(4.0, gt=0)  # a data set that is read more often gets a warning
+    warn_epochs: float = Field(4.0, gt=0)  # a data set that is read more often gets a warning
     new_blend: bool = False  # go on from a checkpoint with other data or weights, which is refused otherwise
     # The paper does not say whether documents that share a sequence were kept apart. All three need `tokenizer`.
     reset_positions: bool = False  # rotary positions start again at each document

@@ -200,7 +200,7 @@ VALUES = [
     _value("tokenizer", {"path": "x"}, "tokenizer: must be a valid string"),
     _value("data__cache", 1, "data.cache: must be a valid string"),
     _value("data__build_limit_tokens", 0, "data.build_limit_tokens: must be greater"),
-    _value("data__max_epochs", 0, "data.max_epochs: must be greater than 0"),
+    _value("data__warn_epochs", 0, "data.warn_epochs: must be greater than 0"),
     _value("data__mask_loss", True, "tokenizer: data.reset_positions, mask_attention and mask_loss need it"),
     _value("data__mask_loss", "on", "data.mask_loss: must be a valid boolean, not 'on'"),
     _value("data", ["data/code"], "data: must be a valid dictionary"),

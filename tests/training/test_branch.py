@@ -130,7 +130,7 @@ def test_a_checkpoint_of_a_version_with_another_option(tmp_path: Path, data: dic
     assert pretrain(1, run, "debug.max_steps=3").returncode == 0
     saved = tmp_path / "run/checkpoints/tokens_768/run.yaml"
     written = saved.read_text()
-    for section, status in (("parallel", 0), ("losses", 2)):
+    for section, status in (("parallel", 0), ("data", 0), ("losses", 2)):
         saved.write_text(written.replace(f"\n{section}:\n", f"\n{section}:\n  of_last_month: 3\n"))
         sums = json.loads((saved.parent / CHECKSUMS).read_text())
         (saved.parent / CHECKSUMS).write_text(json.dumps({**sums, "run.yaml": checksum(saved)}))
