@@ -33,6 +33,7 @@ from benchmarks.processes import why_it_ended
 from benchmarks.provenance import REPO, provenance, versions
 from jetmoe_megatron.config.describe import count_parameters
 from jetmoe_megatron.config.flops import FORMULA, peak_tflops, step_flops
+from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Model, Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.model.experts.choose import choose_backend
@@ -140,7 +141,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         step = hugging_face_step(run, arguments.micro_batches)
     else:
         try:
-            choose_backend(run.model, run.precision)
+            choose_backend(run, resolve_layout(run, 1))
         except UserError as error:
             return {"failed": str(error)}
         step = our_step(run, arguments.micro_batches)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,52 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS
 from jetmoe_megatron.config.load import load_sections
-from jetmoe_megatron.config.schema import Batch, Count, Losses, Model, Optimizer, Phase, Run, Schedule, Section
+from jetmoe_megatron.config.schema import (
+    Batch,
+    Count,
+    Losses,
+    Model,
+    Optimizer,
+    Phase,
+    Positive,
+    Run,
+    Schedule,
+    Section,
+)
 from jetmoe_megatron.errors import UserError
 
 RUN_FILE = "run.yaml"  # the resolved run
 MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint made of a Hugging Face model, which has weights alone
 PROGRESS_FILE = "progress.json"  # consumed tokens, and what else a resumed run must know
-_NEVER = ("seed", "model", "precision", "batch")  # no option permits these: the position would mean something else
+
+
+class _Way(IntEnum):
+    """How a run gets another value of a key than a checkpoint has: a later one serves for the keys of the earlier."""
+
+    NOTHING = 0  # the losses to come do not depend on it
+    OPTION = 1  # checkpoint.may_change
+    BRANCH = 2  # a run of its own that starts from the checkpoint: the position in the data means something else
+    WEIGHTS = 3  # a run of its own that starts from the weights alone
+    NEW = 4  # none: it is another model
+
+
+# Of a key the longest beginning that is here counts.
+_WAYS = {
+    "seed": _Way.BRANCH,
+    "model": _Way.NEW,
+    "model.init_std": _Way.NOTHING,
+    "model.expert_backend": _Way.NOTHING,
+    "model.rope_theta": _Way.WEIGHTS,
+    "model.norm_eps": _Way.WEIGHTS,
+    "model.top_k": _Way.WEIGHTS,
+    "losses": _Way.OPTION,
+    "precision": _Way.WEIGHTS,
+    "batch": _Way.BRANCH,
+    "batch.micro_sequences": _Way.NOTHING,
+    "optimizer": _Way.OPTION,
+    "schedule": _Way.OPTION,
+    "phases": _Way.OPTION,
+}
 
 
 class SavedRun(Section):
@@ -47,6 +87,15 @@ class _Blend(_Saved):
     model_config = ConfigDict(extra="allow")
 
     content: dict[str, str]
+    sequence_length: Positive
+
+
+class _Ended(BaseModel):
+    """A ledger that ended, and what data.ledger keeps with it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    blend: _Blend
 
 
 class _Ledger(_Saved):
@@ -55,7 +104,7 @@ class _Ledger(_Saved):
     blend: _Blend
     began: _Position
     read: _Position
-    past: list[dict[str, Any]]
+    past: list[_Ended]
 
 
 class _Guard(_Saved):
@@ -95,25 +144,50 @@ def without_checksums(checkpoint: Path) -> str | None:
     return f"{checkpoint}: has no {CHECKSUMS}, so that damage in it may not be noticed"
 
 
-def other_run(path: Path, run: Run, sections: Iterable[str] = SavedRun.model_fields) -> str | None:
-    """All keys in which `run` differs from the run saved in `path` and may not, and what to do; None if there are none.
+def other_keys(saved: Section, run: Run, sections: Iterable[str] = SavedRun.model_fields) -> dict[str, str]:
+    """Each key in which `run` differs from what was saved and may not, with what it was and is."""
+    now, permitted = run.model_dump(), tuple(run.checkpoint.may_change)
+    before = saved.model_dump()
+    found = [pair for section in sections for pair in _differences(section, before[section], now[section])]
+    return {key: text for key, text in found if _way(key) > _Way.OPTION or not _under(key, permitted)}
+
+
+def refusal(checkpoint: Path, others: dict[str, str]) -> str:
+    """One line for what `other_keys` found: all of it, and what to do, which the next command accepts."""
+    way = max(map(_way, others))
+    if way is _Way.OPTION:
+        advice = f"permit it with checkpoint.may_change=[{','.join(others)}]"
+    elif way is _Way.BRANCH:
+        advice = f"begin another run there: start_from={checkpoint} with its own output_dir"
+    elif way is _Way.WEIGHTS:
+        advice = (
+            f"begin another run with the weights alone: `jetmoe convert to-hf {checkpoint} HF`, `jetmoe convert "
+            "from-hf HF WEIGHTS`, then start_from=WEIGHTS, without phase and with its own output_dir"
+        )
+    else:
+        advice = "train this other model from its beginning: without start_from, and with its own output_dir"
+    return f"{checkpoint}: differs from the saved run in {'; '.join(others.values())}. Set it back, or {advice}"
+
+
+def other_model(weights: Path, run: Run) -> dict[str, str]:
+    """As `other_keys`, for a checkpoint of weights alone: the keys of the shape. Of a few its tensors do not tell.
 
     Raises:
-        UserError: the saved run cannot be read.
+        UserError: what it says of its model cannot be read.
     """
-    saved, now = read_saved_run(path).model_dump(), run.model_dump()
-    found = [line for section in sections for line in _differences(section, saved[section], now[section])]
-    permitted = tuple(run.checkpoint.may_change)
-    refused = [(key, text) for key, text in found if _under(key, _NEVER) or not _under(key, permitted)]
-    if not refused:
-        return None
-    fixed = [key for key, _ in refused if _under(key, _NEVER)]
-    way = (
-        "start another run from it with start_from and its own output_dir"
-        if fixed
-        else f"permit it with checkpoint.may_change=[{','.join(key for key, _ in refused)}]"
-    )
-    return f"{path}: differs from the saved run in {'; '.join(text for _, text in refused)}. Set it back, or {way}"
+    file = weights / MODEL_FILE
+    if not file.is_file():
+        return {}
+    before, now = load_sections(file, Model).model_dump(), run.model.model_dump()
+    return {key: text for key, text in _differences("model", before, now) if _way(key) is _Way.NEW}
+
+
+def _way(key: str) -> _Way:
+    while key not in _WAYS:
+        key, dot, _ = key.rpartition(".")
+        if not dot:
+            raise KeyError(f"saved_run._WAYS has no {key}")
+    return _WAYS[key]
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
@@ -140,8 +214,8 @@ def _under(key: str, prefixes: tuple[str, ...]) -> bool:
 
 def _differences(key: str, saved: Any, now: Any) -> list[tuple[str, str]]:
     """(key, what it was and is) of each value that differs."""
-    # How the work is split and computed may change; what is computed may not. Data has its own fingerprint.
-    if key in {"model.expert_backend", "batch.micro_sequences"} or key.endswith(".data"):
+    # Data has its own fingerprint.
+    if key.endswith(".data") or _way(key) is _Way.NOTHING:
         return []
     if isinstance(saved, dict) and isinstance(now, dict):
         return [found for name in now for found in _differences(f"{key}.{name}", saved.get(name), now[name])]

@@ -6,9 +6,14 @@ it is silent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import CoreSchema, core_schema
+
+from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS
+from jetmoe_megatron.config.learning_rates import LEARNING_RATES
 
 
 def _whole(value: Any) -> Any:
@@ -19,6 +24,16 @@ def _whole(value: Any) -> Any:
 def _off_on(value: Any) -> Any:
     """YAML 1.1 reads a bare `off` or `on` as a boolean."""
     return {False: "off", True: "online"}.get(value, value) if isinstance(value, bool) else value
+
+
+class _OneOf:
+    """A Literal of names that stand in a table."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(self.names)
 
 
 _MOST = 2**53  # of anything: a larger number is a typing error, and not exact as a float
@@ -47,7 +62,7 @@ class Model(Section):
     # norm's can be chosen (`rms_norm_eps` of the Hugging Face config).
     norm_eps: float = Field(1e-5, gt=0)
     init_std: float = Field(0.01, gt=0)  # `initializer_range` of the released config
-    expert_backend: Literal["auto", "loop", "torch", "megablocks", "te", "te_fp8"] = "auto"
+    expert_backend: Annotated[str, _OneOf(["auto", *EXPERT_BACKENDS])] = "auto"
 
 
 class Losses(Section):
@@ -157,7 +172,7 @@ class Phase(Section):
 
     name: str = Field(min_length=1)
     tokens: Positive
-    learning_rate: Literal["constant", "exponential"]
+    learning_rate: Annotated[str, _OneOf(LEARNING_RATES)]
     data: list[Dataset] = Field(min_length=1)
 
     @property
@@ -172,7 +187,7 @@ class Data(Section):
 
     cache: str | None = None  # folder of the sample indices; default: `<output_dir>/data_index`
     build_limit_tokens: Positive = 20_000_000_000  # training itself builds no more indices than of so many tokens
-    max_epochs: float = Field(4.0, gt=0)  # a data set that is read more often gets a warning
+    warn_epochs: float = Field(4.0, gt=0)  # a data set that is read more often gets a warning
     new_blend: bool = False  # go on from a checkpoint with other data or weights, which is refused otherwise
     # The paper does not say whether documents that share a sequence were kept apart. All three need `tokenizer`.
     reset_positions: bool = False  # rotary positions start again at each document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Ledger:
     def rolled_back(self) -> bool:
         return bool(self.past) and "kept" in self.past[-1]
 
+    @property
+    def reads_again(self) -> list[str]:
+        """Why a run that has read nothing of this blend yet reads every data set from its beginning; empty if not."""
+        return _other_order(self.past[-1]["blend"], self.blend) if self.past and self.read == self.began else []
+
     def back_to(self, kept: Position) -> Ledger:
         """Continue at sample `kept.sample` with unread data. The ledger that ends keeps both positions."""
         ended = {key: value for key, value in self.dump().items() if key != "past"}
@@ -61,10 +67,16 @@ def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
     }
 
 
-def ledger_of(run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, where: Path | None) -> Ledger:
+def ledger_of(
+    run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, where: Path | None, told: Collection[str] = ()
+) -> Ledger:
     """The ledger that a run continues with: a new one, that of the checkpoint `where`, or a new blend after that.
 
-    A data set whose content has changed counts as another one, of which nothing has been read.
+    A data set whose content has changed counts as another one, of which nothing has been read; so does each of them
+    if another seed or sequence length puts all sequences in another order.
+
+    Args:
+        told: keys of `blend` that the caller refuses for the same reason.
 
     Raises:
         UserError: the checkpoint's blend is another and `data.new_blend` does not allow it; names all that differs.
@@ -76,6 +88,8 @@ def ledger_of(run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, whe
     if not changes:
         return ledger
     if not run.data.new_blend:
+        changes = [text for text in changes if text.split(" ")[0] not in told]
+    if changes and not run.data.new_blend:
         raise UserError(
             f"{where}: was trained on other data: {'; '.join(changes)}. Set it back, or go on with the new blend from "
             "here: data.new_blend=true"
@@ -86,8 +100,17 @@ def ledger_of(run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, whe
     now = before | blend["content"]
     still = {name: n for name, n in ledger.read.sequences.items() if now.get(name) == before.get(name)}
     read = Position(ledger.read.sample, still)
+    if _other_order(ledger.blend, blend):
+        tokens = ledger.read.sample * ledger.blend["sequence_length"]
+        read = Position(tokens // blend["sequence_length"])
     ended = {key: value for key, value in ledger.dump().items() if key != "past"}
     return Ledger(blend, began=read, read=read, past=[*ledger.past, ended])
+
+
+def _other_order(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What makes sequence n of a data set another one than before."""
+    first, second = ({key: blend.get(key) for key in ("seed", "sequence_length")} for blend in (before, now))
+    return differences(first, second)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], key: str = "") -> list[str]:

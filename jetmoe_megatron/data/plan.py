@@ -55,7 +55,7 @@ def _tokens(path: str, cache: Path) -> int:
 
 
 def warnings(run: Run, rows: list[Share]) -> list[str]:
-    """One line for each data set that the whole run reads more often than `data.max_epochs`, or is tested on."""
+    """One line for each data set that the whole run reads more often than `data.warn_epochs`, or is tested on."""
     last = {row.dataset: row for row in rows}
     trained = {os.path.realpath(d.path): d.name for phase in run.phases for d in phase.data if d.weight > 0}
     seen = [(d.name, trained.get(os.path.realpath(d.path))) for d in run.evaluation.data]
@@ -64,10 +64,10 @@ def warnings(run: Run, rows: list[Share]) -> list[str]:
         for name, other in seen
         if other
     ] + [
-        f"warning: data set {name!r} is read {row.epochs:.1f} times, more often than data.max_epochs "
-        f"({run.data.max_epochs:g})"
+        f"warning: data set {name!r} is read {row.epochs:.1f} times, more often than data.warn_epochs "
+        f"({run.data.warn_epochs:g})"
         for name, row in last.items()
-        if row.epochs > 1.001 * run.data.max_epochs  # phases are rounded up to whole steps
+        if row.epochs > 1.001 * run.data.warn_epochs  # phases are rounded up to whole steps
     ]
 
 
@@ -119,10 +119,10 @@ def draw(run: Run, rows: list[Share], path: Path) -> None:
     last = {row.dataset: row.epochs for row in rows}
     bars = epochs.barh(names, [last[name] for name in names], color=[colours[name] for name in names])
     epochs.bar_label(bars, [f"{last[name]:.2f}" for name in names], padding=3, fontsize=8)
-    epochs.axvline(run.data.max_epochs, color="black", linestyle="--", linewidth=1)
+    epochs.axvline(run.data.warn_epochs, color="black", linestyle="--", linewidth=1)
     epochs.invert_yaxis()
     epochs.margins(x=0.1)
-    epochs.set(title=f"epochs read by the end (dashed: data.max_epochs, {run.data.max_epochs:g})")
+    epochs.set(title=f"epochs read by the end (dashed: data.warn_epochs, {run.data.warn_epochs:g})")
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ def build_model(run: Run, layout: Layout) -> list[GPTModel]:
     """
     config = transformer_config(run, layout)
     if run.model.expert_backend == "auto" and torch.distributed.get_rank() == 0:
-        choice = choose_backend(run.model, run.precision)
+        choice = choose_backend(run, layout)
         print(f"expert matmuls: {choice.name}, because {choice.why}", flush=True)
     stages: list[int | None] = list(range(layout.virtual_pipeline)) if layout.virtual_pipeline > 1 else [None]
     chunks = []

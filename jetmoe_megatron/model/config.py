@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -16,6 +17,17 @@ from jetmoe_megatron.model.fusion import can_fuse
 # The released code builds the norms inside the layers with this eps whatever its config says
 # (transformers/models/jetmoe/modeling_jetmoe.py: `JetMoeRMSNorm(config.hidden_size)`), so training does too.
 LAYER_NORM_EPS = 1e-6
+
+# What the names in a run file mean here. One that the schema has and a table has not is a KeyError.
+_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    # Norms too could be recomputed, but Megatron asks for Transformer Engine there (random.py:589).
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+_IS_SHARDED = {"replicated": False, "sharded": True}
+_IS_GLOBAL = {"micro_batch": False, "global_batch": True}
 
 
 @dataclass
@@ -48,7 +60,7 @@ def _stages(run: Run) -> list[list[str]] | None:
 def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
     """The config of every layer. It reads the sizes of the parallel groups, not the groups themselves."""
     model = run.model
-    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    dtype = _DTYPE[run.precision]
     return JetMoEConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -99,14 +111,10 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         expert_tensor_parallel_size=layout.expert_tensor,
         pipeline_model_parallel_layout=_stages(run),
         overlap_moe_expert_parallel_comm=run.parallel.overlap_moe_expert_parallel_comm,
-        recompute_granularity=None if run.recompute == "none" else run.recompute,
-        recompute_method="uniform" if run.recompute == "full" else None,
-        recompute_num_layers=1 if run.recompute == "full" else None,
-        # Norms too could be recomputed, but Megatron asks for Transformer Engine there (random.py:589).
-        recompute_modules=["moe_act"],
+        **_RECOMPUTE[run.recompute],
         moe_grouped_gemm=True,  # Megatron requires it for recomputing moe_act
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
-        shard_attention_experts=run.parallel.attention_experts == "sharded",
-        global_balance=run.losses.scope == "global_batch",
-        expert_backend=choose_backend(model, run.precision).name,
+        shard_attention_experts=_IS_SHARDED[run.parallel.attention_experts],
+        global_balance=_IS_GLOBAL[run.losses.scope],
+        expert_backend=choose_backend(run, layout).name,
     )

@@ -11,6 +11,8 @@ from jetmoe_megatron.data.mixture import Position
 from jetmoe_megatron.monitor.jsonl import read_metrics, write_records
 from jetmoe_megatron.training.guard import Guard
 
+_DONE = {"skip": "step skipped", "rollback": "rolling back"}
+
 
 def record_bad_step(
     path: Path, step: int, reason: str, guard: Guard, reduced: dict[str, float], before: Position, after: Position
@@ -43,4 +45,4 @@ def _line(step: int, reason: str, guard: Guard) -> str:
         return f"error: {what}: {among} are more than guard.budget ({guard.options.budget}): stopped, nothing saved"
     if guard.action == "stop":
         return f"error: {what}: stopped, nothing saved; guard.on_bad_step=skip or rollback would go on"
-    return f"warning: {what}: {'step skipped' if guard.action == 'skip' else 'rolling back'}"
+    return f"warning: {what}: {_DONE[guard.action]}"

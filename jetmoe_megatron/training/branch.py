@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 from jetmoe_megatron.checkpoint.integrity import METADATA, find_damage, newest_whole, newest_whole_of
 from jetmoe_megatron.checkpoint.saved_run import (
     is_of_training,
-    other_run,
+    other_keys,
+    other_model,
     read_progress,
     read_saved_run,
+    refusal,
     without_checksums,
 )
 from jetmoe_megatron.config.checks import check_run
-from jetmoe_megatron.config.layout import phase_steps
+from jetmoe_megatron.config.layout import Layout, phase_steps
 from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
@@ -89,18 +92,31 @@ def source_of(path: str) -> Path:
 
 
 def _refuse_other_model(source: Path, run: Run) -> None:
-    if not is_of_training(source):
-        return  # its shapes are compared when they are loaded
-    saved = read_saved_run(source)
-    if other := other_run(source, run, sections=("model", "precision")):
-        raise UserError(other)
-    if saved.batch.sequence_length != run.batch.sequence_length:
-        raise UserError(
-            f"start_from: {source} was trained on sequences of {saved.batch.sequence_length}, this run has "
-            f"{run.batch.sequence_length}: what it has read cannot be counted on"
-        )
-    if (tokens := read_progress(source)["tokens"]) % run.batch.global_tokens:
-        raise UserError(
-            f"start_from: {source} is at {tokens} tokens, which is no multiple of batch.global_tokens "
-            f"({run.batch.global_tokens}): steps cannot be counted on"
-        )
+    if is_of_training(source):
+        others = other_keys(read_saved_run(source), run, sections=("model", "precision"))
+    else:
+        others = other_model(source, run)
+    if others:
+        raise UserError(refusal(source, others))
+
+
+def no_whole_steps(run: Run, tokens: int, layout: Layout | None) -> str | None:
+    """What is wrong if a checkpoint at so many tokens lies between two steps of `run`, and which batches would do."""
+    batch = run.batch
+    if tokens % batch.global_tokens == 0:
+        return None
+    unit = batch.sequence_length
+    if layout is not None:
+        rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
+        unit *= layout.data * batch.micro_sequences * rounds
+    fitting = [unit * size for size in _divisors(tokens // unit)] if tokens % unit == 0 else []
+    below = [size for size in fitting if size < batch.global_tokens][-1:]
+    above = [size for size in fitting if size > batch.global_tokens][:1]
+    nearest = " and ".join(map(str, below + above))
+    way = f"the nearest that fit are {nearest}" if nearest else "none fits: choose another checkpoint"
+    return f"is at {tokens} tokens, which is no multiple of batch.global_tokens ({batch.global_tokens}): {way}"
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

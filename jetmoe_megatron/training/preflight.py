@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
+import shutil
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.integrity import newest_whole
@@ -22,7 +24,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     """Raises UserError or data_tools.errors.InputError with one line that says what to change."""
     from jetmoe_megatron.model.experts.choose import choose_backend
 
-    choose_backend(run.model, run.precision)
+    choose_backend(run, layout)
     if rank == 0:
         _check_writers(run)
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
@@ -35,8 +37,14 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     _check_output(folder)
     if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
         raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
-    find_start(run)
+    start = find_start(run, layout)
     if rank == 0:
+        if again := start.ledger.reads_again:
+            print(
+                f"warning: {start.checkpoint}: the data is in another order since ({'; '.join(again)}), so every data "
+                "set is read from its beginning again",
+                flush=True,
+            )
         for line in warnings(run, plan(run, folder.data_cache)):
             print(line, flush=True)
         if run.precision == "bf16" and not has_gpu() and bf16_is_slow():
@@ -56,20 +64,31 @@ def _check_writers(run: Run) -> None:
 
 def _check_output(folder: RunFolder) -> None:
     """A data cache may be one that others have made, and that cannot be written."""
-    root = _where_it_would_be(folder.root, "output_dir")
-    if not os.access(root, os.W_OK):
-        raise UserError(f"output_dir: no permission to write in {root}")
-    _where_it_would_be(folder.checkpoints, "output_dir")
-    _where_it_would_be(folder.data_cache, "data.cache")
+    _check_can_write(folder.root, "output_dir")
+    _check_can_write(folder.checkpoints, "output_dir")
+    if _where_it_would_be(folder.data_cache, "data.cache") != folder.data_cache:
+        _check_can_write(folder.data_cache, "data.cache")
     for file in (folder.config, folder.metrics, folder.bad_steps):
         if file.is_dir():
             raise UserError(f"output_dir: {file} is a folder")
 
 
+def _check_can_write(path: Path, key: str) -> None:
+    """Makes what is missing of the folder, under a name of its own that other ranks do not see, and removes it."""
+    root = _where_it_would_be(path, key)
+    aside = root / f".check-{secrets.token_hex(4)}"
+    try:
+        (aside / path.relative_to(root)).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be made in {root}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _where_it_would_be(path: Path, key: str) -> Path:
     """The folder, or the nearest one above that exists."""
-    while not path.exists():
+    while not os.path.lexists(path):
         path = path.parent
     if not path.is_dir():
-        raise UserError(f"{key}: {path} is a file")
+        raise UserError(f"{key}: {path} is a {'file' if path.exists() else 'link to nothing'}")
     return path

@@ -1,7 +1,8 @@
 """The learning rate as a pure function of consumed tokens (arXiv 2404.07413, section 4.2).
 
 Linear warm-up from initial_lr_ratio * max_lr over the first warmup_tokens; each phase then goes on from where the
-one before ended: `constant` stays there, `exponential` multiplies by final_lr_ratio over its tokens, evenly in t:
+one before ended, by its shape (`config/learning_rates.py`): `constant` stays there, `exponential` multiplies by
+final_lr_ratio over its tokens, evenly in t:
 
     lr(t) = lr_at_start_of_phase * final_lr_ratio ** (t / tokens_of_phase)
 
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.learning_rates import LEARNING_RATES
 from jetmoe_megatron.config.schema import Run
 
 
@@ -25,7 +27,7 @@ class LearningRate:
     warmup_tokens: int
     initial_lr_ratio: float
     final_lr_ratio: float
-    phases: Sequence[tuple[int, str]]  # tokens and "constant" or "exponential"
+    phases: Sequence[tuple[int, str]]  # tokens and the name of a shape
 
     @classmethod
     def of(cls, run: Run, layout: Layout) -> LearningRate:
@@ -46,8 +48,7 @@ class LearningRate:
         ratio, start = 1.0, 0
         for length, shape in self.phases:
             progress = min(1.0, (tokens - start) / length)
-            if shape == "exponential":
-                ratio *= self.final_lr_ratio**progress
+            ratio *= LEARNING_RATES[shape](progress, self.final_lr_ratio)
             if tokens < start + length:
                 break
             start += length

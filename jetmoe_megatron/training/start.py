@@ -12,12 +12,20 @@ import torch
 
 from jetmoe_megatron.checkpoint.folder import DAMAGED, checkpoint_path, newest, set_aside
 from jetmoe_megatron.checkpoint.integrity import find_damage, newest_whole
-from jetmoe_megatron.checkpoint.saved_run import is_of_training, other_run, read_progress, without_checksums
+from jetmoe_megatron.checkpoint.saved_run import (
+    is_of_training,
+    other_keys,
+    read_progress,
+    read_saved_run,
+    refusal,
+    without_checksums,
+)
+from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.ledger import Ledger, fingerprint, ledger_of
 from jetmoe_megatron.errors import SharedError, UserError
-from jetmoe_megatron.training.branch import source_of
+from jetmoe_megatron.training.branch import no_whole_steps, source_of
 from jetmoe_megatron.training.rollback import read_rollback
 from jetmoe_megatron.training.together import decided_by_rank_0
 
@@ -30,8 +38,11 @@ class Start:
     ledger: Ledger
 
 
-def find_start(run: Run) -> Start:
+def find_start(run: Run, layout: Layout | None = None) -> Start:
     """Looks at names, sizes and small files; no process group is needed.
+
+    Args:
+        layout: which batches a message may propose; without it, any.
 
     Raises:
         UserError: one line that says why the run may not go on from there.
@@ -40,8 +51,10 @@ def find_start(run: Run) -> Start:
     checkpoint, weights_only, allowed = newest_whole(folder.checkpoints), False, run
     progress: dict[str, Any] = {"tokens": 0}
     refusals: list[str] = []
+    others: dict[str, str] = {}
     if checkpoint is not None:
-        refusals += filter(None, [other_run(checkpoint, run)])
+        if others := other_keys(read_saved_run(checkpoint), run):
+            refusals.append(refusal(checkpoint, others))
         progress = read_progress(checkpoint)
         if checkpoint != checkpoint_path(folder.checkpoints, progress["tokens"]):
             raise UserError(
@@ -58,10 +71,13 @@ def find_start(run: Run) -> Start:
             progress = read_progress(checkpoint)
             progress = {key: progress[key] for key in ("tokens", "data")} | {"branched_at": progress["tokens"]}
             allowed = run.model_copy(update={"data": run.data.model_copy(update={"new_blend": True})})
+    if checkpoint and (problem := no_whole_steps(run, progress["tokens"], layout)):
+        refusals.append(f"{checkpoint}: {problem}")
     progress |= read_rollback(folder.checkpoints, progress["tokens"])
     saved = progress.get("data")
     try:
-        ledger = ledger_of(allowed, fingerprint(run, folder.data_cache), saved, checkpoint or folder.root)
+        where, told = checkpoint or folder.root, {key.rpartition(".")[2] for key in others}
+        ledger = ledger_of(allowed, fingerprint(run, folder.data_cache), saved, where, told)
     except UserError as error:
         refusals.append(str(error))
     if refusals:  # all at once: each names the option that permits it

@@ -22,7 +22,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from jetmoe_megatron.data.batches import MicroBatch
-from jetmoe_megatron.model.router import Router
+from jetmoe_megatron.model.router import Router, RouterLosses
 from jetmoe_megatron.platform.device import device
 from jetmoe_megatron.training.optimizer import set_learning_rate
 
@@ -84,7 +84,7 @@ def reduce_step(
         micro-batches and data-parallel ranks of both losses, before their coefficients, and of the busiest expert's
         load; `grad_norm`, the mean of the ranks, which have the same unless something is wrong on one.
     """
-    router_sums = [_router_sums(model, kind) for kind in KINDS]
+    router_sums = _router_sums(model)
     own = torch.tensor([gradient_norm, stop], device=device(), dtype=torch.float64)
     total = _sum_over_world(losses, *router_sums, own).tolist()
     reduced = {"lm_loss": _mean(total[0], total[1])}
@@ -169,12 +169,21 @@ def _loss(mask_BS: Tensor, mean_tokens: Tensor, loss_BS: Tensor) -> tuple[Tensor
     return total / mean_tokens.clamp(min=1e-6), one, torch.stack([total.detach(), mask_BS.sum()])
 
 
-def _router_sums(model: list[DistributedDataParallel], kind: str) -> Tensor:
-    """[balance, z, load imbalance, micro-batches] over this rank's routers of the kind."""
-    records = [router.losses for router in routers(model) if router.kind == kind]
+def _router_sums(model: list[DistributedDataParallel]) -> list[Tensor]:
+    """For each of KINDS, [balance, z, load imbalance, micro-batches] over this rank's routers of it."""
+    records: dict[str, list[RouterLosses]] = {kind: [] for kind in KINDS}
+    for router in routers(model):
+        records[router.kind].append(router.losses)
     names = ("balance", "z", "load_imbalance", "micro_batches")
-    sums = [sum(getattr(losses, name) for losses in records) for name in names]
-    return torch.stack([torch.as_tensor(x, device=device(), dtype=torch.float32) for x in sums])
+    return [
+        torch.stack(
+            [
+                torch.as_tensor(sum(getattr(losses, name) for losses in own), device=device(), dtype=torch.float32)
+                for name in names
+            ]
+        )
+        for own in records.values()
+    ]
 
 
 def _mean(total: float, tokens: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 import yaml
 
 from jetmoe_megatron.config import dump_run, load_run
+from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS
+from jetmoe_megatron.config.learning_rates import LEARNING_RATES
 from jetmoe_megatron.errors import UserError
 from tests.support import REPO, small_run, write_run
 
@@ -200,3 +203,12 @@ def test_bad_override(tmp_path: Path, override: str, message: str) -> None:
 def test_folder_instead_of_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Is a directory"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "names"),
+    [("configuration.md", EXPERT_BACKENDS), ("configuration.md", LEARNING_RATES), ("performance.md", EXPERT_BACKENDS)],
+)
+def test_tables_and_documents_have_the_same_names(document: str, names: dict[str, Any]) -> None:
+    text = (REPO / "docs" / document).read_text()
+    assert not [name for name in names if not re.search(rf"\b{name}\b", text)]

@@ -46,7 +46,7 @@ def test_plan_counts_tokens_and_epochs(tmp_path: Path, data: dict) -> None:
     assert warnings(run, rows) == []
     epochs = {row.dataset: row.epochs for row in rows}
     limit = sum(epochs.values()) / 2  # one of the two is above
-    (warning,) = warnings(run.model_copy(update={"data": run.data.model_copy(update={"max_epochs": limit})}), rows)
+    (warning,) = warnings(run.model_copy(update={"data": run.data.model_copy(update={"warn_epochs": limit})}), rows)
     often = max(epochs, key=epochs.__getitem__)
     assert warning.startswith(f"warning: data set {often!r} is read {epochs[often]:.1f} times, more often than")
     assert "75.00%" in table(rows) and "19,200" in table(rows)
@@ -55,7 +55,7 @@ def test_plan_counts_tokens_and_epochs(tmp_path: Path, data: dict) -> None:
 def test_mix_prints_and_draws(tmp_path: Path, data: dict) -> None:
     run = write_run(tmp_path, small_run(tmp_path, data))
     plot = ("--plot", tmp_path / "mixture.png")
-    ended = jetmoe("data", "mix", run, "phases.0.tokens=2560", *plot, "data.max_epochs=0.01")
+    ended = jetmoe("data", "mix", run, "phases.0.tokens=2560", *plot, "data.warn_epochs=0.01")
     assert ended.returncode == 0, ended.stderr
     assert "1,920" in ended.stdout and "warning: data set 'code' is read 0." in ended.stdout
     assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
@@ -131,7 +131,7 @@ class Crafted:
 def test_a_kill_while_building_leaves_no_half_index(tmp_path: Path, data: dict) -> None:
     run = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=40_000_000 * 256))
     process = subprocess.Popen([sys.executable, "-m", "jetmoe_megatron.cli", "data", "prepare", str(run),
-                                "data.max_epochs=1e9"], env=environment(), cwd=REPO)  # fmt: skip
+                                "data.warn_epochs=1e9"], env=environment(), cwd=REPO)  # fmt: skip
     cache, deadline = tmp_path / "run" / "data_index", time.time() + 120
     while not list(cache.glob("order-*.tmp-*/*.npy")):
         assert process.poll() is None and time.time() < deadline

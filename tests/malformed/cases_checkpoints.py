@@ -137,6 +137,8 @@ PROGRESS = [
         _progress("no blend", _drop("data", "blend")),
         _progress("blend text", _set("data", "blend", to="x")),
         _progress("no content in the blend", _drop("data", "blend", "content")),
+        _progress("no sequence length in the blend", _drop("data", "blend", "sequence_length")),
+        _progress("a blend of the past is missing", _set("data", "past", to=[{"read": {}}])),
         _progress("sample negative", _set("data", "read", "sample", to=-1)),
         _progress("sample text", _set("data", "read", "sample", to="many")),
         _progress("sample a fraction", _set("data", "began", "sample", to=0.5)),

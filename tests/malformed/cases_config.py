@@ -206,7 +206,7 @@ VALUES = [
     _value("tokenizer", {"path": "x"}, "tokenizer: must be a valid string"),
     _value("data__cache", 1, "data.cache: must be a valid string"),
     _value("data__build_limit_tokens", 0, "data.build_limit_tokens: must be greater"),
-    _value("data__max_epochs", 0, "data.max_epochs: must be greater than 0"),
+    _value("data__warn_epochs", 0, "data.warn_epochs: must be greater than 0"),
     _value("data__mask_loss", True, "tokenizer: data.reset_positions, mask_attention and mask_loss need it"),
     _value("data__mask_loss", "on", "data.mask_loss: must be a valid boolean, not 'on'"),
     _value("data", ["data/code"], "data: must be a valid dictionary"),
@@ -279,6 +279,23 @@ ENVIRONMENT = [
         lambda world: world.train(data__cache=str(world.write("taken", "x"))),
         "data.cache: .*taken is a file",
     ),
+    *(
+        Case(
+            f"{key} {name}",
+            lambda world, key=key, path=path: world.train("--dry-run", **{key: str(world / path)}),
+            f"{key.replace('__', '.')}: .* cannot be made in .*: {said}",
+        )
+        for key in ("output_dir", "data__cache")
+        for name, path, said in (
+            ("below a folder that takes none", "/proc/runs/one", "No such file"),
+            ("too long, below what is to be made", f"new/{LONG}", "File name too long"),
+        )
+    ),
+    Case(
+        "output_dir is a link to nothing",
+        lambda world: [os.symlink("nowhere", world / "link"), *world.train(output_dir=str(world / "link/run"))][1:],
+        "output_dir: .*link is a link to nothing",
+    ),
     Case("more tokens than memory", lambda world: world.train(phases__0__tokens=2**50), "memory"),
 ]
 
@@ -349,6 +366,16 @@ LAYOUTS = [
     _layout("1", {"model__expert_backend": "te"}, "model.expert_backend: te needs a GPU"),
     _layout(
         "1", {"model__expert_backend": "torch", "model__ffn_hidden_size": 50}, "needs widths that are multiples of 4"
+    ),
+    _layout(
+        "2",
+        {"model__expert_backend": "torch", "model__ffn_hidden_size": 36, "parallel": {"expert_tensor": 2}},
+        r"ffn_hidden_size / expert_tensor \(36 / 2 = 18\) is not: use loop",
+    ),
+    _layout(
+        "2",
+        {"model__expert_backend": "torch", "model__kv_channels": 6, "parallel": {"tensor": 2}},
+        r"num_kv_heads x kv_channels / tensor \(12 / 2 = 6\) is not: use loop",
     ),
     _layout("1", {"schedule__warmup_tokens": 1281}, "schedule.warmup_tokens: 1281 is more than the 1280 tokens"),
 ]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from jetmoe_megatron.config import Model
+from jetmoe_megatron.config import Run
+from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS, ExpertBackend
+from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.model.experts import open_backend
+from jetmoe_megatron.model import experts
+from jetmoe_megatron.model.experts import loop, open_backend
 from jetmoe_megatron.model.experts.choose import choose_backend
 from jetmoe_megatron.model.experts.swiglu import swiglu
 from jetmoe_megatron.model.permutation import Permutation
 from tests.model.experts_oracle import CASES, EXPERTS, TOLERANCE, Layer, check, choices, differences, layer, run
+from tests.support import small_run
 
 
 def token_by_token(layer: Layer, expert_TK: Tensor) -> dict[str, Tensor]:
@@ -79,17 +88,53 @@ def test_permutation_counts_every_expert() -> None:
     assert torch.equal(expert_TK.flatten()[permutation.order_N], permutation.expert_N)
 
 
-def shape(**changes: object) -> Model:
-    tree = dict(num_layers=1, hidden_size=32, num_kv_heads=2, kv_channels=8, ffn_hidden_size=48, vocab_size=64)
-    return Model.model_validate({**tree, **changes})
+def choose(precision: str = "fp32", parallel: dict | None = None, **model: object) -> str:
+    """The backend of a small model, on as many ranks as the layout has."""
+    shape = dict(num_layers=1, hidden_size=32, num_kv_heads=2, kv_channels=8, ffn_hidden_size=48, vocab_size=64)
+    tree = small_run(Path("unused"), {"code": "unused", "prose": "unused"}, model={**shape, **model})
+    run = Run.model_validate({**tree, "precision": precision, "parallel": parallel or {}})
+    world = math.prod(value for value in (parallel or {}).values() if isinstance(value, int))
+    return choose_backend(run, resolve_layout(run, world)).name
+
+
+def refusal(precision: str = "bf16", parallel: dict | None = None, **model: object) -> str:
+    with pytest.raises(UserError) as error:
+        choose(precision, parallel, **model)
+    return str(error.value)
 
 
 def test_auto_without_a_gpu() -> None:
-    assert choose_backend(shape(), "fp32").name == "torch"
-    assert choose_backend(shape(ffn_hidden_size=50), "fp32").name == "loop"
-    assert choose_backend(shape(ffn_hidden_size=52), "fp32").name == "torch"
-    assert choose_backend(shape(ffn_hidden_size=52), "bf16").name == "loop"
-    assert choose_backend(shape(expert_backend="loop"), "fp32").name == "loop"
+    assert choose() == "torch"
+    assert choose(ffn_hidden_size=50) == "loop"
+    assert choose(ffn_hidden_size=52) == "torch"
+    assert choose("bf16", ffn_hidden_size=52) == "loop"
+    assert choose(expert_backend="loop") == "loop"
+
+
+# The widths of the whole model are even in all of these.
+UNEVEN = {
+    "MLP": ({"tensor": 2, "expert_tensor": 1}, {"ffn_hidden_size": 36}, None),
+    "MLP, split": ({"expert_tensor": 2}, {"ffn_hidden_size": 36}, "ffn_hidden_size / expert_tensor (36 / 2 = 18)"),
+    "attention, replicated": ({"tensor": 2}, {"kv_channels": 6}, "num_kv_heads x kv_channels / tensor (12 / 2 = 6)"),
+    "attention, split over the MLP's alone": ({"expert_tensor": 2}, {"kv_channels": 6}, None),
+    "attention, experts split": ({"expert": 2}, {"kv_channels": 6, "ffn_hidden_size": 36}, None),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN)
+def test_widths_are_those_of_a_rank(case: str) -> None:
+    parallel, model, uneven = UNEVEN[case]
+    assert choose(parallel=parallel, **model) == ("loop" if uneven else "torch")
+    if uneven is None:
+        assert choose(parallel=parallel, **model, expert_backend="torch") == "torch"
+        return
+    expected = f"torch needs widths that are multiples of 4 in fp32; {uneven} is not: use loop"
+    assert refusal("fp32", parallel, **model, expert_backend="torch") == f"model.expert_backend: {expected}"
+
+
+def test_widths_of_sharded_attention_experts() -> None:
+    parallel = {"tensor": 2, "expert_tensor": 2, "attention_experts": "sharded"}
+    assert "(12 / 2 = 6) is not" in refusal("fp32", parallel, kv_channels=6, expert_backend="torch")
 
 
 @pytest.fixture
@@ -100,51 +145,81 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def have(gpu: pytest.MonkeyPatch, *backends: str) -> None:
+    """The packages of these alone are there."""
+    gpu.setattr("jetmoe_megatron.model.experts.choose._missing", lambda name: None if name in backends else "no")
+
+
 def test_auto_on_gpus(gpu: pytest.MonkeyPatch) -> None:
-    assert choose_backend(shape(), "bf16").name == "torch"
+    assert choose("bf16") == "torch"
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    gpu.setattr("jetmoe_megatron.model.experts.choose._missing", lambda name: None if name == "megablocks" else "no")
-    assert choose_backend(shape(), "bf16").name == "megablocks"
-    assert choose_backend(shape(), "fp32").name == "torch"
-    gpu.setattr("jetmoe_megatron.model.experts.choose._missing", lambda name: None)
-    assert choose_backend(shape(), "bf16").name == "te"
+    have(gpu, "torch", "megablocks")
+    assert choose("bf16") == "megablocks"
+    assert choose("fp32") == "torch"
+    have(gpu, "torch", "megablocks", "te")
+    assert choose("bf16") == "te"
+    assert choose("bf16", {"expert_tensor": 4}) == "loop"  # 12 columns of 48 are left to a rank
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("torch", 8), ("megablocks", 8), ("te", 8), ("te_fp8", 16)])
+def test_widths_on_gpus(gpu: pytest.MonkeyPatch, name: str, multiple: int) -> None:
+    have(gpu, *EXPERT_BACKENDS)
+    even = {"num_kv_heads": 2, "kv_channels": multiple, "ffn_hidden_size": 2 * multiple, "expert_backend": name}
+    both = {"tensor": 2, "expert_tensor": 1}
+    assert choose("bf16", both, **even) == choose("bf16", {"expert_tensor": 2}, **even) == name
+    assert f"({multiple} / 2 = {multiple // 2}) is not" in refusal(
+        "bf16", {"expert_tensor": 2}, **{**even, "ffn_hidden_size": multiple}
+    )
+    assert f"({multiple} / 2 = {multiple // 2}) is not" in refusal(
+        "bf16", both, **{**even, "kv_channels": multiple // 2}
+    )
 
 
 def test_blackwell(gpu: pytest.MonkeyPatch) -> None:
     """Where torch's kernel leaves the gradients of experts without a token as the memory was."""
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: (10, 3))
-    with pytest.raises(UserError, match="expert_backend: torch gives experts without a token wrong gradients"):
-        choose_backend(shape(expert_backend="torch"), "bf16")
-    assert choose_backend(shape(expert_backend="torch"), "fp32").name == "torch"
-    for missing, name in ((lambda name: None, "te"), (lambda name: "no", "loop")):
-        gpu.setattr("jetmoe_megatron.model.experts.choose._missing", missing)
-        assert choose_backend(shape(), "bf16").name == name
+    assert "expert_backend: torch gives experts without a token wrong" in refusal(expert_backend="torch")
+    assert choose(expert_backend="torch") == "torch"
+    have(gpu, *EXPERT_BACKENDS)
+    assert choose("bf16") == "te"
+    have(gpu, "torch")
+    assert choose("bf16") == "loop"
 
 
 @pytest.mark.parametrize("name", ["megablocks", "te", "te_fp8"])
 def test_a_gpu_backend_is_refused_on_a_cpu(name: str) -> None:
-    with pytest.raises(UserError, match=f"^model.expert_backend: {name} needs a GPU, and there is none: use auto"):
-        choose_backend(shape(expert_backend=name), "bf16")
+    assert refusal(expert_backend=name).startswith(
+        f"model.expert_backend: {name} needs a GPU, and there is none: use auto"
+    )
 
 
 def test_refused_by_name(gpu: pytest.MonkeyPatch) -> None:
-    def refusal(precision: str = "bf16", **changes: object) -> str:
-        with pytest.raises(UserError) as error:
-            choose_backend(shape(**changes), precision)
-        return str(error.value)
-
     assert refusal(expert_backend="torch", ffn_hidden_size=52) == (
         "model.expert_backend: torch needs widths that are multiples of 8 in bf16; "
         "ffn_hidden_size (52) is not: use loop"
     )
     assert "te needs precision: bf16, not fp32" in refusal("fp32", expert_backend="te")
-    gpu.setitem(__import__("sys").modules, "transformer_engine.pytorch", None)
-    gpu.setitem(__import__("sys").modules, "megablocks.ops", None)
+    gpu.setitem(sys.modules, "transformer_engine.pytorch", None)
+    gpu.setitem(sys.modules, "megablocks.ops", None)
     assert "te cannot be imported" in refusal(expert_backend="te")
     assert "install_gpu.sh --te, or use auto" in refusal(expert_backend="te")
     assert "install_gpu.sh --megablocks, or use auto" in refusal(expert_backend="megablocks")
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    assert refusal(expert_backend="te_fp8").endswith("te_fp8 needs a Hopper GPU or a newer one: use te")
+    assert "te_fp8 needs a GPU of CUDA capability 9.0 or newer" in refusal(expert_backend="te_fp8")
+
+
+def test_a_backend_is_a_row_and_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        open_backend("mine")
+    monkeypatch.setitem(EXPERT_BACKENDS, "mine", ExpertBackend("mine", {"fp32": 1}))
+    monkeypatch.setitem(sys.modules, "jetmoe_megatron.model.experts.mine", types.ModuleType("mine"))
+    sys.modules["jetmoe_megatron.model.experts.mine"].grouped_linear = loop.grouped_linear  # type: ignore[attr-defined]
+    check("mine", torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("name", EXPERT_BACKENDS)
+def test_each_row_has_its_file(name: str) -> None:
+    assert (Path(experts.__file__).parent / f"{EXPERT_BACKENDS[name].module}.py").is_file()
 
 
 def test_auto_says_what_it_took_and_why(data: dict, world_of_one: None, capsys: pytest.CaptureFixture) -> None:

@@ -34,12 +34,15 @@ def one_process(precision: str) -> Outcome:
 def test_layout_rounds_no_worse_than_one_process(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:
     truth, usual = one_process("fp32"), one_process("bf16")
     split = outcome(run_tree(parallel=parallel, precision="bf16", model__top_k=4, **changes), ranks)
-    for step, (ours, expected) in enumerate(zip(split.losses, usual.losses, strict=True)):
-        # After two updates one process is itself 2e-3 from fp32; the gradients below are the sharper test.
-        assert ours["lm_loss"] == pytest.approx(expected["lm_loss"], rel=5e-3), f"step {step + 1}"
-    for name, expected in truth.gradients.items():
-        error, usual_error = distance(split.gradients[name], expected), distance(usual.gradients[name], expected)
-        assert error < 1.5 * usual_error, f"gradient of {name}: {error:.1e} from fp32, one process {usual_error:.1e}"
+    # Of tensors, whose many roundings add up alike everywhere. The error of a loss, one number of either sign, may be
+    # near zero in one process by luck.
+    for what, ours, theirs, exact in (
+        ("gradient of", split.gradients, usual.gradients, truth.gradients),
+        ("after three steps", split.weights, usual.weights, truth.weights),
+    ):
+        for name, expected in exact.items():
+            error, usual_error = distance(ours[name], expected), distance(theirs[name], expected)
+            assert error < 1.5 * usual_error, f"{what} {name}: {error:.1e} from fp32, one process {usual_error:.1e}"
 
 
 def test_without_a_split_of_sums_only_fp32_additions_differ() -> None:

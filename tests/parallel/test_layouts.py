@@ -100,6 +100,13 @@ def test_layout_equals_one_process(ranks: int, parallel: dict[str, Any], changes
     check_equal(outcome(run_tree(parallel=parallel, **changes), ranks), one_process(changes))
 
 
+def test_widths_that_no_grouped_matmul_takes_on_a_rank() -> None:
+    """4 divides those of the whole model. `auto` takes the loop on two ranks."""
+    changes = {"model__ffn_hidden_size": 36, "model__kv_channels": 6}
+    split = outcome(run_tree(parallel={"tensor": 2, "expert_tensor": 2}, **changes), ranks=2)
+    check_equal(split, _one_process(json.dumps(changes)))
+
+
 def check_equal(split: Outcome, truth: Outcome) -> None:
     for step, (ours, expected) in enumerate(zip(split.losses, truth.losses, strict=True)):
         assert ours == pytest.approx(expected, rel=1e-5), f"step {step + 1}"

@@ -228,7 +228,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
     "another model": (
         ["model.num_layers=4", "output_dir=OTHER"],
-        "differs from the saved run in model.num_layers (saved 2, now 4). Set it back, or start another run from it",
+        "differs from the saved run in model.num_layers (saved 2, now 4). Set it back, or train this other model",
     ),
     "another mixture": (
         ["phases.0.data.0.weight=9", "output_dir=OTHER"],

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.config.learning_rates import LEARNING_RATES
 from jetmoe_megatron.training.schedule import LearningRate
 
 JETMOE = LearningRate(
@@ -58,3 +60,13 @@ def test_the_shape_spans_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     end_of_stable = 238_419 * 4_194_304
     assert rate(end_of_stable) == 5e-4
     assert rate(end_of_stable + 59_605 * 4_194_304) == pytest.approx(5e-5)
+
+
+def test_a_shape_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rate(shape: str) -> LearningRate:
+        return replace(JETMOE, phases=[(10**12, "constant"), (250 * 10**9, shape)])
+
+    with pytest.raises(KeyError, match="linear"):
+        rate("linear")(10**12)
+    monkeypatch.setitem(LEARNING_RATES, "linear", lambda progress, final: 1 - (1 - final) * progress)
+    assert rate("linear")(10**12 + 125 * 10**9) == pytest.approx(5e-4 * 0.55)

@@ -1,18 +1,21 @@
 """The expert matmuls: one interface, one file per backend.
 
 A backend computes `y = x @ w[e].T` for rows sorted by expert, and brings rows into that order and back. `loop.py` is
-the reference the others are tested against.
+the reference the others are tested against. Which there are stands in `config/expert_backends.py`, and which of them
+`auto` takes in `choose.py`.
 
 Letters: T tokens, K top-k, N = T * K rows, D input width, F output width, E local experts.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS
 from jetmoe_megatron.model import permutation
 from jetmoe_megatron.model.experts import loop
 from jetmoe_megatron.model.permutation import Permutation
@@ -38,17 +41,8 @@ class Backend:
 
 
 def open_backend(name: str) -> Backend:
-    """The backend of that name. Its package is imported here and not before."""
-    if name == "torch":
-        from jetmoe_megatron.model.experts import torch_grouped
-
-        return Backend(torch_grouped.grouped_linear)
-    if name == "megablocks":
-        from jetmoe_megatron.model.experts import megablocks
-
-        return Backend(megablocks.grouped_linear, megablocks.gather, megablocks.scatter, counts_on_host=True)
-    if name in ("te", "te_fp8"):
-        from jetmoe_megatron.model.experts import te
-
-        return Backend(te.grouped_linear_fp8 if name == "te_fp8" else te.grouped_linear, counts_on_host=True)
-    return Backend(loop.grouped_linear, counts_on_host=True)
+    """The backend of that name in the table, `config/expert_backends.py`. Its package is imported here, not before."""
+    entry = EXPERT_BACKENDS[name]
+    module = importlib.import_module(f"{__name__}.{entry.module}")
+    own = {what: getattr(module, what) for what in ("gather", "scatter") if hasattr(module, what)}
+    return Backend(module.grouped_linear, counts_on_host=entry.counts_on_host, **own)

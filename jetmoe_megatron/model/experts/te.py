@@ -10,26 +10,15 @@ import functools
 import torch
 import transformer_engine.pytorch as te
 from torch import Tensor
-from transformer_engine.common.recipe import Float8CurrentScaling
-
-_FP8_ROWS = 16  # fp8 matmuls want each expert's rows to be a multiple of this
 
 
 def grouped_linear(x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:
     """`y = x @ w[e].T` for each expert's rows. Returns [N, F]."""
-    return _linear(x_ND, w_EFD, count_E.tolist())
+    return linear(x_ND, w_EFD, count_E.tolist())
 
 
-def grouped_linear_fp8(x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:
-    """The same in fp8, forward and backward, each tensor scaled by its own largest value: no history to keep."""
-    experts, counts = len(w_EFD), count_E.tolist()
-    x_MD, padded = te.Fp8Padding(experts, _FP8_ROWS)(x_ND, counts)
-    with te.fp8_autocast(enabled=True, fp8_recipe=Float8CurrentScaling()):
-        y_MF = _linear(x_MD, w_EFD, padded)
-    return te.Fp8Unpadding(experts, _FP8_ROWS)(y_MF, counts)
-
-
-def _linear(x_ND: Tensor, w_EFD: Tensor, counts: list[int]) -> Tensor:
+def linear(x_ND: Tensor, w_EFD: Tensor, counts: list[int]) -> Tensor:
+    """`grouped_linear` with the counts on the host."""
     module = _module(*w_EFD.shape, w_EFD.dtype)
     for expert, w_FD in enumerate(w_EFD.unbind(0)):
         setattr(module, f"weight{expert}", w_FD)

@@ -1,0 +1,43 @@
+"""The ways to compute the expert matmuls: what each is called, where it is and what it needs.
+
+A new one is a row here and its file in `model/experts/`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HOPPER = (9, 0)
+
+
+@dataclass(frozen=True)
+class ExpertBackend:
+    """
+    module: its file in `model/experts/`: has `grouped_linear`, and `gather` and `scatter` if it brings its own.
+    width_multiple: for each precision that it computes in, what every width of a rank's matmuls is a multiple of.
+    counts_on_host: whether it reads on the host how many rows each expert has: a wait in each routed layer.
+    capability: the oldest GPU it runs on, as CUDA numbers them; None: it runs on CPUs too.
+    packages: modules that must be importable.
+    install: the option of scripts/install_gpu.sh that brings them.
+    """
+
+    module: str
+    width_multiple: dict[str, int]
+    counts_on_host: bool = True
+    capability: tuple[int, int] | None = None
+    packages: tuple[str, ...] = ()
+    install: str = ""
+
+
+_TE, _MEGABLOCKS = ("transformer_engine.pytorch",), ("megablocks.ops", "grouped_gemm")
+EXPERT_BACKENDS = {
+    "loop": ExpertBackend("loop", {"bf16": 1, "fp32": 1}),
+    # Strides of 16 bytes (torch/aten/src/ATen/native/GroupedMMUtils.h).
+    "torch": ExpertBackend("torch_grouped", {"bf16": 8, "fp32": 4}, counts_on_host=False),
+    # Its matmul takes bf16 alone (grouped_gemm.cu:480).
+    "megablocks": ExpertBackend("megablocks", {"bf16": 8}, True, (0, 0), _MEGABLOCKS, "--megablocks"),
+    # fp32 is TF32 to Transformer Engine.
+    "te": ExpertBackend("te", {"bf16": 8}, True, (0, 0), _TE, "--te"),
+    # fp8 matmuls take 16 columns at a time.
+    "te_fp8": ExpertBackend("te_fp8", {"bf16": 16}, True, HOPPER, _TE, "--te"),
+}

@@ -1,0 +1,17 @@
+"""The shapes that the learning rate can have over a phase: a new one is a function and its row in the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+def _constant(progress: float, final_ratio: float) -> float:
+    return 1.0
+
+
+def _exponential(progress: float, final_ratio: float) -> float:
+    return final_ratio**progress
+
+
+# (the share of the phase that is over, schedule.final_lr_ratio) -> what the rate at the phase's start is multiplied by.
+LEARNING_RATES: dict[str, Callable[[float, float], float]] = {"constant": _constant, "exponential": _exponential}
