@@ -10,10 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.contestants import Step
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.attention import scaled_dot_product
+from jetmoe_megatron.model.attention_on_cpu import causal_attention
 from jetmoe_megatron.platform.device import device
 
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 OURS = "ours"  # what the layer calls
+BLOCKS = "blocks"  # what it may call on a CPU
 TRANSFORMER_ENGINE = "Transformer Engine"
 
 
@@ -37,6 +39,8 @@ def attention_step(name: str, run: Run) -> Step:
     g = torch.randn_like(q)
     if name == OURS:
         return lambda: scaled_dot_product(q, k, v, None).backward(g.flatten(2))
+    if name == BLOCKS:
+        return lambda: causal_attention(q, k, v).backward(g.flatten(2))
     if name == TRANSFORMER_ENGINE:
         import transformer_engine.pytorch as te
 

@@ -35,7 +35,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from jetmoe_megatron.model.attention_on_cpu import causal_attention
+from jetmoe_megatron.model.attention_on_cpu import causal_attention, is_faster
 from jetmoe_megatron.model.config import JetMoEConfig
 from jetmoe_megatron.model.dispatch import Dispatch
 from jetmoe_megatron.model.experts.weight import ExpertLinear
@@ -157,13 +157,13 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
 
 
 def scaled_dot_product(q_SBGC: Tensor, k_SBNC: Tensor, v_SBNC: Tensor, mask: Tensor | None) -> Tensor:
-    """Fused kernels, which never hold S x S scores: torch's, but for causal attention on a CPU.
+    """Fused kernels, which never hold S x S scores: torch's, but for causal attention on a CPU where ours is faster.
 
     On a GPU cuDNN's, which torch prefers on Hopper, and the flash kernel let groups of heads share keys and values as
     they are. Flash takes no mask, neither takes fp32; the one that takes both wants keys and values once for each head
     (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
-    if mask is None and not q_SBGC.is_cuda:
+    if mask is None and not q_SBGC.is_cuda and is_faster(q_SBGC.shape[0], q_SBGC.dtype):
         return causal_attention(q_SBGC, k_SBNC, v_SBNC)
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBGC, k_SBNC, v_SBNC))  # [B, heads, S, C]
     if q.is_cuda and (mask is not None or q.dtype == torch.float32):

@@ -1,4 +1,4 @@
-"""Causal attention on a CPU: matmuls over blocks of queries (docs/performance.md holds it against torch's own kernel).
+"""Causal attention on a CPU: matmuls over blocks of queries, and where torch's own kernel is faster.
 
 A block sees all of its keys at once, so that nothing is carried from block to block. Scores are in fp32, and made again
 for the gradients (Dao et al., arXiv 2205.14135, algorithm 4, with blocks of queries alone).
@@ -15,8 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jetmoe_megatron.platform.matmul import has_amx
+
 _QUERIES = 128  # positions in a block
 _SCORES = 2**22  # at work at a time: 16 MB
+# The longest sequences that it is faster for, from docs/performance.md. Nothing is timed in a run, so that a resumed
+# one on the same kind of CPU computes alike.
+_LONGEST = {
+    "AMX": {torch.float32: 0, torch.bfloat16: 128},
+    "other": {torch.float32: 1024, torch.bfloat16: 2048},
+}
+
+
+def is_faster(length: int, dtype: torch.dtype) -> bool:
+    """Whether `causal_attention` is, on this CPU, than torch's kernel, over sequences of so many tokens."""
+    return length <= _LONGEST["AMX" if has_amx() else "other"][dtype]
 
 
 def causal_attention(q_SBHC: Tensor, k_SBNC: Tensor, v_SBNC: Tensor) -> Tensor:

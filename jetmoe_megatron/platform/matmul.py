@@ -44,3 +44,8 @@ def _rounds() -> bool:
     x = torch.linspace(0.5, 1.0, 256 * 256).view(256, 256)
     exact = x.double() @ x.double()
     return bool(((x @ x - exact).abs() > 1e-5 * exact).any())
+
+
+def has_amx() -> bool:
+    """Whether this CPU has Intel's tiles for matrices. torch's own kernels take them where there are any."""
+    return torch.cpu._is_amx_tile_supported()

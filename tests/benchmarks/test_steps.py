@@ -103,3 +103,9 @@ def test_cpu_step() -> None:
     for precision in ("fp32", "bf16"):
         for name in ("transformers", "ours", "bare", "matmul", 8, 32, 128):
             assert f"| {precision} | {name} | " in result.stdout
+
+
+def test_cpu_attention() -> None:
+    result = command(sys.executable, "benchmarks/cpu_attention.py", "--tiny", "--rounds", "2", timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert [line.split(" | ")[:2] for line in result.stdout.splitlines()] == [["| fp32", "16"], ["| bf16", "16"]]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from jetmoe_megatron.model import attention_on_cpu
 from jetmoe_megatron.model.attention import scaled_dot_product
+from jetmoe_megatron.model.attention_on_cpu import causal_attention
 from jetmoe_megatron.model.rotary import turn
 
 
@@ -35,6 +36,34 @@ def with_gradients(attend: Callable[..., torch.Tensor], inputs: list[torch.Tenso
     return [a.detach(), *(t.grad for t in inputs if t.grad is not None)]
 
 
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of causal attention, whatever this CPU would choose."""
+    monkeypatch.setattr("jetmoe_megatron.model.attention.is_faster", lambda length, dtype: request.param == "blocks")
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("amx", "dtype", "longest"),
+    [
+        (True, torch.float32, 0),
+        (True, torch.bfloat16, 128),
+        (False, torch.float32, 1024),
+        (False, torch.bfloat16, 2048),
+    ],
+)
+def test_which_is_faster_depends_on_the_cpu_the_precision_and_the_length(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, dtype: torch.dtype, longest: int
+) -> None:
+    monkeypatch.setattr(attention_on_cpu, "has_amx", lambda: amx)
+    for length in (longest, longest + 1):
+        called = []
+        monkeypatch.setattr("jetmoe_megatron.model.attention.causal_attention", lambda *t, to=called: to.append(t))
+        if length:
+            scaled_dot_product(*draw(length, 1, 2, 1, dtype), None)
+            assert len(called) == (length == longest)
+
+
 def test_a_document_mask_goes_to_torchs_fused_kernel() -> None:
     length = 64
     q, k, v = draw(length, batch=2, heads=6, kv_heads=3)
@@ -51,9 +80,11 @@ def test_a_document_mask_goes_to_torchs_fused_kernel() -> None:
 
 @pytest.mark.parametrize("length", [1, 16, 40, 45])  # blocks of 16: less than one, one, an uneven last one
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 3), (6, 2), (4, 1)])
-@pytest.mark.parametrize("scores", [1, 4000, 2**22])  # heads at work at a time: one, some, all
+@pytest.mark.parametrize(
+    ("way", "scores"), [("blocks", 1), ("blocks", 4000), ("blocks", 2**22), ("torch", 0)], indirect=["way"]
+)  # heads at work at a time: one, some, all
 def test_causal_attention_on_a_cpu_equals_the_formula(
-    monkeypatch: pytest.MonkeyPatch, length: int, heads: int, kv_heads: int, scores: int
+    monkeypatch: pytest.MonkeyPatch, way: str, length: int, heads: int, kv_heads: int, scores: int
 ) -> None:
     monkeypatch.setattr(attention_on_cpu, "_QUERIES", 16)
     monkeypatch.setattr(attention_on_cpu, "_SCORES", scores)
@@ -69,14 +100,18 @@ def test_in_bf16_it_is_as_near_to_the_formula_as_torchs_kernel() -> None:
         a = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return a.permute(2, 0, 1, 3).flatten(2)
 
+    def blocks(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: None) -> torch.Tensor:
+        return causal_attention(q, k, v)
+
     inputs = draw(300, 2, 4, 2, torch.bfloat16)
     exact = with_gradients(plain, [t.double() for t in inputs])
-    ours, reference = ([t.double() for t in with_gradients(f, inputs)] for f in (scaled_dot_product, torchs))
+    ours, reference = ([t.double() for t in with_gradients(f, inputs)] for f in (blocks, torchs))
     for own, its, right in zip(ours, reference, exact, strict=True):
         assert (own - right).norm() < 1.2 * (its - right).norm()
 
 
-def test_no_more_than_a_few_heads_blocks_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["blocks"], indirect=True)
+def test_no_more_than_a_few_heads_blocks_are_held(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_on_cpu, "_SCORES", 2 * 128 * 2 * 1024)
     largest = 0
 

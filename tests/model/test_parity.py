@@ -68,8 +68,12 @@ def disturb_norms_and_biases(model: Any) -> None:
             assert name
 
 
+@pytest.mark.parametrize("blocks", [True, False], ids=["attention over blocks", "torch's attention"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
-def test_logits_and_gradients_equal_hugging_face(shape: dict, data: dict, world_of_one: None) -> None:
+def test_logits_and_gradients_equal_hugging_face(
+    shape: dict, blocks: bool, data: dict, world_of_one: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jetmoe_megatron.model.attention.is_faster", lambda length, dtype: blocks)
     run, model = build(shape, data)
     disturb_norms_and_biases(model)
     twin = hugging_face_twin(run, model)
