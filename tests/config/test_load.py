@@ -16,10 +16,10 @@ from jetmoe_megatron.errors import UserError
 from tests.support import REPO, small_run, write_run
 
 DATA = {"code": "data/code", "prose": "data/prose"}
-CONFIGS = sorted(path for path in (REPO / "configs").rglob("run.yaml"))
+CONFIGS = sorted((REPO / "configs").rglob("*run.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_run_loads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.setenv("OUTPUT", "/output")
