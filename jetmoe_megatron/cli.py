@@ -172,7 +172,7 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
         directions,
         "verify",
         "compare two models; exit status 1 if they differ",
-        "example:\n  %(prog)s runs/quickstart runs/quickstart/hf --logits",
+        "example:\n  %(prog)s runs/quickstart runs/quickstart/hf/tokens_2048000 --logits",
         _convert_verify,
         _VERIFY,
     )

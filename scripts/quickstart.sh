@@ -25,7 +25,9 @@ if [ ! -e "$data/done" ]; then
 fi
 step "Training: both phases" \
     scripts/torchrun_local.sh 2 configs/quickstart/run.yaml
-rm -rf "$run/hf"
-step "Hugging Face model" jetmoe convert to-hf "$run" "$run/hf"
-step "A sample, by plain transformers" python scripts/sample_hf.py "$run/hf" "def read_file(path):"
+checkpoint=$(find "$run/checkpoints" -regex '.*/tokens_[0-9]+' | sort -V | tail -n 1)
+model=$run/hf/${checkpoint##*/}
+rm -rf "$model"
+step "Hugging Face model" jetmoe convert to-hf "$checkpoint" "$model"
+step "A sample, by plain transformers" python scripts/sample_hf.py "$model" "def read_file(path):"
 step "The run" jetmoe report "$run"

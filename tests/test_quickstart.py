@@ -46,7 +46,7 @@ def test_quickstart(copy: Path) -> None:
         assert line in output
     assert "\ndef read_file(path):" in output  # the sample begins with its prompt
     assert "built " not in output and (copy / "errors.txt").read_text() == ""  # nothing that nobody asked for
-    assert (copy / "runs/quickstart/hf/tokenizer.json").is_file()
+    assert (copy / "runs/quickstart/hf/tokens_163840/tokenizer.json").is_file()
 
 
 def readme_commands() -> list[str]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.checkpoint.integrity import newest_whole
 from jetmoe_megatron.errors import UserError, printable
 from jetmoe_megatron.monitor.jsonl import each_record
@@ -23,9 +24,9 @@ def report(folder: Path) -> str:
         rows = _numbers(first, records)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # of whole numbers beyond every float
         raise UserError(f"{metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
-    checkpoint, exported = newest_whole(folder / "checkpoints"), folder / "hf"
+    checkpoint, exported = newest_whole(folder / "checkpoints"), newest(folder / "hf")
     rows += [("checkpoint", str(checkpoint))] if checkpoint else []
-    rows += [("Hugging Face", str(exported))] if exported.is_dir() else []
+    rows += [("Hugging Face", str(exported))] if exported else []
     rows.append(("metrics", str(metrics)))
     rows = [(printable(name), printable(value)) for name, value in rows]
     width = max(len(name) for name, _ in rows)
