@@ -175,6 +175,9 @@ def redirect(out: Path | Connection, err: Path) -> None:
         opened = stream.fileno() if isinstance(stream, Connection) else os.open(stream, _APPEND, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened) if isinstance(stream, Path) else stream.close()
+    # What the server's know of their files (whether one can be sought in, its encoding) holds no more.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
 
 def _be(command: Command, out: Path | Connection, err: Path, rank: dict[str, str]) -> NoReturn:
