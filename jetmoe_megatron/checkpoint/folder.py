@@ -58,7 +58,7 @@ def publish(unfinished: Path, path: Path) -> None:
     """Give a whole checkpoint its name, once its files have reached the disk."""
     for file in [*unfinished.iterdir(), unfinished]:
         _sync(file)
-    shutil.rmtree(path, ignore_errors=True)
+    _delete(path)
     unfinished.rename(path)
     _sync(path.parent)
 
@@ -82,7 +82,15 @@ def retain(root: Path, keep_last: int, is_kept: Callable[[int], bool]) -> None:
     """Delete all but the last ones and, besides those, the ones that are kept whatever their number."""
     passing = [path for path in published(root) if not is_kept(int(path.name.removeprefix("tokens_")))]
     for path in passing[:-keep_last]:
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """It loses its name first: a process that is killed meanwhile leaves no checkpoint without some of its files."""
+    if path.exists():
+        aside = unfinished_path(path)
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -18,6 +18,7 @@ from jetmoe_megatron.errors import UserError
 CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; written last
 COMPANIONS = "hf"  # in a checkpoint made of a Hugging Face model: its config and tokenizer; no other has a folder
 METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
+_READ = (METADATA, "common.pt", "metadata.json", "run.yaml", "progress.json", "model.yaml")
 _SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
 _BLOCK = 2**22
 _Name = Annotated[str, Field(pattern=rf"^({COMPANIONS}/)?[^/\p{{C}}\p{{Zl}}\p{{Zp}}]+$")]  # can be named in a line
@@ -67,6 +68,8 @@ def listed_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
         OSError: it cannot be read.
     """
     try:
+        if not _is_plain(checkpoint / CHECKSUMS):
+            raise ValueError("not a file")
         return _List.validate_json((checkpoint / CHECKSUMS).read_bytes(), strict=True)
     except (*_ABSENT, ValueError):
         raise ValueError(f"{CHECKSUMS} is missing or damaged") from None
@@ -88,14 +91,15 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
         return str(error)
     if METADATA not in files:
         return f"{METADATA} is not in {CHECKSUMS}"
+    if unlisted := sorted(file.name for file in checkpoint.iterdir() if _is_read(file.name) and file.name not in files):
+        return f"{unlisted[0]} is not in {CHECKSUMS}"
     for name, (size, digest) in sorted(files.items())[share[0] :: share[1]]:
         path = checkpoint / name
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for
+            if not _is_plain(path):
                 return f"{name} is not a file"
-            if found.st_size != size:
-                return f"{name} has {found.st_size} bytes instead of {size}"
+            if (found := path.stat().st_size) != size:
+                return f"{name} has {found} bytes instead of {size}"
             if not (quick and size > _SMALL) and checksum(path) != (size, digest):
                 return f"{name} is not what was written (its checksum differs)"
         except OSError as error:
@@ -103,6 +107,16 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
                 raise
             return f"{name}: {error.strerror}"
     return None
+
+
+def _is_plain(path: Path) -> bool:
+    """A file of its own: a pipe would be waited for, a link leads outside."""
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _is_read(name: str) -> bool:
+    """Whether a file of that name in a checkpoint is."""
+    return name in _READ or name.endswith(".distcp")
 
 
 def newest_whole(root: Path) -> Path | None:

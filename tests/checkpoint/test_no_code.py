@@ -172,6 +172,26 @@ def test_a_pipe_in_the_place_of_a_file_is_damage(checkpoint: Path) -> None:
     assert "common.pt is not a file" in ended.stderr
 
 
+@pytest.mark.parametrize("name", ["common.pt", "metadata.json", "progress.json", "__0_0.distcp", CHECKSUMS])
+def test_a_pipe_that_is_not_listed(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    seal(checkpoint)
+    (checkpoint / name).unlink(missing_ok=True)
+    os.mkfifo(checkpoint / name)
+    ended = pretrain(1, checkpoint.parents[2] / "run.yaml", timeout=60)
+    assert ended.returncode == 2
+    assert "checksums.json" in ended.stderr and "is damaged" in ended.stderr
+
+
+def test_a_link_is_damage(checkpoint: Path) -> None:
+    """It would bring a file from elsewhere into an export."""
+    (checkpoint / "elsewhere").write_bytes((checkpoint / "common.pt").read_bytes())
+    (checkpoint / "common.pt").unlink()
+    (checkpoint / "common.pt").symlink_to(checkpoint / "elsewhere")
+    ended = jetmoe("convert", "to-hf", checkpoint, checkpoint.parents[2] / "hf")
+    assert ended.returncode == 2 and "common.pt is not a file" in ended.stderr
+
+
 def reached(path: Path, run_file: Path) -> list[str]:
     """What the standard library's unpickler was asked for while a checkpoint was loaded in every way."""
     from jetmoe_megatron.checkpoint.store import load_checkpoint
