@@ -8,6 +8,7 @@ the file as torch.load does by default, and an environment variable that some co
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from megatron.core.dist_checkpointing.strategies.common import (
     TorchCommonSaveStrategy,
 )
 
+from jetmoe_megatron.checkpoint.plain_pickle import read_pickle
+
 OPTIMIZER_STEPS = "optimizer_steps"
+_MOST = 2**16  # bytes
 
 
 def write_common(folder: Path, optimizer_steps: int) -> None:
@@ -43,13 +47,26 @@ class LoadsSteps(TorchCommonLoadStrategy):
         Raises:
             ValueError: `optimizer_steps` is no number of steps.
         """
-        common = torch.load(Path(checkpoint_dir) / COMMON_STATE_FNAME, map_location="cpu", weights_only=True)
+        common = _values(Path(checkpoint_dir) / COMMON_STATE_FNAME)
         if common == {}:
             return {}
         steps = common.get(OPTIMIZER_STEPS) if isinstance(common, dict) else None
         if type(steps) is not int or not 0 <= steps < 2**53:
             raise ValueError(f"{COMMON_STATE_FNAME} has no number of optimizer steps")
         return {OPTIMIZER_STEPS: steps}
+
+
+def _values(file: Path) -> Any:
+    """What torch.save has written: a zip file with one small pickle, of which all else belongs to tensors."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (pickled,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+            if pickled.file_size > _MOST or pickled.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("more than a few values")
+            content = archive.read(pickled)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{COMMON_STATE_FNAME} cannot be read: {error}") from None
+    return read_pickle(content, COMMON_STATE_FNAME)
 
 
 class _SavesNothing(TorchCommonSaveStrategy):

@@ -1,16 +1,14 @@
 """Where which tensors of a checkpoint lie: torch.distributed.checkpoint's `.metadata`, read by rules of our own.
 
 That file is a pickle, and torch reads it as one: it runs what a crafted file says, and what it makes of the file says
-which other pickles torch reads. Here nothing that the file names is called. It is read into inert records; what it may
-say is taken from these, checked, and put into metadata made here. All that loads a checkpoint takes it from here.
+which other pickles torch reads. Here it is read into inert records (`plain_pickle.py`); what it may say is taken from
+these, checked, and put into metadata made here. All that loads a checkpoint takes it from here.
 
 Sources: torch/distributed/checkpoint/metadata.py (torch 2.10 to 2.13), filesystem.py, `_StorageInfo`.
 """
 
 from __future__ import annotations
 
-import functools
-import pickle
 import re
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,24 +24,8 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from jetmoe_megatron.checkpoint.integrity import METADATA
+from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
 
-# What Megatron-Core and `jetmoe convert from-hf` write names these, and dtypes; a plan of the save is not read.
-_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "collections": {"OrderedDict"},
-}
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 _MOST = 2**60  # of bytes and numbers
 T = TypeVar("T")
@@ -56,56 +38,24 @@ def read_metadata(checkpoint: Path) -> Metadata:
         ValueError: with a short reason.
     """
     try:
-        with open(checkpoint / METADATA, "rb") as stream:
-            found = _Reader(stream).load()
+        content = (checkpoint / METADATA).read_bytes()
     except OSError as error:
         raise ValueError(f"{METADATA}: {error.strerror}") from None
-    except Exception as error:  # unpickling rubbish raises anything
-        raise ValueError(f"{METADATA} cannot be read: {error}") from None
+    found = read_pickle(content, METADATA)
     try:
-        return _metadata(found)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{METADATA} does not say where which tensors lie: {error}") from None
+        return _metadata(found, most_chunks=len(content))
+    except Exception as error:  # of what is in the place of something else
+        reason = str(error)[:200] or type(error).__name__
+        raise ValueError(f"{METADATA} does not say where which tensors lie: {reason}") from None
 
 
-class _Record:
-    """What stands for an object of the pickle. It does nothing."""
-
-    kind = ""
-
-    def __new__(cls, *arguments: Any, **more: Any) -> _Record:
-        record = super().__new__(cls)
-        record.arguments, record.state = arguments, None
-        return record
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        self.arguments: tuple[Any, ...]
-        self.state: Any
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-@functools.cache
-def _record(kind: str) -> type[_Record]:
-    return type(kind, (_Record,), {"kind": kind})
-
-
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined]  # the one in C takes any memory that a file asks for
-    def find_class(self, module: str, name: str) -> Any:
-        if name in _NAMES.get(module, ()):
-            return _record(name)
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-            return dtype
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
-
-    def get_extension(self, code: int) -> None:
-        raise pickle.UnpicklingError("it names something by a number")
-
-
-def _metadata(found: Any) -> Metadata:
+def _metadata(found: Any, most_chunks: int) -> Metadata:
+    """most_chunks: as many as a file of this size can hold; more are one list that many tensors share."""
     state = _state(found, "Metadata")
-    tensors = {_text(name): _tensor(entry) for name, entry in _dict(state["state_dict_metadata"]).items()}
+    entries = _dict(state["state_dict_metadata"])
+    if sum(len(_list(_state(entry, "TensorStorageMetadata")["chunks"])) for entry in entries.values()) > most_chunks:
+        raise ValueError("more parts of tensors than it has bytes")
+    tensors = {_text(name): _tensor(entry) for name, entry in entries.items()}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for index, place in _dict(state["storage_data"]).items():
         where = _state(index, "MetadataIndex")
@@ -113,6 +63,9 @@ def _metadata(found: Any) -> Metadata:
         if name not in tensors:
             raise ValueError(f"{name!r} has a place and no shape")
         places[MetadataIndex(name, offset)] = _place(place)
+    for name, tensor in tensors.items():
+        if not _covers(tensor) or not all(MetadataIndex(name, chunk.offsets) in places for chunk in tensor.chunks):
+            raise ValueError(f"parts of {name!r} are missing, or there twice")
     return Metadata(state_dict_metadata=dict(tensors), storage_data=places)
 
 
@@ -124,6 +77,22 @@ def _tensor(entry: Any) -> TensorStorageMetadata:
     size = _sizes(state["size"])
     chunks = [_chunk(chunk, size) for chunk in _list(state["chunks"])]
     return TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
+
+
+def _covers(tensor: TensorStorageMetadata) -> bool:
+    """Whether the parts are the whole tensor, each number once."""
+    chunks = [chunk for chunk in tensor.chunks if chunk.sizes.numel()]
+    if sum(chunk.sizes.numel() for chunk in chunks) != tensor.size.numel():
+        return False
+    if not tensor.size or len(chunks) < 2:
+        return True
+    start_CD = torch.tensor([chunk.offsets for chunk in chunks])  # C chunks, D dimensions
+    end_CD = start_CD + torch.tensor([chunk.sizes for chunk in chunks])
+    for i in range(len(chunks) - 1):
+        others = slice(i + 1, None)
+        if ((start_CD[i] < end_CD[others]) & (start_CD[others] < end_CD[i])).all(1).any():
+            return False
+    return True
 
 
 def _chunk(chunk: Any, size: torch.Size) -> ChunkStorageMetadata:
@@ -141,12 +110,12 @@ def _place(place: Any) -> _StorageInfo:
     if state.keys() - {"relative_path", "offset", "length"}:
         raise ValueError("a place says more than a file, an offset and a length")
     if not _FILE.fullmatch(file := _text(state["relative_path"])):
-        raise ValueError(f"{file!r} is no file of a checkpoint")
+        raise ValueError(f"{file[:80]!r} is no file of a checkpoint")
     return _StorageInfo(file, _number(state["offset"]), _number(state["length"]))
 
 
-def _record_of(value: Any, kind: str) -> _Record:
-    if not isinstance(value, _Record) or value.kind != kind:
+def _record_of(value: Any, kind: str) -> Record:
+    if not isinstance(value, Record) or value.kind != kind:
         raise TypeError(f"{getattr(value, 'kind', type(value).__name__)} in the place of {kind}")
     return value
 
@@ -169,7 +138,7 @@ def _text(value: Any) -> str:
 
 def _number(value: Any) -> int:
     if not 0 <= _exactly(value, int) < _MOST:
-        raise ValueError(f"a number that no checkpoint has: {value:.3g}")
+        raise ValueError("a number that no checkpoint has")
     return value
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -11,6 +10,7 @@ import random
 import shutil
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,10 +308,48 @@ def test_a_pickle_that_asks_for_memory_or_depth(checkpoint: Path) -> None:
         b"\x80\x04\x8e\xff\xff\xff\xff\x00\x00\x00\x00x.",
         b"\x80\x04" + b"]" * 300_000 + b"a" * 299_999 + b".",
         b"\x80\x04" + b"(" * 300_000 + b"t" * 300_000 + b".",
+        b"\x80\x04}" + b")" + b"2\x86" * 60 + b"Ns.",  # a key whose hash takes for ever
+        b"\x80\x04}" + b")" + b"\x94h\x00h\x00\x86" * 60 + b"Ns.",
+        b"\x80\x04}" + b")" + b"\x85" * 3_000_000 + b"Ns.",  # one that takes the whole stack
+        b"\x80\x05\x96\x00\x00\x00\x80\x01\x00\x00\x00.",  # 6 GB
     ):
         (checkpoint / METADATA).write_bytes(content)
         with pytest.raises(ValueError, match=r"\.metadata"):
             read_metadata(checkpoint)
+
+
+def a_tensor(chunks: list[tuple[list[int], list[int]]], places: list[list[int]]) -> bytes:
+    parts = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in chunks]
+    entry = TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size([4, 6]), parts)
+    storage = {MetadataIndex("w", offset): _StorageInfo("__0_0.distcp", 0, 96) for offset in places}
+    return pickle.dumps(Metadata({"w": entry}, storage_data=storage))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "places"),
+    [
+        ([], []),
+        ([([0, 0], [2, 6])], [[0, 0]]),
+        ([([0, 0], [2, 6]), ([0, 0], [2, 6])], [[0, 0]]),
+        ([([0, 0], [3, 6]), ([2, 0], [1, 6])], [[0, 0], [2, 0]]),
+        ([([0, 0], [2, 6]), ([2, 0], [2, 6])], [[0, 0]]),
+    ],
+    ids=["none", "half", "half twice", "one over another", "without a place"],
+)
+def test_tensors_that_are_not_whole(checkpoint: Path, chunks: Any, places: Any) -> None:
+    """The rest would be whatever the memory held."""
+    (checkpoint / METADATA).write_bytes(a_tensor(chunks, places))
+    with pytest.raises(ValueError, match="parts of 'w' are missing, or there twice"):
+        read_metadata(checkpoint)
+
+
+def test_a_list_that_many_tensors_share(checkpoint: Path) -> None:
+    metadata = pickle.loads(a_tensor([([0, 0], [2, 6]), ([2, 0], [2, 6])], [[0, 0], [2, 0]]))
+    metadata.state_dict_metadata["w"].chunks *= 2000
+    metadata.state_dict_metadata |= {f"w{i}": metadata.state_dict_metadata["w"] for i in range(2000)}
+    (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
+    with pytest.raises(ValueError, match="more parts of tensors than it has bytes"):
+        read_metadata(checkpoint)
 
 
 @pytest.mark.parametrize("value", [True, -1, 2**53, 1.0, "7", None, torch.tensor(7)], ids=str)
@@ -320,17 +358,20 @@ def test_the_optimizers_steps_are_a_number(checkpoint: Path, value: Any) -> None
     seal(checkpoint)
     ended = pretrain(1, checkpoint.parents[2] / "run.yaml")
     assert ended.returncode == 2
-    assert "common.pt has no number of optimizer steps" in ended.stderr
+    assert "common.pt has no number of" in ended.stderr or "common.pt cannot be read" in ended.stderr
 
 
-def test_what_else_common_holds_is_left_out(checkpoint: Path) -> None:
-    """Megatron would put it among what it has loaded."""
+def test_common_holds_plain_values(checkpoint: Path) -> None:
+    """Of which one is taken: Megatron would put all of them among what it has loaded."""
     from jetmoe_megatron.checkpoint.common_state import LoadsSteps
 
-    buffer = io.BytesIO()
-    torch.save({"optimizer_steps": 2, "model0": {WEIGHT: torch.zeros(1)}}, buffer)
-    (checkpoint / "common.pt").write_bytes(buffer.getvalue())
+    torch.save({"optimizer_steps": 2, "model0": {WEIGHT: 7}}, checkpoint / "common.pt")
     assert LoadsSteps().load_common(checkpoint) == {"optimizer_steps": 2}
-    torch.save([], checkpoint / "common.pt")
-    with pytest.raises(ValueError, match="common.pt has no number"):
+    for content in ([], {"optimizer_steps": 2, "model0": {WEIGHT: torch.zeros(1)}}, {"optimizer_steps": "x" * 2**17}):
+        torch.save(content, checkpoint / "common.pt")
+        with pytest.raises(ValueError, match="common.pt (has no number|cannot be read)"):
+            LoadsSteps().load_common(checkpoint)
+    with zipfile.ZipFile(checkpoint / "common.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**28))
+    with pytest.raises(ValueError, match="more than a few values"):
         LoadsSteps().load_common(checkpoint)

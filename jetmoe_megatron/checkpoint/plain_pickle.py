@@ -1,0 +1,105 @@
+"""Read a pickle into plain values and inert records: nothing that it names is called, whatever it says.
+
+Only what torch and Megatron-Core write into a checkpoint's small files is known. Python's own unpickler, which this is
+made of, would also call functions, take any memory that a file asks for, and hash keys that take for ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+from typing import Any
+
+import torch
+
+# What Megatron-Core and `jetmoe convert from-hf` write names these, and dtypes; a plan of the save is not read.
+_NAMES = {
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "collections": {"OrderedDict"},
+}
+_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in C cannot be told what to leave out
+
+
+def read_pickle(content: bytes, name: str) -> Any:
+    """Plain values and inert records.
+
+    Raises:
+        ValueError: with a short reason that begins with `name`.
+    """
+    try:
+        return _Reader(io.BytesIO(content)).load()
+    except Exception as error:  # unpickling rubbish raises anything
+        raise ValueError(f"{name} cannot be read: {str(error)[:200] or type(error).__name__}") from None
+
+
+class Record:
+    """What stands for an object of the pickle. It does nothing."""
+
+    kind = ""
+
+    def __new__(cls, *arguments: Any, **more: Any) -> Record:
+        record = super().__new__(cls)
+        record.arguments, record.state = arguments, None
+        return record
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self.arguments: tuple[Any, ...]
+        self.state: Any
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+@functools.cache
+def _record(kind: str) -> type[Record]:
+    return type(kind, (Record,), {"kind": kind})
+
+
+class _Reader(_Unpickler):
+    stack: list[Any]
+    append: Any
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _NAMES.get(module, ()):
+            return _record(name)
+        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
+            return dtype
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+
+    def _keyed(self) -> None:
+        """A key may be a text, a number or a record: the hash of nested tuples takes for ever, or the whole stack."""
+        items = self.pop_mark()
+        if not all(isinstance(key, str | int | Record) for key in items[::2]):
+            raise pickle.UnpicklingError("a key that no checkpoint has")
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _keyed_by_one(self) -> None:
+        self.metastack.append(self.stack[:-2])
+        self.stack = self.stack[-2:]
+        self.append = self.stack.append
+        self._keyed()
+
+
+_KNOWN = (
+    "PROTO FRAME STOP MARK MEMOIZE BINGET LONG_BINGET BINPUT LONG_BINPUT SHORT_BINUNICODE BINUNICODE GLOBAL "
+    "STACK_GLOBAL REDUCE NEWOBJ BUILD EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS "
+    "BININT BININT1 BININT2 LONG1 NONE NEWTRUE NEWFALSE"
+)
+_Reader.dispatch = {
+    **{(code := getattr(pickle, name)[0]): _Unpickler.dispatch[code] for name in _KNOWN.split()},
+    pickle.SETITEM[0]: _Reader._keyed_by_one,
+    pickle.SETITEMS[0]: _Reader._keyed,
+}
