@@ -13,7 +13,7 @@ import sys
 import time
 
 from data_tools.errors import InputError, one_line
-from data_tools.printing import spell_what_the_terminal_lacks
+from data_tools.printing import Parser, spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
@@ -74,9 +74,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN.yaml", help="the run file")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")

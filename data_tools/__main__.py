@@ -5,12 +5,12 @@ import sys
 
 from data_tools.cli import add_commands, run
 from data_tools.errors import InputError, one_line
-from data_tools.printing import say
+from data_tools.printing import Parser, say
 
 
 def main() -> int:
     """Run a command: 0 done, 2 bad usage or input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         "python -m data_tools",
         description="Turn text into datasets that training reads (Megatron's indexed datasets), and look into them.",
         epilog="example:\n  %(prog)s tokenize corpus/ --output data/web --tokenizer data/tokenizer",

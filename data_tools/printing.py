@@ -1,8 +1,9 @@
 """What a file or its name says may not move a terminal's cursor, forge a line, or turn around what is beside it."""
 
+import argparse
 import sys
 import unicodedata
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 # Control characters, invisible ones that change their neighbours (bidirectional marks, joiners), halves of surrogate
 # pairs, and Unicode's own line and paragraph ends.
@@ -36,6 +37,13 @@ def printable_lines(text: str) -> str:
 def say(line: object, file: TextIO | None = None) -> None:
     """Print one line, on stdout by default."""
     print(printable(str(line)), file=file, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """What it says of arguments, which may be names of files, can be printed."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def spell_what_the_terminal_lacks() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import data_tools.cli
 from data_tools.cli import add_command, add_group
 from data_tools.errors import InputError, one_line
-from data_tools.printing import say
+from data_tools.printing import Parser, say
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
 
 _DESCRIPTION = """Prepare data for JetMoE, convert its checkpoints, and report on its runs.
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="jetmoe",
         description=_DESCRIPTION,
         epilog=_EXAMPLE,

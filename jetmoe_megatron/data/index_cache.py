@@ -5,6 +5,7 @@ No pickled array is ever read.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -57,9 +58,11 @@ class IndexCache:
         """A mapped array of integers. Raises UserError if it is not there, damaged, pickled or not of that shape."""
         path = self.root / key / f"{name}.npy"
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not path.is_file():  # a pipe would be waited for
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            array = np.lib.format.open_memmap(path, mode="r")
             if array.dtype.kind not in "iu" or array.shape != shape:
                 raise ValueError(f"{array.dtype} {list(array.shape)} instead of integers {list(shape)}")
             return array
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, RecursionError) as error:
             raise UserError(f"data.cache: {path} is damaged: delete {path.parent} ({error})") from error

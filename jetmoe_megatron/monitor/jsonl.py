@@ -27,6 +27,7 @@ class JsonLines:
         """
         self.path, self.waiting = path, b""
         self.file: FileIO | None = None
+        self._amended: tuple[int, Record] | None = None  # values that a step's line is still to be given
         self._warned = False
         self._end = _end_of(path, resume_after_step)
         self._try()
@@ -36,16 +37,17 @@ class JsonLines:
         self._try()
 
     def amend(self, step: int, values: Record) -> None:
-        """Add values to the line that a step has already. Raises OSError; the file is then as it was."""
-        write_records(self.path, (r | values if r["step"] == step else r for r in each_record(self.path)))
-        if self.file:
-            self.file.close()
-        self.file, self._end = None, self.path.stat().st_size
+        """Add values to the line that a step has already."""
+        self._amended = (step, values)
         self._try()
 
     def close(self) -> None:
         """Raises OSError if lines are lost."""
-        self._flush()
+        try:
+            self._flush()
+        except OSError as error:
+            lost = self.waiting.count(b"\n") + bool(self._amended)
+            raise OSError(error.errno, f"{self.path}: {error.strerror}: {lost} lines are lost") from None
         assert self.file
         self.file.close()
 
@@ -65,6 +67,11 @@ class JsonLines:
             file = open(self.path, "ab", buffering=0)
             file.truncate(self._end)
             self.file = file
+        if self._amended:
+            step, values = self._amended
+            write_records(self.path, (r | values if r["step"] == step else r for r in each_record(self.path)))
+            self.file.close()
+            self.file, self._amended = open(self.path, "ab", buffering=0), None
         whole = os.fstat(self.file.fileno()).st_size
         try:
             if self.file.write(self.waiting) < len(self.waiting):

@@ -92,7 +92,7 @@ def test_nothing_is_left_to_prepare(tmp_path: Path, data: dict) -> None:
         assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("harm", ["truncate", "pickle", "text", "missing"])
+@pytest.mark.parametrize("harm", ["truncate", "pickle", "text", "missing", "archive", "header", "pipe"])
 def test_a_damaged_cache_is_named(tmp_path: Path, data: dict, world_of_one: None, harm: str) -> None:
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.mixture import RunSamples
@@ -107,6 +107,14 @@ def test_a_damaged_cache_is_named(tmp_path: Path, data: dict, world_of_one: None
         file.write_text("text")
     elif harm == "missing":
         file.unlink()
+    elif harm == "archive":
+        with open(file, "wb") as stream:
+            np.savez(stream, a=np.arange(3))
+    elif harm == "header":
+        file.write_bytes(b"\x93NUMPY\x01\x00" + (9000).to_bytes(2, "little") + b"-" * 9000)
+    elif harm == "pipe":
+        file.unlink()
+        os.mkfifo(file)
     else:
         file.write_bytes(pickle.dumps(Crafted(str(witness))))
     with pytest.raises(UserError) as caught:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import InputError, one_line
-from data_tools.printing import printable, printable_lines
+from data_tools.printing import Parser, printable, printable_lines
 from data_tools.tokenizer import train_bpe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -74,3 +74,10 @@ def test_a_name_that_the_terminal_cannot_show(tmp_path: Path) -> None:
     done = run("tokenizer", texts, "--vocab-size", "260", "--output", tmp_path / "λ", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"\u03bb: vocabulary of 260" in done.stdout
+
+
+def test_arguments_that_are_not_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    """`jetmoe report runs/*` takes whatever names there are."""
+    with pytest.raises(SystemExit):
+        Parser(prog="p").parse_args([HOSTILE])
+    assert capsys.readouterr().err == f"usage: p [-h]\np: error: unrecognized arguments: {printable(HOSTILE)}\n"

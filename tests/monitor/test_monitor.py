@@ -144,6 +144,38 @@ def test_amended_lines(tmp_path: Path) -> None:
     assert read_metrics(path) == [record(1), record(2, held_out_loss=4.0), record(3)]
 
 
+def test_an_amendment_waits_for_a_disk_that_is_full(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(record(step)) + "\n" for step in (1, 2)))
+    monitor = Monitor([partial(JsonLines, path, 2)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        monitor.amend(2, {"held_out_loss": 4.0})
+        monitor.log(record(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.count("its lines wait") == 1
+    monitor.log(record(4))
+    monitor.close()
+    assert read_metrics(path) == [record(1), record(2, held_out_loss=4.0), record(3), record(4)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lines_that_are_lost_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "m.jsonl"
+    monitor = Monitor([partial(JsonLines, path, 0)])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        for step in (1, 2):
+            monitor.log(record(step))
+        monitor.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "2 lines are lost" in capsys.readouterr().err
+
+
 def test_progress_line(capsys: pytest.CaptureFixture) -> None:
     terminal = Terminal(steps=100, every=10)
     for step in range(1, 12):
