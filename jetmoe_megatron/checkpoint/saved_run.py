@@ -7,7 +7,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from jetmoe_megatron.checkpoint.integrity import CHECKSUMS
 from jetmoe_megatron.config.load import load_sections
@@ -106,6 +106,13 @@ class _Ledger(_Saved):
     read: _Position
     past: list[_Ended]
 
+    @model_validator(mode="after")
+    def _in_order(self) -> _Ledger:
+        before, after = self.began.sequences, self.read.sequences
+        if self.began.sample > self.read.sample or any(count > after.get(name, 0) for name, count in before.items()):
+            raise ValueError("it began after what was read")
+        return self
+
 
 class _Guard(_Saved):
     """training.guard.Guard"""
@@ -152,13 +159,13 @@ def other_keys(saved: Section, run: Run, sections: Iterable[str] = SavedRun.mode
     return {key: text for key, text in found if _way(key) > _Way.OPTION or not _under(key, permitted)}
 
 
-def refusal(checkpoint: Path, others: dict[str, str]) -> str:
+def refusal(checkpoint: Path, others: dict[str, str], run: Run) -> str:
     """One line for what `other_keys` found: all of it, and what to do, which the next command accepts."""
     way = max(map(_way, others))
     if way is _Way.OPTION:
         advice = f"permit it with checkpoint.may_change=[{','.join(others)}]"
     elif way is _Way.BRANCH:
-        advice = f"begin another run there: start_from={checkpoint} with its own output_dir"
+        advice = f"begin another run there: start_from={checkpoint}{_in_its_phase(run)} with its own output_dir"
     elif way is _Way.WEIGHTS:
         advice = (
             f"begin another run with the weights alone: `jetmoe convert to-hf {checkpoint} HF`, `jetmoe convert "
@@ -167,6 +174,14 @@ def refusal(checkpoint: Path, others: dict[str, str]) -> str:
     else:
         advice = "train this other model from its beginning: without start_from, and with its own output_dir"
     return f"{checkpoint}: differs from the saved run in {'; '.join(others.values())}. Set it back, or {advice}"
+
+
+def _in_its_phase(run: Run) -> str:
+    """`phase` would end the phase before once more, and begin the whole of this one."""
+    if run.phase is None:
+        return ""
+    ended = run.phase - 2
+    return f" phase=null phases.{ended}.tokens={run.phases[ended].tokens}"
 
 
 def other_model(weights: Path, run: Run) -> dict[str, str]:

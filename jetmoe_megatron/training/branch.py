@@ -97,7 +97,7 @@ def _refuse_other_model(source: Path, run: Run) -> None:
     else:
         others = other_model(source, run)
     if others:
-        raise UserError(refusal(source, others))
+        raise UserError(refusal(source, others, run))
 
 
 def no_whole_steps(run: Run, tokens: int, layout: Layout | None) -> str | None:

@@ -54,7 +54,7 @@ def find_start(run: Run, layout: Layout | None = None) -> Start:
     others: dict[str, str] = {}
     if checkpoint is not None:
         if others := other_keys(read_saved_run(checkpoint), run):
-            refusals.append(refusal(checkpoint, others))
+            refusals.append(refusal(checkpoint, others, run))
         progress = read_progress(checkpoint)
         if checkpoint != checkpoint_path(folder.checkpoints, progress["tokens"]):
             raise UserError(

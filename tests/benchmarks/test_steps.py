@@ -78,6 +78,7 @@ def test_one_process_of_gpu_step(tmp_path: Path) -> None:
     assert measured["seconds"] > 0 and dict(measured["groups"])["matmul"] > 0
 
 
+@pytest.mark.slow
 def test_loss_curves_without_a_gpu() -> None:
     result = command(sys.executable, "benchmarks/loss_curves.py", timeout=180)
     assert result.returncode == 0, result.stderr
@@ -97,6 +98,7 @@ def test_nothing_is_recorded_without_a_gpu(benchmark: str) -> None:
     assert result.returncode != 0 and "there is no GPU" in result.stderr
 
 
+@pytest.mark.slow
 def test_cpu_step() -> None:
     result = command(sys.executable, "benchmarks/cpu_step.py", "--tiny", "--rounds", "1", timeout=120)
     assert result.returncode == 0, result.stderr

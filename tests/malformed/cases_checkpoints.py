@@ -162,6 +162,8 @@ OWN_PROGRESS = [
     _progress("guard's losses of text", _set("guard", "losses", to=["low"]))[0],
     _progress("guard's steps of text", _set("guard", "bad", to=["3"]))[0],
     _progress("branched_at text", _set("branched_at", to="768"))[0],
+    *_progress("began after what was read", _set("data", "began", "sample", to=2**52)),
+    *_progress("began after a data set's sequences", _set("data", "began", "sequences", to={"code": 10**12})),
     _sealed(
         "tokens of another checkpoint",
         lambda world: world.edit_json(f"{NEWEST}/progress.json", _set("tokens", to=512)),

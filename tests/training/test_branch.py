@@ -366,6 +366,20 @@ def test_what_a_refusal_advises_is_accepted(plateau: Path, weights: Path, tmp_pa
     )
 
 
+def test_a_branch_of_a_branch_stays_in_its_phase(plateau: Path, tmp_path: Path, data: dict) -> None:
+    """The decay that has begun goes on, when a refused resume is followed."""
+    source = plateau / "run/checkpoints/tokens_768"
+    assert branch(tmp_path, data, source, "phase=2", "debug.max_steps=5").returncode == 0
+    refused = branch(tmp_path, data, source, "phase=2", "seed=7")
+    assert refused.returncode == 2
+    way = re.search(r"(start_from=\S+ phase=null phases.0.tokens=768) with its own output_dir", refused.stderr)
+    assert way, refused.stderr
+    ended = branch(tmp_path, data, source, "seed=7", *way[1].split(), f"output_dir={tmp_path / 'other'}")
+    assert ended.returncode == 0, ended.stderr
+    (last,) = metrics(tmp_path / "other")
+    assert (last["step"], last["phase"]) == (6, "decay") and last["lr"] == pytest.approx(1e-2 * 0.1 ** (2 / 3))
+
+
 @pytest.mark.parametrize("change", ["precision=bf16", "model.norm_eps=1e-3", "model.top_k=1", "model.rope_theta=500"])
 def test_another_model_from_the_weights_alone(weights: Path, tmp_path: Path, data: dict, change: str) -> None:
     ended = branch(tmp_path, data, weights, change, "debug.max_steps=1", "schedule.warmup_tokens=0")

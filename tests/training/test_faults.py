@@ -173,9 +173,9 @@ def test_a_rollback_before_the_first_checkpoint_goes_to_the_beginning(tmp_path: 
     [
         ("kill", 2, ELASTIC, 137, "rank 1 on {host} was killed by SIGKILL"),
         ("raise", 2, ELASTIC, 1, "rank 1 on {host} exited with status 1"),
-        ("kill", 4, ELASTIC, 137, "rank 1 on {host} was killed by SIGKILL"),
+        pytest.param("kill", 4, ELASTIC, 137, "rank 1 on {host} was killed by SIGKILL", marks=pytest.mark.slow),
         ("kill", 2, TORCHRUN, 1, "error: rank 1 of 2 did not answer: "),
-        ("hang", 2, ELASTIC, 4, "error: rank 1 of 2 did not answer: Timed out"),
+        pytest.param("hang", 2, ELASTIC, 4, "error: rank 1 of 2 did not answer: Timed out", marks=pytest.mark.slow),
         ("hang", 4, (), 4, "error: rank 1 of 4 did not answer: "),
         ("raise", 4, (), 1, "an error in the program"),
     ],

@@ -31,7 +31,7 @@ RUNS: dict[str, tuple[int, int, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if RUNS[n][1] > 2 else ()) for n in RUNS])
 def test_killed_runs_compute_the_same_to_the_bit(name: str, tmp_path: Path, data: dict[str, str]) -> None:
     """Every step's numbers, of all the starts, and the weights at the end."""
     kills, ranks, parallel = RUNS[name]
