@@ -73,6 +73,8 @@ class HuggingFaceFolder:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    if file.is_fifo():  # it would be waited for
+        raise UserError(f"{file}: a pipe, not a file")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -66,6 +66,8 @@ def branch(run: Run) -> Run:
 def _decided_before(run: Run) -> Path | None:
     """What this run took of the run folder `start_from` when it was started before: there may be a newer one by now."""
     assert run.start_from is not None
+    if not RunFolder(run).config.is_file():
+        return None
     try:
         before = Path(parse_yaml(RunFolder(run).config.read_text(encoding="utf-8"))["start_from"])
     except (OSError, ValueError, KeyError, TypeError):

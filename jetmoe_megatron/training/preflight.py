@@ -69,8 +69,8 @@ def _check_output(folder: RunFolder) -> None:
     if _where_it_would_be(folder.data_cache, "data.cache") != folder.data_cache:
         _check_can_write(folder.data_cache, "data.cache")
     for file in (folder.config, folder.metrics, folder.bad_steps):
-        if file.is_dir():
-            raise UserError(f"output_dir: {file} is a folder")
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise UserError(f"output_dir: {file} is {'a folder' if file.is_dir() else 'no file'}")
 
 
 def _check_can_write(path: Path, key: str) -> None:

@@ -54,6 +54,8 @@ def read_rollback(checkpoints: Path, tokens: int) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise UserError(f"{file}: is no file: move it away")
     try:
         return _Notes.model_validate_json(file.read_bytes()).model_dump(exclude_unset=True)
     except FileNotFoundError:

@@ -204,7 +204,23 @@ CHECKSUMS = [
     _checksums("a name of 300 characters", _set("x" * 300, to=[1, "a"])),
 ]
 
+
+def _pipe(name: str, said: str, **changes: Any) -> Case:
+    """It would be waited for."""
+
+    def make(world: World) -> list[Any]:
+        world.put("run")
+        (world / name).unlink(missing_ok=True)
+        os.mkfifo(world / name)
+        return world.train(**changes)
+
+    return Case(f"a pipe for {name}", make, said)
+
+
 NOTES = [
+    _pipe("run/checkpoints/rollbacks.json", "rollbacks.json: is no file"),
+    _pipe("run/metrics.jsonl", "output_dir: .*metrics.jsonl is no file"),
+    _pipe("run/config.yaml", "output_dir: .*config.yaml is no file"),
     _notes("empty", ""),
     _notes("a list", "[]"),
     _notes("a number", "512"),
