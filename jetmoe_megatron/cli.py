@@ -24,7 +24,7 @@ _EXAMPLE = """examples:
 each command explains itself: %(prog)s data tokenize --help"""
 
 _MIX = """Show how many tokens a run will read of each data set in each phase, and how many epochs of it that is.
-A warning names each that is read more often than data.max_epochs."""
+A warning names each that is read more often than data.warn_epochs."""
 
 _PREPARE = """Build all indices of a run before it starts, on any machine without a GPU.
 Without it training builds them, up to data.build_limit_tokens of data."""
