@@ -8,9 +8,11 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
+from pydantic import BaseModel
 
 import data_tools.cli
 from jetmoe_megatron.cli import build_parser
+from jetmoe_megatron.config import Run
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -65,3 +67,11 @@ def test_its_examples_are_accepted(name: str) -> None:
     for example in examples:
         assert example.startswith(f"{name} ")
         build_parser().parse_args(shlex.split(example)[1:])
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_the_settings_that_it_names_are_there(name: str) -> None:
+    for section, key in re.findall(r"\b(\w+)\.(?!yaml\b)(\w+)", PARSERS[name].format_help()):
+        model = Run.model_fields[section].annotation if section in Run.model_fields else None
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            assert key in model.model_fields, f"{section}.{key}"

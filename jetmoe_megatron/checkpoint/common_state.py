@@ -66,7 +66,7 @@ def _values(file: Path) -> Any:
             content = archive.read(pickled)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
         raise ValueError(f"{COMMON_STATE_FNAME} cannot be read: {error}") from None
-    return read_pickle(content, COMMON_STATE_FNAME)
+    return read_pickle(content, COMMON_STATE_FNAME, known={})
 
 
 class _SavesNothing(TorchCommonSaveStrategy):

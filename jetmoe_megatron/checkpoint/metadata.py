@@ -26,6 +26,23 @@ from torch.distributed.checkpoint.metadata import (
 from jetmoe_megatron.checkpoint.integrity import METADATA
 from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
 
+# What Megatron-Core and `jetmoe convert from-hf` write names these; a plan of the save is not read.
+_KNOWN = {
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size"},
+    "collections": {"OrderedDict"},
+}
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 _MOST = 2**60  # of bytes and numbers
 T = TypeVar("T")
@@ -41,7 +58,7 @@ def read_metadata(checkpoint: Path) -> Metadata:
         content = (checkpoint / METADATA).read_bytes()
     except OSError as error:
         raise ValueError(f"{METADATA}: {error.strerror}") from None
-    found = read_pickle(content, METADATA)
+    found = read_pickle(content, METADATA, _KNOWN)
     try:
         return _metadata(found, most_chunks=len(content))
     except Exception as error:  # of what is in the place of something else

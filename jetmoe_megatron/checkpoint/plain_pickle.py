@@ -9,38 +9,23 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
-# What Megatron-Core and `jetmoe convert from-hf` write names these, and dtypes; a plan of the save is not read.
-_NAMES = {
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size"},
-    "collections": {"OrderedDict"},
-}
 _Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in C cannot be told what to leave out
+Names = Mapping[str, Collection[str]]  # of a module, what a pickle may name of it
 
 
-def read_pickle(content: bytes, name: str) -> Any:
-    """Plain values and inert records.
+def read_pickle(content: bytes, name: str, known: Names) -> Any:
+    """Plain values, dtypes, and inert records of what is `known`.
 
     Raises:
         ValueError: with a short reason that begins with `name`.
     """
     try:
-        return _Reader(io.BytesIO(content)).load()
+        return _Reader(io.BytesIO(content), known).load()
     except Exception as error:  # unpickling rubbish raises anything
         raise ValueError(f"{name} cannot be read: {str(error)[:200] or type(error).__name__}") from None
 
@@ -72,12 +57,20 @@ class _Reader(_Unpickler):
     stack: list[Any]
     append: Any
 
+    def __init__(self, content: io.BytesIO, known: Names) -> None:
+        super().__init__(content)
+        self._known = known
+
     def find_class(self, module: str, name: str) -> Any:
-        if name in _NAMES.get(module, ()):
+        if name in self._known.get(module, ()):
             return _record(name)
         if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
             return dtype
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+
+    def persistent_load(self, pid: Any) -> Any:
+        """What `torch.save` writes for the numbers of a tensor: a tuple about them."""
+        return pid
 
     def _keyed(self) -> None:
         """A key may be a text, a number or a record: the hash of nested tuples takes for ever, or the whole stack."""
@@ -96,7 +89,7 @@ class _Reader(_Unpickler):
 _KNOWN = (
     "PROTO FRAME STOP MARK MEMOIZE BINGET LONG_BINGET BINPUT LONG_BINPUT SHORT_BINUNICODE BINUNICODE GLOBAL "
     "STACK_GLOBAL REDUCE NEWOBJ BUILD EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS "
-    "BININT BININT1 BININT2 LONG1 NONE NEWTRUE NEWFALSE"
+    "BININT BININT1 BININT2 LONG1 NONE NEWTRUE NEWFALSE BINPERSID"
 )
 _Reader.dispatch = {
     **{(code := getattr(pickle, name)[0]): _Unpickler.dispatch[code] for name in _KNOWN.split()},

@@ -113,6 +113,11 @@ class _Ledger(_Saved):
             raise ValueError("it began after what was read")
         return self
 
+    @property
+    def tokens(self) -> int:
+        """Of the run, where this ledger is."""
+        return self.read.sample * self.blend.sequence_length
+
 
 class _Guard(_Saved):
     """training.guard.Guard"""
@@ -135,6 +140,12 @@ class Progress(Note):
 
     tokens: Count  # consumed
     branched_at: Count = 0  # of them, by the run that this one started from
+
+    @model_validator(mode="after")
+    def _at_one_place(self) -> Progress:
+        if self.data.tokens != self.tokens:
+            raise ValueError(f"its data are at {self.data.tokens} tokens, the run at {self.tokens}")
+        return self
 
 
 def is_of_training(checkpoint: Path) -> bool:

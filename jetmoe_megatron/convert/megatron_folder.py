@@ -15,16 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.utils import _create_file_view
 
 from data_tools.printing import say
 from jetmoe_megatron.checkpoint.integrity import COMPANIONS, METADATA, find_damage
 from jetmoe_megatron.checkpoint.metadata import read_metadata
+from jetmoe_megatron.checkpoint.pieces import as_bytes, find_piece
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE, without_checksums
 from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.load import parse_yaml
@@ -32,7 +31,6 @@ from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.hf_folder import read_json
 from jetmoe_megatron.convert.names import Weight, weights
-from jetmoe_megatron.convert.safetensors_file import as_bytes
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
@@ -116,17 +114,13 @@ class MegatronFolder:
         file = self.path / place.relative_path
         try:
             with open(file, "rb") as stream:
-                view: Any = _create_file_view(stream, place.offset, place.length)
-                tensor = torch.load(view, map_location="meta", weights_only=True)
-            if tensor.shape != chunk.sizes or not tensor.is_contiguous():
-                raise ValueError("another shape than .metadata says")
-            start = place.offset + tensor.untyped_storage()._checkpoint_offset
+                piece = find_piece(stream, place, chunk.sizes, self._stored(weight).properties.dtype)
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}") from None
-        except Exception as error:  # torch raises of its own and of many kinds
-            raise UserError(f"{file}: damaged: {weight.megatron} cannot be read ({type(error).__name__})") from None
+        except ValueError as error:
+            raise UserError(f"{file}: damaged: {weight.megatron}: {error}") from None
         where = tuple(slice(begin, begin + size) for begin, size in zip(chunk.offsets, chunk.sizes, strict=True))
-        return _Piece(file, start, tuple(tensor.shape), tensor.dtype, where)
+        return _Piece(file, piece.start, piece.shape, piece.dtype, where)
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,3 @@ def index_json(shards: Sequence[Shard], dtype: torch.dtype) -> str:
     total = sum(nbytes(weight, dtype) for shard in shards for weight in shard.weights)
     content = {"metadata": {"total_size": total}, "weight_map": places}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())

@@ -9,11 +9,12 @@ import torch
 
 from data_tools.printing import say
 from jetmoe_megatron.checkpoint.integrity import COMPANIONS
+from jetmoe_megatron.checkpoint.pieces import as_bytes
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import write_json
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
-from jetmoe_megatron.convert.safetensors_file import INDEX, as_bytes, index_json, nbytes, split_into_shards
+from jetmoe_megatron.convert.safetensors_file import INDEX, index_json, nbytes, split_into_shards
 from jetmoe_megatron.convert.streaming import Progress, ahead, cast, choose_dtype, no_progress, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer, is_read_alike, special_tokens
 from jetmoe_megatron.errors import UserError

@@ -11,7 +11,9 @@ from jetmoe_megatron.convert.hf_folder import read_json
 from jetmoe_megatron.errors import UserError
 
 _FILES = (
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -22,9 +24,8 @@ _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
-    for pattern in _FILES:
-        for file in filter(Path.is_file, folder.glob(pattern)):
-            shutil.copy(file, out / file.name)
+    for file in filter(Path.is_file, (folder / name for name in _FILES)):
+        shutil.copy(file, out / file.name)
 
 
 def is_read_alike(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import RootModel, ValidationError
+from pydantic import RootModel, ValidationError, model_validator
 
 from jetmoe_megatron.checkpoint.saved_run import Note, in_short
 from jetmoe_megatron.data.ledger import Ledger
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
 
 
-_Notes = RootModel[dict[str, Note]]
+class _Notes(RootModel[dict[str, Note]]):
+    @model_validator(mode="after")
+    def _at_their_places(self) -> _Notes:
+        for tokens, note in self.root.items():
+            if str(note.data.tokens) != tokens:
+                raise ValueError(f"the note for {tokens} tokens is one for {note.data.tokens}")
+        return self
 
 
 def roll_back(checkpoints: Path, start: Start, ledger: Ledger, guard: Guard) -> None:

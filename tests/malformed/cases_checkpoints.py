@@ -93,6 +93,19 @@ def _checksums(name: str, edit: Any) -> Case:
     return Case(f"checksums {name}", make, "is damaged, and no whole checkpoint is left", ASIDE, warns=True)
 
 
+LEDGER = {
+    "blend": {"content": {}, "sequence_length": 32},
+    "began": {"sample": 0, "sequences": {}},
+    "read": {"sample": 7, "sequences": {}},
+    "past": [],
+}
+
+
+def _halve(progress: Any) -> None:
+    progress["tokens"] //= 2
+    progress["data"]["read"]["sample"] //= 2
+
+
 def _notes(name: str, content: Any) -> Case:
     def make(world: World) -> list[Any]:
         world.put("run")
@@ -164,9 +177,12 @@ OWN_PROGRESS = [
     _progress("branched_at text", _set("branched_at", to="768"))[0],
     *_progress("began after what was read", _set("data", "began", "sample", to=2**52)),
     *_progress("began after a data set's sequences", _set("data", "began", "sequences", to={"code": 10**12})),
+    *_progress("its data at another place", _set("data", "read", "sample", to=2**40)),
+    *_progress("its data in longer sequences", _set("data", "blend", "sequence_length", to=2**20)),
+    _progress("tokens of another place", _set("tokens", to=512))[0],
     _sealed(
-        "tokens of another checkpoint",
-        lambda world: world.edit_json(f"{NEWEST}/progress.json", _set("tokens", to=512)),
+        "what another checkpoint holds",
+        lambda world: world.edit_json(f"{NEWEST}/progress.json", _halve),
         "tokens_1024: .*512 tokens",
     )[0],
 ]
@@ -231,6 +247,7 @@ NOTES = [
     _notes("a note without data", {"1024": {"guard": {}}}),
     _notes("a note with other tokens", {"1024": {"tokens": 512}}),
     _notes("a note with data of text", {"1024": {"data": "x", "guard": {}}}),
+    _notes("a note of another place", {"1024": {"data": LEDGER, "guard": None}}),
     _notes("a note of half a ledger", {"1024": {"data": {"blend": {}}, "guard": {}}}),
 ]
 
