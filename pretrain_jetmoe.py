@@ -18,8 +18,8 @@ from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import EXIT_BAD_INPUT, SharedError
-from jetmoe_megatron.platform.output import outlast_readers
-from jetmoe_megatron.training.branch import branch
+from jetmoe_megatron.resume.start_from import branch
+from jetmoe_megatron.runtime.output import outlast_readers
 
 ONE_SPEAKS_SECONDS = 60  # how long the others leave it to the first rank of their node to say what is wrong
 
@@ -51,7 +51,7 @@ def main() -> int:
         if arguments.dry_run:
             return 0
 
-        from jetmoe_megatron.training.parallel import parallel_groups
+        from jetmoe_megatron.training.ranks.process_groups import parallel_groups
 
         with parallel_groups(run, layout):
             from jetmoe_megatron.training.loop import train

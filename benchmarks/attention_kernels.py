@@ -11,7 +11,7 @@ from benchmarks.contestants import Step
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.attention import scaled_dot_product
 from jetmoe_megatron.model.attention_on_cpu import causal_attention
-from jetmoe_megatron.platform.device import device
+from jetmoe_megatron.runtime.device import device
 
 KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}
 OURS = "ours"  # what the layer calls

@@ -18,7 +18,7 @@ from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.model import build
-from jetmoe_megatron.platform.device import device, process_group
+from jetmoe_megatron.runtime.device import device, process_group
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
 

@@ -31,7 +31,7 @@ from benchmarks.provenance import REPO, provenance
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.from_hf import write_weights_only
 from jetmoe_megatron.convert.hf_config import hf_config
-from jetmoe_megatron.convert.names import Weight, weights
+from jetmoe_megatron.convert.hf_names import Weight, weights
 from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import BLOCK
 

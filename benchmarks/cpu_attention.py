@@ -24,8 +24,8 @@ import torch
 from benchmarks.attention_kernels import BLOCKS, attention_step
 from benchmarks.contestants import Step, run_of
 from benchmarks.provenance import provenance
-from jetmoe_megatron.platform.matmul import choose_matmul, has_amx
-from jetmoe_megatron.platform.memory import keep_freed_memory
+from jetmoe_megatron.runtime.matmul import choose_matmul, has_amx
+from jetmoe_megatron.runtime.memory import keep_freed_memory
 
 RESULT = Path(__file__).parent / "results/cpu_attention.md"
 # Of the layer in benchmarks/cpu_step.py.

@@ -36,7 +36,7 @@ from jetmoe_megatron.config.flops import FORMULA, peak_tflops, step_flops
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Model, Run
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.model.experts.choose import choose_backend
+from jetmoe_megatron.model.experts.choose_backend import choose_backend
 
 RESULT = REPO / "benchmarks/results/gpu_step.md"
 MODEL = REPO / "configs/models/jetmoe_8b.yaml"

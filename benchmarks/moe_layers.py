@@ -21,7 +21,7 @@ from jetmoe_megatron.model.config import transformer_config
 from jetmoe_megatron.model.experts.glu import GLUExperts
 from jetmoe_megatron.model.mlp import MixtureOfMLPs
 from jetmoe_megatron.model.router import MLPRouter
-from jetmoe_megatron.platform.device import device
+from jetmoe_megatron.runtime.device import device
 
 OURS = "ours"
 

@@ -99,8 +99,8 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
 def _data_mix(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.run_folder import RunFolder
-    from jetmoe_megatron.data.plan import draw, plan, table, warnings
-    from jetmoe_megatron.training.branch import branch
+    from jetmoe_megatron.data.mixture_report import draw, plan, table, warnings
+    from jetmoe_megatron.resume.start_from import branch
 
     run = branch(load_run(arguments.run_file, arguments.overrides))
     rows = plan(run, RunFolder(run).data_cache)
@@ -117,13 +117,13 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.run_folder import RunFolder
     from jetmoe_megatron.data.checks import check_data
-    from jetmoe_megatron.training.branch import branch
+    from jetmoe_megatron.resume.start_from import branch
 
     run = branch(load_run(arguments.run_file, arguments.overrides))
     check_data(run, thorough=True)
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.prepare import prepare
-    from jetmoe_megatron.training.start import find_start
+    from jetmoe_megatron.resume.start_point import find_start
 
     folder = RunFolder(run)
     prepare(run, IndexCache(folder.data_cache, report=say), find_start(run).ledger.began)
@@ -223,7 +223,7 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
 
 def _checkpoint(path: Path) -> Path:
     """The newest whole checkpoint of a run folder; anything else as it is."""
-    from jetmoe_megatron.checkpoint.integrity import newest_whole_of
+    from jetmoe_megatron.checkpoint.checksums import newest_whole_of
 
     checkpoint, damage = newest_whole_of(path)
     if damage:

@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def world_of_one() -> Iterator[None]:
     """Megatron's process groups in this process, for tests of the model and the data."""
-    from jetmoe_megatron.platform.device import process_group
+    from jetmoe_megatron.runtime.device import process_group
 
     with process_group():
         from megatron.core import parallel_state

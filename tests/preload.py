@@ -33,13 +33,13 @@ for name in (
     "jetmoe_megatron.convert.from_hf",
     "jetmoe_megatron.convert.verify",
     "jetmoe_megatron.data.prepare",
-    "jetmoe_megatron.model.experts.choose",
+    "jetmoe_megatron.model.experts.choose_backend",
     "jetmoe_megatron.monitor.report",
     "jetmoe_megatron.training.loop",
-    "jetmoe_megatron.training.parallel",
+    "jetmoe_megatron.training.ranks.process_groups",
     "jetmoe_megatron.training.preflight",
     "pretrain_jetmoe",
-    "tests.faults",
+    "tests.injected_faults",
     "tests.parallel.oracle",
 ):
     importlib.import_module(name)

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from jetmoe_megatron.checkpoint.integrity import METADATA
+from jetmoe_megatron.checkpoint.checksums import METADATA
 from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
 
 # What Megatron-Core and `jetmoe convert from-hf` write names these; a plan of the save is not read.

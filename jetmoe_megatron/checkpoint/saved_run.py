@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS
+from jetmoe_megatron.checkpoint.checksums import CHECKSUMS
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.schema import (
     Batch,
@@ -120,7 +120,7 @@ class _Ledger(_Saved):
 
 
 class _Guard(_Saved):
-    """training.guard.Guard"""
+    """training.loss_guard.Guard"""
 
     phase: str
     losses: list[float]

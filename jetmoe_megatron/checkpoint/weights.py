@@ -11,7 +11,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.utils import unwrap_model
 
-from jetmoe_megatron.checkpoint.loading import load_state
+from jetmoe_megatron.checkpoint.load_state import load_state
 
 
 def sharded_model(model: list[DistributedDataParallel]) -> dict[str, Any]:

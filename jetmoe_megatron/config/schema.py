@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import CoreSchema, core_schema
 
 from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS
-from jetmoe_megatron.config.learning_rates import LEARNING_RATES
+from jetmoe_megatron.config.learning_rate_shapes import LEARNING_RATES
 
 
 def _whole(value: Any) -> Any:
@@ -118,7 +118,7 @@ class Schedule(Section):
 
 
 class Guard(Section):
-    """A step is bad if the loss or the gradient norm is NaN or infinite, or is a spike (`training/guard.py`)."""
+    """A step is bad if the loss or the gradient norm is NaN or infinite, or is a spike (`training/loss_guard.py`)."""
 
     on_bad_step: Literal["stop", "skip", "rollback"] = "skip"
     spike_factor: float = Field(10.0, ge=0)  # robust standard deviations above the median of the window; 0: no test

@@ -18,10 +18,10 @@ from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
-from jetmoe_megatron.checkpoint.integrity import COMPANIONS, write_checksums
+from jetmoe_megatron.checkpoint.checksums import COMPANIONS, write_checksums
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, write_json
-from jetmoe_megatron.convert.names import Weight
+from jetmoe_megatron.convert.hf_names import Weight
 from jetmoe_megatron.convert.new_folder import UNFINISHED, new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread

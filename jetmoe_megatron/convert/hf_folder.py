@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jetmoe_megatron.convert.hf_config import read_hf_config
-from jetmoe_megatron.convert.names import EMBEDDING, Weight, weights
+from jetmoe_megatron.convert.hf_names import EMBEDDING, Weight, weights
 from jetmoe_megatron.convert.safetensors_file import INDEX
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from data_tools.printing import say
-from jetmoe_megatron.checkpoint.integrity import COMPANIONS, METADATA, find_damage
+from jetmoe_megatron.checkpoint.checksums import COMPANIONS, METADATA, find_damage
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.pieces import as_bytes, find_piece
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE, without_checksums
@@ -30,7 +30,7 @@ from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.hf_folder import read_json
-from jetmoe_megatron.convert.names import Weight, weights
+from jetmoe_megatron.convert.hf_names import Weight, weights
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 

@@ -13,7 +13,7 @@ from math import prod
 
 import torch
 
-from jetmoe_megatron.convert.names import Weight
+from jetmoe_megatron.convert.hf_names import Weight
 
 _CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 INDEX = "model.safetensors.index.json"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jetmoe_megatron.config.schema import Model
-from jetmoe_megatron.convert.names import Weight
+from jetmoe_megatron.convert.hf_names import Weight
 from jetmoe_megatron.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data_tools.printing import say
-from jetmoe_megatron.checkpoint.integrity import COMPANIONS
+from jetmoe_megatron.checkpoint.checksums import COMPANIONS
 from jetmoe_megatron.checkpoint.pieces import as_bytes
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import write_json

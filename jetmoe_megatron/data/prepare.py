@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.data.batches import HELD_OUT_SEED
 from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import Position, RunSamples, build_epochs
 from jetmoe_megatron.data.sequences import Sequences
+from jetmoe_megatron.data.step_batches import HELD_OUT_SEED
 
 
 def prepare(run: Run, cache: IndexCache, began: Position) -> None:

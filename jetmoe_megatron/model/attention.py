@@ -37,10 +37,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetmoe_megatron.model.attention_on_cpu import causal_attention, is_faster
 from jetmoe_megatron.model.config import JetMoEConfig
-from jetmoe_megatron.model.dispatch import Dispatch
 from jetmoe_megatron.model.experts.weight import ExpertLinear
 from jetmoe_megatron.model.mlp import output_bias
 from jetmoe_megatron.model.rotary import turn
+from jetmoe_megatron.model.token_dispatcher import Dispatch
 
 
 @dataclass

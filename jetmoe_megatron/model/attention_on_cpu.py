@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jetmoe_megatron.platform.matmul import has_amx
+from jetmoe_megatron.runtime.matmul import has_amx
 
 _QUERIES = 128  # positions in a block
 _SCORES = 2**22  # at work at a time: 16 MB

@@ -10,11 +10,11 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.config import transformer_config
-from jetmoe_megatron.model.experts.choose import choose_backend
-from jetmoe_megatron.model.initialize import initialize_weights
+from jetmoe_megatron.model.experts.choose_backend import choose_backend
+from jetmoe_megatron.model.initial_weights import initialize_weights
 from jetmoe_megatron.model.rotary import follow_position_ids
 from jetmoe_megatron.model.spec import block_spec
-from jetmoe_megatron.platform.device import device
+from jetmoe_megatron.runtime.device import device
 
 
 def build_model(run: Run, layout: Layout) -> list[GPTModel]:

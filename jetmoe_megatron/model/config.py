@@ -11,7 +11,7 @@ from megatron.core.transformer import TransformerConfig
 
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.model.experts.choose import choose_backend
+from jetmoe_megatron.model.experts.choose_backend import choose_backend
 from jetmoe_megatron.model.fusion import can_fuse
 
 # The released code builds the norms inside the layers with this eps whatever its config says

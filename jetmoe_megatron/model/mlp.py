@@ -10,7 +10,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch import Tensor, nn
 
 from jetmoe_megatron.model.config import JetMoEConfig
-from jetmoe_megatron.model.dispatch import LocalTokenDispatcher
+from jetmoe_megatron.model.token_dispatcher import LocalTokenDispatcher
 
 
 class MixtureOfMLPs(MoELayer):

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.checkpoint.folder import newest
-from jetmoe_megatron.checkpoint.integrity import newest_whole
 from jetmoe_megatron.errors import UserError, printable
 from jetmoe_megatron.monitor.jsonl import each_record
 

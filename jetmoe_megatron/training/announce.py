@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jetmoe_megatron.platform.clock import utc_now
+from jetmoe_megatron.runtime.clock import utc_now
 
 
 def announce(checkpoint: Path | None, step: int) -> None:

@@ -17,18 +17,18 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN, SharedError
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
-from jetmoe_megatron.platform.clock import utc_now
-from jetmoe_megatron.platform.device import peak_memory
+from jetmoe_megatron.resume.rollback import roll_back
+from jetmoe_megatron.resume.start_point import find_start, refuse_damaged_source, set_damaged_aside
+from jetmoe_megatron.runtime.clock import utc_now
+from jetmoe_megatron.runtime.device import peak_memory
 from jetmoe_megatron.training.announce import announce
-from jetmoe_megatron.training.bad_steps import record_bad_step
-from jetmoe_megatron.training.evaluation import is_due, is_owed
+from jetmoe_megatron.training.bad_step_log import record_bad_step
+from jetmoe_megatron.training.held_out_loss import is_due, is_owed
 from jetmoe_megatron.training.optimizer import settle_weights
-from jetmoe_megatron.training.parts import Parts
-from jetmoe_megatron.training.rollback import roll_back
-from jetmoe_megatron.training.signals import StopSignals
-from jetmoe_megatron.training.start import find_start, refuse_damaged_source, set_damaged_aside
+from jetmoe_megatron.training.ranks.replicas import check_ranks_agree
+from jetmoe_megatron.training.state import Parts
 from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
-from jetmoe_megatron.training.sync import check_ranks_agree
+from jetmoe_megatron.training.stop_signals import StopSignals
 from jetmoe_megatron.training.together import (
     check_ranks_read_the_same,
     check_ranks_share,

@@ -8,21 +8,21 @@ import secrets
 import shutil
 from pathlib import Path
 
-from jetmoe_megatron.checkpoint.integrity import newest_whole
+from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.checks import check_data
-from jetmoe_megatron.data.plan import plan, warnings
+from jetmoe_megatron.data.mixture_report import plan, warnings
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.platform.device import has_gpu
-from jetmoe_megatron.platform.matmul import bf16_is_slow
-from jetmoe_megatron.training.start import find_start
+from jetmoe_megatron.resume.start_point import find_start
+from jetmoe_megatron.runtime.device import has_gpu
+from jetmoe_megatron.runtime.matmul import bf16_is_slow
 
 
 def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     """Raises UserError or data_tools.errors.InputError with one line that says what to change."""
-    from jetmoe_megatron.model.experts.choose import choose_backend
+    from jetmoe_megatron.model.experts.choose_backend import choose_backend
 
     choose_backend(run, layout)
     if rank == 0:

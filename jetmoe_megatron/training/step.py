@@ -21,9 +21,9 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
-from jetmoe_megatron.data.batches import MicroBatch
+from jetmoe_megatron.data.step_batches import MicroBatch
 from jetmoe_megatron.model.router import Router, RouterLosses
-from jetmoe_megatron.platform.device import device
+from jetmoe_megatron.runtime.device import device
 from jetmoe_megatron.training.optimizer import set_learning_rate
 
 KINDS = ("moa", "moe")

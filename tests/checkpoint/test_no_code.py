@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, METADATA, checksum
+from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, METADATA, checksum
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from tests.ranks import run_ranks
 from tests.support import jetmoe, pretrain, small_run, training, write_run
@@ -194,14 +194,14 @@ def test_a_link_is_damage(checkpoint: Path) -> None:
 
 def reached(path: Path, run_file: Path) -> list[str]:
     """What the standard library's unpickler was asked for while a checkpoint was loaded in every way."""
-    from jetmoe_megatron.checkpoint.store import load_checkpoint
+    from jetmoe_megatron.checkpoint.saver import load_checkpoint
     from jetmoe_megatron.checkpoint.weights import load_weights
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.layout import resolve_layout
     from jetmoe_megatron.convert.megatron_folder import MegatronFolder
     from jetmoe_megatron.model.build import build_model
     from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-    from jetmoe_megatron.training.parallel import parallel_groups
+    from jetmoe_megatron.training.ranks.process_groups import parallel_groups
 
     found: list[str] = []
     listening = False

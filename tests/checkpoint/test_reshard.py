@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.parallel.oracle import assemble, pieces, train_step, training, weight_of
-from tests.parallel.test_layouts import run_tree
+from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
 
 # name: (ranks, parallel section)
@@ -37,7 +37,7 @@ def trained(tree: dict[str, Any], folder: str) -> tuple[Any, list[float]]:
     """Two steps, a checkpoint, whose parts pass between the ranks in small blocks, one step more."""
     with training(tree, 3) as (run, model, batches_of_steps):
         from jetmoe_megatron.checkpoint import optimizer_state
-        from jetmoe_megatron.checkpoint.store import Saver
+        from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
         optimizer_state._GATHERED_AT_ONCE = 1000
@@ -55,7 +55,7 @@ def loaded(tree: dict[str, Any], folders: list[str]) -> list[tuple[Any, list[flo
     """Of each checkpoint: its state in this layout, and the loss of the step after it."""
     result = []
     with training(tree, 3) as (run, model, batches_of_steps):
-        from jetmoe_megatron.checkpoint.store import load_checkpoint
+        from jetmoe_megatron.checkpoint.saver import load_checkpoint
         from jetmoe_megatron.training.optimizer import build_optimizer
 
         optimizer = build_optimizer(run, model)
@@ -150,7 +150,7 @@ def compare(target: str, sources: list[str], saved: Any) -> None:
 def bf16_master(tree: dict[str, Any], folder: str, load: bool) -> dict[str, Any]:
     """Pieces of what the optimizer steps on, and of a moment."""
     with training(tree, 2) as (run, model, batches_of_steps):
-        from jetmoe_megatron.checkpoint.store import Saver, load_checkpoint
+        from jetmoe_megatron.checkpoint.saver import Saver, load_checkpoint
         from jetmoe_megatron.training.optimizer import build_optimizer
 
         optimizer = build_optimizer(run, model)

@@ -19,7 +19,7 @@ import pytest
 
 from jetmoe_megatron.checkpoint.folder import check_room, in_units
 from tests.parallel.oracle import train_step, training
-from tests.parallel.test_layouts import run_tree
+from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
 
 
@@ -53,7 +53,7 @@ def no_inodes(name: str) -> Iterator[None]:
 
 def write_elsewhere(write: Any, folder: Path, rank: int, *arguments: Any) -> None:
     """As where the node of rank 1 has another disk under the same name."""
-    from jetmoe_megatron.checkpoint.integrity import CHECKSUMS, checksum
+    from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, checksum
 
     write(*arguments)
     sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*")}
@@ -70,8 +70,8 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
         from megatron.core.dist_checkpointing import serialization
         from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-        from jetmoe_megatron.checkpoint import store
-        from jetmoe_megatron.checkpoint.store import Saver
+        from jetmoe_megatron.checkpoint import saver
+        from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
         faults = {

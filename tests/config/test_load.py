@@ -11,7 +11,7 @@ import yaml
 
 from jetmoe_megatron.config import dump_run, load_run
 from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS
-from jetmoe_megatron.config.learning_rates import LEARNING_RATES
+from jetmoe_megatron.config.learning_rate_shapes import LEARNING_RATES
 from jetmoe_megatron.errors import UserError
 from tests.support import REPO, small_run, write_run
 

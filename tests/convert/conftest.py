@@ -43,12 +43,12 @@ def save(world_of_one: None, tmp_path_factory: pytest.TempPathFactory) -> Callab
     """Write a checkpoint from this one process; keyword arguments change the run."""
 
     def save(**changes: Any) -> Saved:
-        from jetmoe_megatron.checkpoint.store import Saver
+        from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.config import Run
         from jetmoe_megatron.config.layout import resolve_layout
         from jetmoe_megatron.model.build import build_model
         from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-        from tests.convert.layouts import disturb
+        from tests.convert.saved_by_ranks import disturb
 
         folder = tmp_path_factory.mktemp("saved")
         shape = {f"model__{name}": value for name, value in SHAPE.items()}

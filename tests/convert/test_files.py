@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from jetmoe_megatron.config.schema import Model
-from jetmoe_megatron.convert.names import weights
+from jetmoe_megatron.convert.hf_names import weights
 from jetmoe_megatron.convert.safetensors_file import index_json, split_into_shards
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from tests.convert.conftest import Saved

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data_tools.tokenizer import train_bpe
 from examples.finetune_hf import JetMoeTrainer, RouterLosses, build_parser, main
 from jetmoe_megatron.convert.from_hf import convert_from_hf
-from jetmoe_megatron.convert.names import LAYER
+from jetmoe_megatron.convert.hf_names import LAYER
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from tests.convert.conftest import Saved
 from tests.support import REPO, command

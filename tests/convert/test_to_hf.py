@@ -22,7 +22,7 @@ from torch.distributed import checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from data_tools.tokenizer import train_bpe
-from jetmoe_megatron.checkpoint.integrity import write_checksums
+from jetmoe_megatron.checkpoint.checksums import write_checksums
 from jetmoe_megatron.cli import main
 from jetmoe_megatron.convert.to_hf import convert_to_hf
 from jetmoe_megatron.convert.verify import compare_tensors

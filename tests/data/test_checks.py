@@ -52,7 +52,7 @@ class _Bad(torch.utils.data.Dataset):
 
 
 def test_what_a_worker_finds_is_one_line() -> None:
-    from jetmoe_megatron.data.batches import StepBatches
+    from jetmoe_megatron.data.step_batches import StepBatches
 
     batches = StepBatches(_Bad(), range(1), 1, 1, 1, 0)
     for workers in (0, 1):  # as on a GPU
@@ -69,7 +69,7 @@ class _Slow(torch.utils.data.Dataset):
 
 def test_a_signal_for_the_whole_job_leaves_the_readers_alone() -> None:
     """On a GPU data is read by processes. Were they to end, the rank would, before it has saved."""
-    from jetmoe_megatron.data.batches import StepBatches, ignore_stop
+    from jetmoe_megatron.data.step_batches import StepBatches, ignore_stop
 
     loader = StepBatches(_Slow(), range(1), 1, 1, 1, 0).loader
     assert loader.worker_init_fn is ignore_stop
@@ -83,7 +83,7 @@ def test_a_signal_for_the_whole_job_leaves_the_readers_alone() -> None:
 
 FAILS = """
 import torch
-from jetmoe_megatron.data.batches import ignore_stop
+from jetmoe_megatron.data.step_batches import ignore_stop
 
 def batches():
     samples = torch.utils.data.DataLoader(range(1000), num_workers=2, worker_init_fn=ignore_stop)

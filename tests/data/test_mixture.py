@@ -10,7 +10,7 @@ import pytest
 
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.config.layout import resolve_layout
-from jetmoe_megatron.data.batches import micro_batches_of_step
+from jetmoe_megatron.data.step_batches import micro_batches_of_step
 from jetmoe_megatron.errors import UserError
 from tests.support import VOCAB, small_run, write_dataset
 
@@ -131,8 +131,8 @@ def test_ranks_read_each_sample_of_a_step_once(ranks: int) -> None:
 
 def test_held_out_sequences_count_once(tmp_path: Path, data: dict, world_of_one: None) -> None:
     from jetmoe_megatron.config.schema import HeldOut
-    from jetmoe_megatron.data.batches import HeldOutSamples
     from jetmoe_megatron.data.index_cache import IndexCache
+    from jetmoe_megatron.data.step_batches import HeldOutSamples
 
     run = Run.model_validate(small_run(tmp_path, data, evaluation={"sequences": 5}))
     samples = HeldOutSamples(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jetmoe_megatron.config import Run, load_run
-from jetmoe_megatron.data.plan import plan, table, warnings
+from jetmoe_megatron.data.mixture_report import plan, table, warnings
 from jetmoe_megatron.errors import UserError
 from tests.support import REPO, environment, pretrain, small_run, write_run
 

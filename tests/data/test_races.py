@@ -16,7 +16,7 @@ def read_late(folder: str, data: dict[str, str]) -> list[int]:
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.mixture import RunSamples
     from jetmoe_megatron.data.sequences import Sequences
-    from jetmoe_megatron.platform.device import process_group
+    from jetmoe_megatron.runtime.device import process_group
 
     run = Run.model_validate(small_run(Path(folder), data))
     with process_group():

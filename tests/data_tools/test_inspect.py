@@ -19,7 +19,7 @@ from data_tools.indexed import read_index, write_index
 from data_tools.inspect import inspect
 from data_tools.printing import printable_lines
 from data_tools.tokenizer import load_tokenizer
-from tests.data_tools.support import SENTENCES, Documents, by_hand, by_megatron, parse, random_documents
+from tests.data_tools.datasets import SENTENCES, Documents, by_hand, by_megatron, parse, random_documents
 
 Command = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from data_tools import indexed
 from data_tools.errors import InputError
 from data_tools.indexed import read_index, write_index
 from data_tools.merge import merge
-from tests.data_tools.support import SENTENCES, by_hand, by_megatron, parse, random_documents
+from tests.data_tools.datasets import SENTENCES, by_hand, by_megatron, parse, random_documents
 
 Command = Callable[..., tuple[int, str, str]]
 Tree = Callable[[Path], list[str]]

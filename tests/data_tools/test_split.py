@@ -16,7 +16,7 @@ import pytest
 from data_tools import indexed
 from data_tools.indexed import write_index
 from data_tools.split import split
-from tests.data_tools.support import SENTENCES, Documents, by_hand, parse, random_documents
+from tests.data_tools.datasets import SENTENCES, Documents, by_hand, parse, random_documents
 
 Tree = Callable[[Path], list[str]]
 Command = Callable[..., tuple[int, str, str]]

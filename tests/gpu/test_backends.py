@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jetmoe_megatron.model.experts.choose import _missing
+from jetmoe_megatron.model.experts.choose_backend import _missing
 from jetmoe_megatron.model.fusion import can_fuse
 from tests.model.experts_oracle import check
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.contestants import our_step, run_of
-from jetmoe_megatron.model.experts.choose import _missing
+from jetmoe_megatron.model.experts.choose_backend import _missing
 from tests.model.test_parity import build
 from tests.training.test_step import SHAPE, no_loss_scale
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jetmoe_megatron.model.experts.choose import _missing
+from jetmoe_megatron.model.experts.choose_backend import _missing
 from tests.support import REPO, environment, metrics, small_run, write_run
 
 CPU, GPU = "", os.environ.get("CUDA_VISIBLE_DEVICES", "0")

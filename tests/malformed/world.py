@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from jetmoe_megatron.checkpoint.integrity import write_checksums
+from jetmoe_megatron.checkpoint.checksums import write_checksums
 from tests.support import environment, small_run, write_dataset, write_run
 from tests.warm import Command
 

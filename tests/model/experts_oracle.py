@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jetmoe_megatron.model.dispatch import Dispatch
 from jetmoe_megatron.model.experts import Backend, open_backend
 from jetmoe_megatron.model.experts.swiglu import swiglu
+from jetmoe_megatron.model.token_dispatcher import Dispatch
 
 EXPERTS, HIDDEN, FFN = 6, 32, 48
 ROUTINGS = ("uneven", "even", "one")  # uneven: most rows to the first experts, none to the last two

@@ -17,7 +17,7 @@ from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.model import experts
 from jetmoe_megatron.model.experts import loop, open_backend
-from jetmoe_megatron.model.experts.choose import choose_backend
+from jetmoe_megatron.model.experts.choose_backend import choose_backend
 from jetmoe_megatron.model.experts.swiglu import swiglu
 from jetmoe_megatron.model.permutation import Permutation
 from tests.model.experts_oracle import CASES, EXPERTS, TOLERANCE, Layer, check, choices, differences, layer, run
@@ -147,7 +147,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def have(gpu: pytest.MonkeyPatch, *backends: str) -> None:
     """The packages of these alone are there."""
-    gpu.setattr("jetmoe_megatron.model.experts.choose._missing", lambda name: None if name in backends else "no")
+    gpu.setattr(
+        "jetmoe_megatron.model.experts.choose_backend._missing", lambda name: None if name in backends else "no"
+    )
 
 
 def test_auto_on_gpus(gpu: pytest.MonkeyPatch) -> None:

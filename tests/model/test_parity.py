@@ -12,7 +12,7 @@ from transformers import JetMoeConfig, JetMoeForCausalLM
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.convert.hf_config import hf_config
-from jetmoe_megatron.convert.names import EMBEDDING, FINAL_NORM, LAYER
+from jetmoe_megatron.convert.hf_names import EMBEDDING, FINAL_NORM, LAYER
 from tests.support import small_run
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.config.layout import resolve_layout
-from jetmoe_megatron.data.batches import StepBatches
+from jetmoe_megatron.data.step_batches import StepBatches
 from tests.ranks import run_ranks
 
 
@@ -92,7 +92,7 @@ class Samples(Dataset):
 @contextlib.contextmanager
 def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any], StepBatches]]:
     """A wrapped model and its batches in a layout of as many ranks as there are processes."""
-    from jetmoe_megatron.training.parallel import parallel_groups
+    from jetmoe_megatron.training.ranks.process_groups import parallel_groups
 
     torch.set_num_threads(1)
     run = Run.model_validate(tree)
@@ -189,7 +189,7 @@ def _chunk_pieces(chunk: Any, value_of: Callable[[Any], Tensor]) -> list[_Piece]
     from megatron.core import parallel_state
 
     from jetmoe_megatron.model.experts.weight import ExpertLinear
-    from jetmoe_megatron.model.initialize import global_named_parameters
+    from jetmoe_megatron.model.initial_weights import global_named_parameters
 
     experts = {id(m.weight): m for m in chunk.modules() if isinstance(m, ExpertLinear)}
     found = []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.parallel.oracle import Outcome, outcome, train_step, training
-from tests.parallel.test_layouts import run_tree
+from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
 
 

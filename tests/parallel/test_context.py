@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.parallel import oracle
-from tests.parallel.test_layouts import GLOBAL, one_process, run_tree
+from tests.parallel.test_equal_to_one_process import GLOBAL, one_process, run_tree
 from tests.ranks import run_ranks
 
 
@@ -33,7 +33,7 @@ def gather_and_attend(config: Any, layer_number: int, groups: Any) -> Any:
 
 
 def train(tree: dict[str, Any], steps: int) -> Any:
-    from jetmoe_megatron.platform import cpu
+    from jetmoe_megatron.runtime import cpu
 
     cpu.install()
     from megatron.core.models.common.embeddings import rope_utils

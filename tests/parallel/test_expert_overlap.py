@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.parallel.oracle import outcome
-from tests.parallel.test_layouts import GLOBAL, OVERLAP, check_equal, one_process, run_tree
+from tests.parallel.test_equal_to_one_process import GLOBAL, OVERLAP, check_equal, one_process, run_tree
 
 
 def overlap(model: list[Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.parallel.oracle import initial_weights
-from tests.parallel.test_layouts import run_tree
+from tests.parallel.test_equal_to_one_process import run_tree
 
 
 @pytest.mark.parametrize(

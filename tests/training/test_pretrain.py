@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
-from tests.faults import ELASTIC
+from tests.injected_faults import ELASTIC
 from tests.support import (
     REPO,
     TORCHRUN,

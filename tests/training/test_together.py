@@ -30,7 +30,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, data: dict) 
 def differing(data: dict[str, str]) -> str:
     from jetmoe_megatron.config import Run
     from jetmoe_megatron.errors import SharedError
-    from jetmoe_megatron.platform.device import process_group
+    from jetmoe_megatron.runtime.device import process_group
     from jetmoe_megatron.training.together import check_ranks_read_the_same
 
     rank = int(os.environ["RANK"])
@@ -52,7 +52,7 @@ def deciding() -> list[str]:
     import torch
 
     from jetmoe_megatron.errors import SharedError, UserError
-    from jetmoe_megatron.platform.device import process_group
+    from jetmoe_megatron.runtime.device import process_group
     from jetmoe_megatron.training.together import decided_by_rank_0
 
     def refuse() -> None:
@@ -73,7 +73,7 @@ def test_rank_0_decides_and_refuses_for_all() -> None:
 
 def seeing(folders: list[str]) -> str:
     from jetmoe_megatron.errors import SharedError
-    from jetmoe_megatron.platform.device import process_group
+    from jetmoe_megatron.runtime.device import process_group
     from jetmoe_megatron.training import together
 
     together._SEEN_LATE_SECONDS = 0.5
@@ -102,7 +102,7 @@ def test_ranks_that_see_other_folders(tmp_path: Path) -> None:
 def code(package: str) -> str:
     from jetmoe_megatron.config import Run
     from jetmoe_megatron.errors import SharedError
-    from jetmoe_megatron.platform.device import process_group
+    from jetmoe_megatron.runtime.device import process_group
     from jetmoe_megatron.training import together
 
     if os.environ["RANK"] == "1":

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm
 
 from jetmoe_megatron.model.experts import few_shapes
-from jetmoe_megatron.platform.matmul import by_onednn
+from jetmoe_megatron.runtime.matmul import by_onednn
 
 
 def grouped_linear(x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:

@@ -1,0 +1,274 @@
+"""Save and load model, optimizer and progress through megatron.core.dist_checkpointing.
+
+Nothing in training is random (no dropout, no jitter; data order and weights come from the seed and the position), so
+there is no random state to keep.
+
+Saving goes off the training path: tensors are copied to the host where they are not there, a forked process writes and
+checksums them, and the ranks agree a step or more later that all is written; then the folder gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from torch.distributed.checkpoint.api import CheckpointException
+
+from jetmoe_megatron.checkpoint import handover
+from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, checksum, write_checksums
+from jetmoe_megatron.checkpoint.common_state import OPTIMIZER_STEPS, leave_common_to_us, write_common
+from jetmoe_megatron.checkpoint.folder import (
+    check_room,
+    checkpoint_path,
+    clear_unfinished,
+    publish,
+    retain,
+    unfinished_path,
+)
+from jetmoe_megatron.checkpoint.load_state import in_short, load_state
+from jetmoe_megatron.checkpoint.metadata import read_metadata
+from jetmoe_megatron.checkpoint.optimizer_state import (
+    empty_state,
+    gather,
+    own_state,
+    set_state,
+    sharded,
+    steps_done,
+    unsharded,
+)
+from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
+from jetmoe_megatron.checkpoint.weights import fill_model, sharded_model
+from jetmoe_megatron.config import dump_run
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.runtime.clock import utc_now
+
+_SEEN_LATE_SECONDS = 60.0  # a network file system may show one node's files to another so much later
+
+
+class Saver:
+    """Saves checkpoints of one run, one at a time. All ranks call its methods together."""
+
+    def __init__(
+        self,
+        root: Path,
+        run: Run,
+        is_kept: Callable[[int], bool],
+        published: Callable[[Path], None] = lambda path: None,
+    ) -> None:
+        """
+        is_kept: whether a checkpoint at so many tokens stays, whatever keep_last says.
+        published: called on rank 0 with each that has its name.
+        """
+        self.root, self.run, self.is_kept, self.published = root, run, is_kept, published
+        self.failed: str | None = None  # why the last save did not succeed
+        self._queue = AsyncCallsQueue()
+        leave_common_to_us()
+        self._on_rank_0 = torch.distributed.get_rank() == 0
+        if self._on_rank_0:
+            clear_unfinished(root)
+
+    def save(
+        self, progress: dict[str, Any], model: list[DistributedDataParallel], optimizer: MegatronOptimizer, wait: bool
+    ) -> None:
+        """Begin to save, once the save before has ended. A failure leaves older checkpoints as they are.
+
+        progress: `tokens` consumed, and whatever else `read_progress` is to give back.
+        wait: come back when the checkpoint has its name, or `failed` says why not.
+        """
+        self.poll(wait=True)
+        path = checkpoint_path(self.root, progress["tokens"])
+        state, optimizer_state = sharded_model(model), own_state(optimizer)
+        state["optimizer"] = sharded(optimizer_state, state)
+        aside = self._begin(path, progress, steps_done(optimizer), _bytes(state))
+        if aside is None:
+            return
+        handover.renew()
+        strategy = get_default_save_sharded_strategy()
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        FullyParallelSaveStrategyWrapper(strategy, group).apply_saving_parallelization(state)
+        gather(optimizer, optimizer_state, state["optimizer"].values())
+        request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
+        if request.async_fn is not None:
+            rank = torch.distributed.get_rank()
+            request = request._replace(async_fn=partial(_write_and_sum, request.async_fn, aside, rank))
+        # These run on rank 0 only: if one of them fails, the others must be released.
+        metadata, config = request.finalize_fns
+        own: list[str] = []
+        request.finalize_fns[:] = [
+            partial(_try, own, metadata, partial(torch.distributed.broadcast, _no_failure(), src=0)),
+            partial(_try, own, config, torch.distributed.barrier),
+            partial(self._publish, aside, path, own),
+        ]
+        self._queue.schedule_async_request(request)
+        self.poll(wait=wait or not self.run.checkpoint.asynchronous)
+
+    def poll(self, wait: bool = False) -> None:
+        """Publish a checkpoint whose files all ranks have written."""
+        if not self._queue.get_num_unfinalized_calls():
+            return
+        try:
+            self._queue.maybe_finalize_async_calls(blocking=wait)
+        except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
+            self._fail(in_short(error))
+
+    def _begin(self, path: Path, progress: dict[str, Any], steps: int, size: int) -> Path | None:
+        """Rank 0 makes the folder where there is room for it, with all but the tensors; all ranks learn its name."""
+        answer: list[Any] = [None, None]
+        if self._on_rank_0:
+            aside = unfinished_path(path)
+            try:
+                aside.mkdir(parents=True)
+                check_room(aside, size)
+                (aside / RUN_FILE).write_text(dump_run(self.run), encoding="utf-8")
+                (aside / PROGRESS_FILE).write_text(json.dumps(progress, indent=1), encoding="utf-8")
+                write_common(aside, steps)
+                answer = [aside, None]
+            except OSError as error:
+                shutil.rmtree(aside, ignore_errors=True)
+                answer = [None, f"{path}: {error.strerror}"]
+        torch.distributed.broadcast_object_list(answer)
+        if answer[1]:
+            self._fail(answer[1])
+        return answer[0]
+
+    def _publish(self, aside: Path, path: Path, failed: list[str]) -> None:
+        """Megatron has written its metadata, or not; all ranks are here."""
+        answer: list[Any] = [f"{path}: {failed[0]}" if failed else None]
+        if self._on_rank_0 and not failed:
+            try:
+                _collect_checksums(aside)
+                publish(aside, path)
+                retain(self.root, self.run.checkpoint.keep_last, self.is_kept)
+            except (OSError, ValueError) as error:
+                answer = [f"{path}: {getattr(error, 'strerror', error)}"]
+        torch.distributed.broadcast_object_list(answer)
+        if answer[0]:
+            self._fail(answer[0])
+            return
+        self.failed = None
+        if self._on_rank_0:
+            print(f"{utc_now()} saved {path}", flush=True)
+            self.published(path)
+
+    def _fail(self, reason: str) -> None:
+        self.failed = reason
+        if self._on_rank_0:
+            clear_unfinished(self.root)
+            print(f"error: this checkpoint was not saved: {reason}", file=sys.stderr, flush=True)
+
+
+def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Fill model and optimizer from a checkpoint, whatever layout has written it. All ranks call it.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+    state = sharded_model(model)
+    parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
+    state["optimizer"] = sharded(empty_state(optimizer), state)
+    loaded = load_state(path, state)
+    if OPTIMIZER_STEPS not in loaded:
+        raise UserError(f"{path}: cannot be loaded: its common.pt has no {OPTIMIZER_STEPS}")
+    fill_model(model, loaded)
+    set_state(optimizer, unsharded(loaded.get("optimizer", {}), parameters), loaded[OPTIMIZER_STEPS])
+
+
+def _bytes(state: dict[str, Any]) -> int:
+    """Of the whole checkpoint, all ranks together; what several ranks hold counts once."""
+    tensors = [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
+    own = sum(tensor.data.nbytes for tensor in tensors if is_main_replica(tensor.replica_id))
+    total = torch.tensor([own], dtype=torch.int64, device=torch.cuda.current_device())
+    torch.distributed.all_reduce(total)
+    return int(total)
+
+
+def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *arguments: Any) -> None:
+    """In the writing process: read back what this rank has written while it is in the page cache.
+
+    arguments: those of `write`, of which the last is the queue that takes its results, or the exception that it met.
+    """
+    *usual, results = arguments
+    own: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    signal.signal(signal.SIGCHLD, _end_with_a_killed_child)
+    write(*usual, own)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    outcome = own.get()
+    try:
+        sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*.distcp")}
+        (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
+    except OSError as error:
+        outcome = outcome if isinstance(outcome, Exception) else error
+    results.put(outcome)
+
+
+def _end_with_a_killed_child(*signal_and_frame: Any) -> None:
+    """Megatron's writer would wait for ever for a child that was killed, for want of memory, say."""
+    for child in psutil.Process().children():
+        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended and ended.si_code != os.CLD_EXITED:
+            os._exit(1)
+
+
+def _try(failed: list[str], finalize: Callable[[], None], join: Callable[[], Any]) -> None:
+    """`finalize`; where the disk refuses, `join` is what the other ranks have come to meanwhile."""
+    try:
+        finalize()
+    except OSError as error:
+        failed.append(str(error.strerror))
+        join()
+
+
+def _no_failure() -> torch.Tensor:
+    """As state_dict_saver.save_state_dict_async_finalize has it: no rank failed to write its part."""
+    return torch.zeros(1, dtype=torch.int, device=torch.cuda.current_device())
+
+
+def _collect_checksums(folder: Path) -> None:
+    """
+    Raises:
+        OSError: a file that some rank has written is not there.
+        ValueError: `.metadata` is not what Megatron writes.
+    """
+    written = {place.relative_path for place in read_metadata(folder).storage_data.values()}
+    sums: dict[str, Any] = {}
+    deadline = time.monotonic() + _SEEN_LATE_SECONDS
+    for rank in sorted({name.split("_")[2] for name in written}):  # __<rank>_<number>.distcp
+        part = folder / f"{CHECKSUMS}.{rank}"
+        while (own := _read_json(part)) is None:
+            if time.monotonic() > deadline:
+                raise OSError(0, f"what rank {rank} has written is not there: do all nodes see one output_dir?")
+            time.sleep(0.2)
+        sums |= own
+    for part in folder.glob(f"{CHECKSUMS}.*"):
+        os.remove(part)
+    if lost := written - sums.keys():
+        raise OSError(0, f"{min(lost)} is not there")
+    write_checksums(folder, sums)
+
+
+def _read_json(file: Path) -> Any:
+    """None while it is not there, or not whole."""
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return None

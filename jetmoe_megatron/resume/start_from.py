@@ -1,0 +1,124 @@
+"""A run that begins at a checkpoint of another one (`start_from`), which stays as it is."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+from jetmoe_megatron.checkpoint.checksums import METADATA, find_damage, newest_whole, newest_whole_of
+from jetmoe_megatron.checkpoint.saved_run import (
+    is_of_training,
+    other_keys,
+    other_model,
+    read_progress,
+    read_saved_run,
+    refusal,
+    without_checksums,
+)
+from jetmoe_megatron.config.checks import check_run
+from jetmoe_megatron.config.layout import Layout, phase_steps
+from jetmoe_megatron.config.load import parse_yaml
+from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
+
+
+def branch(run: Run) -> Run:
+    """With `start_from` and `phase`: the phase before `phase` ends at the checkpoint, however long it was meant to be.
+
+    Raises:
+        UserError: `start_from` cannot be used for that.
+    """
+    if run.start_from is None:
+        if run.phase is not None:
+            raise UserError("phase: needs start_from, a checkpoint for that phase to begin at")
+        return run
+    own, decided = newest_whole(RunFolder(run).checkpoints), _decided_before(run)
+    if own is not None:
+        source = own
+    else:
+        source = decided if decided and decided.is_dir() else source_of(run.start_from)
+        decided = source
+        _refuse_other_model(source, run)
+    run = run.model_copy(update={"start_from": str(decided or run.start_from)})  # whatever is saved there from now on
+    if run.phase is None:
+        return run
+    if not is_of_training(source):
+        raise UserError(f"phase: {source} was made of a Hugging Face model and has no phases: leave phase out")
+    progress = read_progress(source)
+    if own is not None and "branched_at" not in progress:
+        raise UserError(f"start_from: output_dir has {source}, which began at no other run: choose another output_dir")
+    tokens = progress["tokens"] if own is None else progress["branched_at"]
+    if not 2 <= run.phase <= len(run.phases):
+        raise UserError(f"phase: {run.phase} is not a phase after the first one of {len(run.phases)}")
+    before = sum(steps * run.batch.global_tokens for steps in phase_steps(run)[: run.phase - 2])
+    if tokens <= before:
+        raise UserError(f"start_from: {source} is at {tokens} tokens; phase {run.phase} can begin after {before}")
+    phases = list(run.phases)
+    phases[run.phase - 2] = phases[run.phase - 2].model_copy(update={"tokens": tokens - before})
+    run = run.model_copy(update={"phases": phases})
+    check_run(run)
+    return run
+
+
+def _decided_before(run: Run) -> Path | None:
+    """What this run took of the run folder `start_from` when it was started before: there may be a newer one by now."""
+    assert run.start_from is not None
+    if not RunFolder(run).config.is_file():
+        return None
+    try:
+        before = Path(parse_yaml(RunFolder(run).config.read_text(encoding="utf-8"))["start_from"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    own_folder = before.parent == Path(run.start_from) / "checkpoints"
+    return before if own_folder else None
+
+
+def source_of(path: str) -> Path:
+    """A checkpoint, or a run folder, which means its newest one."""
+    source, damage = newest_whole_of(Path(path))
+    if damage and os.environ.get("RANK", "0") == "0":
+        print(f"warning: start_from: {damage}", file=sys.stderr, flush=True)
+    if not source.is_dir():
+        raise UserError(f"start_from: {source}: no such folder")
+    if is_of_training(source) or without_checksums(source) is None:
+        if damage := find_damage(source, quick=True):
+            raise UserError(f"start_from: {source} is damaged: {damage}")
+        return source
+    if not (source / METADATA).is_file():
+        way = "make one of it with `jetmoe convert from-hf`" if (source / "config.json").is_file() else "name one"
+        raise UserError(f"start_from: {source}: not a checkpoint: {way}")
+    return source
+
+
+def _refuse_other_model(source: Path, run: Run) -> None:
+    if is_of_training(source):
+        others = other_keys(read_saved_run(source), run, sections=("model", "precision"))
+    else:
+        others = other_model(source, run)
+    if others:
+        raise UserError(refusal(source, others, run))
+
+
+def no_whole_steps(run: Run, tokens: int, layout: Layout | None) -> str | None:
+    """What is wrong if a checkpoint at so many tokens lies between two steps of `run`, and which batches would do."""
+    batch = run.batch
+    if tokens % batch.global_tokens == 0:
+        return None
+    unit = batch.sequence_length
+    if layout is not None:
+        rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
+        unit *= layout.data * batch.micro_sequences * rounds
+    fitting = [unit * size for size in _divisors(tokens // unit)] if tokens % unit == 0 else []
+    below = [size for size in fitting if size < batch.global_tokens][-1:]
+    above = [size for size in fitting if size > batch.global_tokens][:1]
+    nearest = " and ".join(map(str, below + above))
+    way = f"the nearest that fit are {nearest}" if nearest else "none fits: choose another checkpoint"
+    return f"is at {tokens} tokens, which is no multiple of batch.global_tokens ({batch.global_tokens}): {way}"
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})

@@ -1,0 +1,188 @@
+"""Megatron-Core 0.16.1 on a machine without a GPU.
+
+Megatron-Core takes CUDA for granted. `install()` answers the calls it makes while it trains on the CPU over gloo;
+nothing is patched on import, and nothing at all where a GPU is present. Each entry names the line of
+megatron/core that needs it, and `tests/runtime/test_cpu.py` fails when another version needs another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+_installed = False
+
+
+class _Inert:
+    """A CUDA stream or event: CPU work is done when the call returns, so there is nothing to wait for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    wait_stream = synchronize = wait = record = _nothing
+
+    def record_event(self, *args: Any) -> _Inert:
+        return self
+
+
+_STREAM = _Inert()
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _set_cpu_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    torch.set_rng_state(state)
+
+
+# torch.cuda attribute -> (replacement, a line of megatron/core that calls it)
+CUDA_PATCHES: dict[str, tuple[Any, str]] = {
+    "current_device": (
+        lambda: _CPU,
+        "tensor_parallel/layers.py:261, distributed/param_and_grad_buffer.py:783",
+    ),
+    "synchronize": (_nothing, "dist_checkpointing/strategies/filesystem_async.py:230"),
+    "empty_cache": (_nothing, "dist_checkpointing/strategies/async_utils.py"),
+    "Stream": (_Inert, "transformer/moe/token_dispatcher.py:445"),
+    "Event": (_Inert, "models/common/model_chunk_schedule_plan.py:310"),
+    "current_stream": (lambda *a: _STREAM, "transformer/moe/token_dispatcher.py:871"),
+    "default_stream": (lambda *a: _STREAM, "distributed/param_and_grad_buffer.py:422"),
+    "stream": (lambda stream: contextlib.nullcontext(), "transformer/moe/token_dispatcher.py:874"),
+    "get_rng_state": (lambda *a: torch.get_rng_state(), "tensor_parallel/random.py:235"),
+    "set_rng_state": (_set_cpu_rng_state, "tensor_parallel/random.py:238"),
+    "manual_seed": (torch.manual_seed, "tensor_parallel/random.py:236"),
+}
+
+
+def install() -> None:
+    """Let Megatron-Core run on the CPU. Call it once, before a process group or a model exists.
+
+    Raises:
+        RuntimeError: if a GPU is present: there Megatron-Core runs as it is.
+    """
+    global _installed
+    if torch.cuda.is_available():
+        raise RuntimeError("the CPU adapter must not be installed on a machine with a GPU")
+    if _installed:
+        return
+    for name, (replacement, _) in CUDA_PATCHES.items():
+        setattr(torch.cuda, name, replacement)
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]  # pipeline_parallel/utils.py:237
+    torch.Tensor.type = _type_as_cuda(torch.Tensor.type)  # type: ignore[method-assign]
+    _patch_megatron()
+    _installed = True
+
+
+def _type_as_cuda(original: Any) -> Any:
+    """optimizer.py:671 and distrib_optimizer.py:361 sort parameters by 'torch.cuda.FloatTensor' and the like."""
+
+    @functools.wraps(original)
+    def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    return tensor_type
+
+
+class _Overlay:
+    """A module as one module of Megatron-Core sees it: some names replaced, for that module alone.
+
+    Replacing torch.tensor itself would reach other libraries: transformers' loading compares it by identity.
+    """
+
+    def __init__(self, module: Any, **replaced: Any) -> None:
+        self._module = module
+        vars(self).update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _cuda_literal_is_cpu(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = _CPU
+        return factory(*args, **kwargs)
+
+    return on_cpu
+
+
+def _all_gather(parts: list[torch.Tensor], own: torch.Tensor, group: Any) -> None:
+    """NCCL's all_gather of parts of different sizes, which gloo refuses."""
+    parts[group.rank()].copy_(own)
+    for rank, part in enumerate(parts):
+        torch.distributed.broadcast(part, group_src=rank, group=group)
+
+
+def _reduce_scatter(own: torch.Tensor, parts: list[torch.Tensor], group: Any) -> None:
+    """NCCL's reduce_scatter of parts of different sizes, which gloo refuses."""
+    for rank, part in enumerate(parts):
+        part = part.contiguous().clone()
+        torch.distributed.reduce(part, group_dst=rank, group=group)
+        if rank == group.rank():
+            own.copy_(part)
+
+
+def _without_transformer_engine() -> None:
+    """optimizer/__init__.py:12, optimizer.py:15, clip_grads.py:10, distrib_optimizer.py:21: where it can be imported,
+    Megatron takes its optimizer and norms, which need a GPU."""
+    from megatron.core import optimizer as optimizers
+    from megatron.core import utils
+    from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
+
+    optimizers.Adam, optimizers.SGD, optimizers.USING_PYTORCH_OPTIMIZER = torch.optim.AdamW, torch.optim.SGD, True
+    distrib_optimizer.HAVE_APEX_OR_TE = False
+    clip_grads.l2_norm_impl = utils.local_multi_tensor_l2_norm
+    for module in (optimizer, clip_grads):
+        module.multi_tensor_applier = utils.local_multi_tensor_applier
+        module.multi_tensor_scale_impl = utils.local_multi_tensor_scale
+
+
+def _patch_megatron() -> None:
+    from megatron.core import utils
+    from megatron.core.models.common import model_chunk_schedule_plan
+    from megatron.core.optimizer import clip_grads, optimizer
+    from megatron.core.pipeline_parallel import schedules
+    from megatron.core.pipeline_parallel import utils as pipeline_utils
+    from megatron.core.tensor_parallel import mappings, random
+    from megatron.core.transformer.moe import token_dispatcher
+
+    _without_transformer_engine()
+    # They write device='cuda' out: optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
+    factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
+    for module in (optimizer, clip_grads, schedules, utils):
+        module.torch = _Overlay(torch, **factories)
+
+    # utils.py:212 and model_chunk_schedule_plan.py:476 mark ranges for NVIDIA's profiler.
+    marks = _Overlay(torch.cuda.nvtx, range_push=_nothing, range_pop=_nothing)
+    for module in (pipeline_utils, model_chunk_schedule_plan):
+        module.torch = _Overlay(torch, cuda=_Overlay(torch.cuda, nvtx=marks))
+
+    # mappings.py:150 and 199: the token dispatcher gathers uneven numbers of tokens over expert-tensor ranks.
+    collectives = _Overlay(torch.distributed, all_gather=_all_gather, reduce_scatter=_reduce_scatter)
+    mappings.torch = _Overlay(torch, distributed=collectives)
+
+    # random.py:80 reaches into torch.cuda.default_generators.
+    random._set_cuda_rng_state = _set_cpu_rng_state
+    random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+
+    # token_dispatcher.py:882 turns its all-to-all split sizes into numpy only when they lie on a GPU.
+    original = token_dispatcher.maybe_move_tensor_to_cpu
+
+    def split_sizes_on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        if as_numpy and isinstance(tensor, torch.Tensor):
+            return tensor.numpy()
+        return original(tensor, as_numpy, record_stream)
+
+    token_dispatcher.maybe_move_tensor_to_cpu = split_sizes_on_host

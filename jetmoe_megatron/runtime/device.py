@@ -1,0 +1,71 @@
+"""The device of this rank and the process group over all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+
+from jetmoe_megatron.runtime import cpu
+from jetmoe_megatron.runtime.children import end_with_this_process, stop_with_launcher
+from jetmoe_megatron.runtime.lost_ranks import is_lost_connection, name_lost_ranks
+from jetmoe_megatron.runtime.matmul import choose_matmul
+from jetmoe_megatron.runtime.memory import keep_freed_memory
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def device() -> torch.device:
+    """Where this rank computes: its own GPU, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+
+
+def peak_memory() -> dict[str, float]:
+    """`peak_memory_gb`, what tensors of this rank have held on its GPU at most; nothing on a CPU."""
+    return {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if has_gpu() else {}
+
+
+@contextlib.contextmanager
+def process_group(timeout_minutes: float = 30) -> Iterator[None]:
+    """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
+
+    Raises:
+        SystemExit: over gloo, with status 4 after naming the ranks that died, or kept the others waiting so long.
+    """
+    end_with_this_process()
+    stop_with_launcher()
+    if "RANK" not in os.environ:  # started without torchrun: a world of one
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    if has_gpu():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        cpu.install()
+        keep_freed_memory()
+        choose_matmul()
+    torch.distributed.init_process_group(
+        backend="nccl" if has_gpu() else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    try:
+        yield
+    except BaseException as error:
+        if has_gpu():  # NCCL would wait for all ranks, which wait for this one, before the error is told
+            raise
+        if isinstance(error, RuntimeError) and is_lost_connection(error):
+            name_lost_ranks(error)
+        torch.distributed.destroy_process_group()
+        raise
+    torch.distributed.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

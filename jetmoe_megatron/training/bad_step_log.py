@@ -1,0 +1,48 @@
+"""The record of bad steps in the run folder: which numbers, which data, and what was done."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from jetmoe_megatron.data.mixture import Position
+from jetmoe_megatron.monitor.jsonl import read_metrics, write_records
+from jetmoe_megatron.training.loss_guard import Guard
+
+_DONE = {"skip": "step skipped", "rollback": "rolling back"}
+
+
+def record_bad_step(
+    path: Path, step: int, reason: str, guard: Guard, reduced: dict[str, float], before: Position, after: Position
+) -> None:
+    """One line more in the file `path` and one on stderr. A disk that is full does not stop the run.
+
+    before, after: what had been read before and after the step.
+    """
+    if torch.distributed.get_rank() != 0:
+        return
+    record = {
+        "step": step,
+        "reason": reason,
+        "action": guard.action,
+        **reduced,
+        "samples": [before.sample, after.sample],  # from, up to and not including
+        "sequences": {name: [before.sequences.get(name, 0), end] for name, end in after.sequences.items()},
+    }
+    print(_line(step, reason, guard), file=sys.stderr, flush=True)
+    try:
+        write_records(path, [*read_metrics(path), record])
+    except OSError as error:
+        print(f"warning: cannot write {path}: {error}", file=sys.stderr, flush=True)
+
+
+def _line(step: int, reason: str, guard: Guard) -> str:
+    what = f"step {step}: {reason}"
+    if guard.is_exhausted:
+        among = f"{len(guard.bad)} bad steps within {guard.options.window}"
+        return f"error: {what}: {among} are more than guard.budget ({guard.options.budget}): stopped, nothing saved"
+    if guard.action == "stop":
+        return f"error: {what}: stopped, nothing saved; guard.on_bad_step=skip or rollback would go on"
+    return f"warning: {what}: {_DONE[guard.action]}"

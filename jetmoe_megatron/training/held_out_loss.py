@@ -1,0 +1,55 @@
+"""The loss on data that is not trained on."""
+
+from __future__ import annotations
+
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.step_batches import HeldOutSamples, StepBatches
+from jetmoe_megatron.monitor.jsonl import each_record
+from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.training.step import evaluate
+
+
+def is_due(run: Run, step: int, last: bool) -> bool:
+    """After so many steps, the last ones or not. Without held-out data never."""
+    every = run.evaluation.every_steps
+    return bool(run.evaluation.data) and (last or (every > 0 and step % every == 0))
+
+
+def is_owed(run: Run, step: int, last: bool) -> bool:
+    """Whether a stop left no time to measure after the step where the run continues: its line has no such loss."""
+    lines = each_record(RunFolder(run).metrics) if is_due(run, step, last) else ()
+    return any(record["step"] == step and "held_out_loss" not in record for record in lines)
+
+
+class HeldOutLoss:
+    """All ranks build it and measure together."""
+
+    def __init__(self, run: Run, layout: Layout, cache: IndexCache) -> None:
+        self.run, self.layout = run, layout
+        self.samples = {d.name: HeldOutSamples(d, run, layout, cache) for d in run.evaluation.data}
+
+    def measure(self, model: list[DistributedDataParallel]) -> Record:
+        """`held_out_loss/<name>` in nats per token of each set, and `held_out_loss`, the mean of all."""
+        losses = {name: self._loss(model, samples) for name, samples in self.samples.items()}
+        return {
+            "held_out_loss": sum(losses.values()) / len(losses),
+            **{f"held_out_loss/{name}": loss for name, loss in losses.items()},
+        }
+
+    def _loss(self, model: list[DistributedDataParallel], samples: HeldOutSamples) -> float:
+        rank = parallel_state.get_data_parallel_rank()
+        batches = StepBatches(
+            samples,
+            range(1),
+            samples.micro_batches,
+            self.run.batch.micro_sequences,
+            self.layout.data,
+            rank,
+        )
+        return evaluate(model, next(iter(batches)))

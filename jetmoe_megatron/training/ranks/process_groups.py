@@ -1,0 +1,45 @@
+"""Megatron's process groups for one run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.runtime.device import process_group
+
+
+@contextlib.contextmanager
+def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
+    """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
+    _quiet_megatron()
+    with process_group(run.parallel.timeout_minutes):
+        from megatron.core import parallel_state
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=layout.tensor,
+            pipeline_model_parallel_size=layout.pipeline,
+            virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+            context_parallel_size=layout.context,
+            expert_model_parallel_size=layout.expert,
+            expert_tensor_parallel_size=layout.expert_tensor,
+            create_gloo_process_groups=False,
+            distributed_timeout_minutes=run.parallel.timeout_minutes,
+        )
+        model_parallel_cuda_manual_seed(run.seed)
+        try:
+            yield
+        finally:
+            parallel_state.destroy_model_parallel()
+
+
+def _quiet_megatron() -> None:
+    """Messages that every run would repeat."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")  # names it will lose
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # which is the right one
+    logging.getLogger("megatron.core.datasets.blended_dataset").setLevel(logging.ERROR)
+    logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.CRITICAL)  # it raises what it logs as errors

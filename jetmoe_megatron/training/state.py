@@ -1,0 +1,91 @@
+"""All that the training loop turns, built at the beginning of a run or from the checkpoint where it goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+
+from jetmoe_megatron.checkpoint.saver import Saver, load_checkpoint
+from jetmoe_megatron.checkpoint.weights import load_weights
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.convert.export import Exports
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.mixture import RunSamples
+from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
+from jetmoe_megatron.model.build import build_model
+from jetmoe_megatron.monitor.monitor import Monitor
+from jetmoe_megatron.monitor.trackers import build_monitor
+from jetmoe_megatron.resume.start_point import Start
+from jetmoe_megatron.training.held_out_loss import HeldOutLoss
+from jetmoe_megatron.training.learning_rate import LearningRate
+from jetmoe_megatron.training.loss_guard import Guard
+from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.save_points import SavePoints
+
+
+@dataclass
+class Parts:
+    model: list[DistributedDataParallel]  # the chunks of this pipeline stage
+    optimizer: MegatronOptimizer
+    samples: RunSamples
+    held_out: HeldOutLoss
+    learning_rate: LearningRate
+    guard: Guard
+    save_points: SavePoints
+    saver: Saver
+    exports: Exports
+    monitor: Monitor
+
+    @classmethod
+    def build(cls, run: Run, layout: Layout, start: Start, step: int) -> Parts:
+        """All ranks call it. step: how many are done."""
+        folder, rank = RunFolder(run), torch.distributed.get_rank()
+        cache = IndexCache(folder.data_cache, report=partial(print, flush=True), from_seconds=1)
+        model = wrap_for_data_parallel(run, build_model(run, layout))
+        optimizer = build_optimizer(run, model)
+        if start.checkpoint:
+            load = load_weights if start.weights_only else load_checkpoint
+            load(start.checkpoint, model, optimizer)
+        # A rollback moves the end on, maybe into an epoch that nobody has prepared: not a reason to stop.
+        limit = math.inf if start.ledger.rolled_back else run.data.build_limit_tokens
+        samples = RunSamples(run, cache, start.ledger.began, limit)
+        held_out = HeldOutLoss(run, layout, cache)
+        save_points = SavePoints(run, layout)
+        exports = Exports(run.checkpoint.export_every_tokens if rank == 0 else 0, folder.exports)
+
+        def is_kept(tokens: int) -> bool:
+            return save_points.is_permanent(tokens) or exports.is_reading(tokens)
+
+        return cls(
+            model=model,
+            optimizer=optimizer,
+            samples=samples,
+            held_out=held_out,
+            learning_rate=LearningRate.of(run, layout),
+            guard=Guard.load(run.guard, start.progress.get("guard")),
+            save_points=save_points,
+            saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
+            exports=exports,
+            monitor=build_monitor(run, layout, rank, step),
+        )
+
+    def batches(self, run: Run, layout: Layout, steps: range) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches of each step."""
+        rank = parallel_state.get_data_parallel_rank()
+        micro = layout.micro_batches, run.batch.micro_sequences
+        return iter(StepBatches(self.samples, steps, *micro, layout.data, rank))
+
+    def close(self) -> None:
+        """Wait for what goes on beside the training."""
+        self.saver.poll(wait=True)
+        self.monitor.close()
+        self.exports.wait()

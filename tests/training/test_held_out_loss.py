@@ -1,0 +1,98 @@
+"""Every line of metrics.jsonl, with its held-out loss, whatever ends the run and when."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jetmoe_megatron.checkpoint.folder import published
+from tests.support import losses, metrics, small_run, training, write_run
+
+
+def run_file(folder: Path, data: dict[str, str], every: int) -> Path:
+    held_out = {"every_steps": every, "sequences": 4, "data": [{"name": "v", "path": data["held_out"]}]}
+    return write_run(folder, small_run(folder, data, evaluation=held_out))
+
+
+def held_out(folder: Path) -> dict[int, float]:
+    return {r["step"]: r["held_out_loss"] for r in metrics(folder / "run") if "held_out_loss" in r}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    assert training(run_file(folder, data, every=4)).run().returncode == 0
+    assert held_out(folder).keys() == {4, 8}
+    return folder
+
+
+def killed_while_it_measures() -> None:
+    from jetmoe_megatron.training.held_out_loss import HeldOutLoss
+
+    HeldOutLoss.measure = _kill  # type: ignore[method-assign]
+
+
+def killed_when_a_checkpoint_has_its_name() -> None:
+
+    store.retain = _kill
+
+
+def _kill(*arguments: Any) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped_in_step_4() -> None:
+    _stop_in_step(4)
+
+
+def stopped_in_step_8() -> None:
+    _stop_in_step(8)
+
+
+def _stop_in_step(number: int) -> None:
+    from jetmoe_megatron.training import loop
+    from jetmoe_megatron.training.held_out_loss import HeldOutLoss
+
+    real, begun = loop.compute_gradients, []
+
+    def compute(*arguments: Any) -> Any:
+        begun.append(1)
+        if len(begun) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    def measure(*arguments: Any) -> Any:
+        assert len(begun) < number, "the seconds that a batch system leaves are for the save"
+        return original(*arguments)
+
+    original = HeldOutLoss.measure
+    loop.compute_gradients = compute
+    HeldOutLoss.measure = measure  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("ends", "status"),
+    [
+        (killed_while_it_measures, -9),
+        (killed_when_a_checkpoint_has_its_name, -9),
+        (stopped_in_step_4, 75),
+        (stopped_in_step_8, 75),
+    ],
+)
+def test_no_line_is_lost(
+    ends: Callable[[], None], status: int, whole: Path, tmp_path: Path, data: dict[str, str]
+) -> None:
+    run = run_file(tmp_path, data, every=4)
+    ended = training(run, before=ends).run()
+    assert ended.returncode == status, ended.stderr
+    again = training(run).run()
+    assert again.returncode == 0, again.stderr
+    assert losses(tmp_path / "run") == losses(whole / "run")
+    assert held_out(tmp_path) == held_out(whole)
+    assert published(tmp_path / "run/checkpoints")[-1].name == "tokens_2048"
+    assert "nothing left to do" in training(run).run().stdout
