@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 import time
 
@@ -17,11 +18,10 @@ from data_tools.printing import Parser, spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, SharedError
-from jetmoe_megatron.resume.start_from import branch
+from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.resume.start_from import apply_start_from
 from jetmoe_megatron.runtime.output import outlast_readers
-
-ONE_SPEAKS_SECONDS = 60  # how long the others leave it to the first rank of their node to say what is wrong
+from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, FIRST_RANK_SPEAKS, ExitStatus
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
     spell_what_the_terminal_lacks()
     outlast_readers()
     try:
-        run = branch(load_run(arguments.run, arguments.overrides))
+        run = apply_start_from(load_run(arguments.run, arguments.overrides))
         if run.logging.wandb == "off" or rank != 0:
             # Megatron-Core imports it where it is installed (timers.py:13): each import makes two temporary folders,
             # which a rank that is killed leaves behind.
@@ -65,12 +65,12 @@ def main() -> int:
         # Before the ranks have met, all ranks of a node fail alike, and the launcher kills the rest when one exits: the
         # first rank of the node reports.
         if (not started or isinstance(error, SharedError)) and os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(ONE_SPEAKS_SECONDS)
+            time.sleep(FIRST_RANK_SPEAKS)
         node = "" if rank == 0 else f"{platform.node()}: "
         print(f"{node}error: {message}", file=sys.stderr, flush=True)
-        return EXIT_BAD_INPUT
+        return ExitStatus.BAD_INPUT
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
-        return 130
+        return FIRST_OF_SIGNALS + signal.SIGINT
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -19,8 +19,9 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.model import build
 from jetmoe_megatron.runtime.device import device, process_group
+from jetmoe_megatron.training.metrics import reduce_metrics
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
+from jetmoe_megatron.training.step import compute_gradients, update_weights
 
 Step = Callable[[], Any]
 
@@ -74,9 +75,9 @@ def our_step(run: Run, micro_batches: int = 1) -> Step:
 
     def step() -> dict[str, float]:
         losses, norm = compute_gradients(model, optimizer, [batch] * micro_batches)
-        reduced, _ = reduce_step(model, losses, norm, stop=False)
+        metrics, _ = reduce_metrics(model, losses, norm, stop=False)
         update_weights(optimizer, norm, 1e-4)
-        return reduced
+        return metrics.dump()
 
     return step
 

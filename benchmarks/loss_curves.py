@@ -30,6 +30,7 @@ import yaml
 from benchmarks.processes import why_it_ended
 from benchmarks.provenance import REPO, provenance, versions
 from data_tools.indexed import IndexedWriter
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.monitor.jsonl import read_metrics
 from scripts.quickstart_corpus import is_held_out, sources
 
@@ -120,7 +121,7 @@ def train(folder: Path, backend: str) -> Metrics | str:
         return f"took longer than {LIMIT} s"
     if ended.returncode != 0:
         return why_it_ended(ended)
-    records = read_metrics(run / "metrics.jsonl")
+    records = read_metrics(RunFolder(run).metrics)
     shutil.rmtree(run)  # with its checkpoint of gigabytes
     return records
 

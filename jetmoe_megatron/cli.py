@@ -12,7 +12,8 @@ import data_tools.cli
 from data_tools.cli import add_command, add_group
 from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, say
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, UserError
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.stopping import ExitStatus
 
 _DESCRIPTION = """Prepare data for JetMoE, convert its checkpoints, and report on its runs.
 Training has a command of its own: scripts/torchrun_local.sh NPROC RUN.yaml"""
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         return data_tools.cli.run(arguments)
     except (InputError, OSError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
-        return EXIT_BAD_INPUT
+        return ExitStatus.BAD_INPUT
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,12 +99,13 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
 
 def _data_mix(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
-    from jetmoe_megatron.config.run_folder import RunFolder
-    from jetmoe_megatron.data.mixture_report import draw, plan, table, warnings
-    from jetmoe_megatron.resume.start_from import branch
+    from jetmoe_megatron.config.run_folder import data_cache
+    from jetmoe_megatron.data.mixture_plot import draw
+    from jetmoe_megatron.data.mixture_report import shares, table, warnings
+    from jetmoe_megatron.resume.start_from import apply_start_from
 
-    run = branch(load_run(arguments.run_file, arguments.overrides))
-    rows = plan(run, RunFolder(run).data_cache)
+    run = apply_start_from(load_run(arguments.run_file, arguments.overrides))
+    rows = shares(run, data_cache(run))
     print(table(rows))
     for line in warnings(run, rows):
         say(line)
@@ -115,19 +117,18 @@ def _data_mix(arguments: argparse.Namespace) -> int:
 
 def _data_prepare(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
-    from jetmoe_megatron.config.run_folder import RunFolder
+    from jetmoe_megatron.config.run_folder import data_cache
     from jetmoe_megatron.data.checks import check_data
-    from jetmoe_megatron.resume.start_from import branch
+    from jetmoe_megatron.resume.start_from import apply_start_from
 
-    run = branch(load_run(arguments.run_file, arguments.overrides))
+    run = apply_start_from(load_run(arguments.run_file, arguments.overrides))
     check_data(run, thorough=True)
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.prepare import prepare
-    from jetmoe_megatron.resume.start_point import find_start
+    from jetmoe_megatron.resume.start_point import find_start_point
 
-    folder = RunFolder(run)
-    prepare(run, IndexCache(folder.data_cache, report=say), find_start(run).ledger.began)
-    say(f"{folder.data_cache}: all indices of {run.name} are there")
+    prepare(run, IndexCache(data_cache(run), report=say), find_start_point(run).ledger.began)
+    say(f"{data_cache(run)}: all indices of {run.name} are there")
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from jetmoe_megatron.checkpoint.folder import newest, published
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError
 
 CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; written last
@@ -130,7 +131,8 @@ def newest_whole_of(path: Path) -> tuple[Path, str | None]:
     Raises:
         UserError: none of its checkpoints is whole.
     """
-    last, whole = newest(path / "checkpoints"), newest_whole(path / "checkpoints")
+    root = RunFolder(path).checkpoints
+    last, whole = newest(root), newest_whole(root)
     if last is None or last == whole:
         return last or path, None
     damage = f"{last} is damaged: {find_damage(last, quick=True)}"

@@ -43,7 +43,7 @@ def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         # Not whether the ranks together ask for all of each tensor: none asks for what it has no use for.
         return dist_checkpointing.load(state, str(path), *strategies, validate_access_integrity=False)
     except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
-        raise UserError(f"{path}: cannot be loaded: {in_short(error)}") from error
+        raise UserError(f"{path}: cannot be loaded: {reason_of(error)}") from error
 
 
 class _Reader(FileSystemReader):
@@ -86,7 +86,7 @@ class _Reader(FileSystemReader):
         planner.commit_tensor(item, target)
 
 
-def in_short(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
     while isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]

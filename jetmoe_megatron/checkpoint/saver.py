@@ -1,4 +1,4 @@
-"""Save and load model, optimizer and progress through megatron.core.dist_checkpointing.
+"""Save model, optimizer and progress through megatron.core.dist_checkpointing.
 
 Nothing in training is random (no dropout, no jitter; data order and weights come from the seed and the position), so
 there is no random state to keep.
@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from jetmoe_megatron.checkpoint import handover
 from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, checksum, write_checksums
-from jetmoe_megatron.checkpoint.common_state import OPTIMIZER_STEPS, leave_common_to_us, write_common
+from jetmoe_megatron.checkpoint.common_state import leave_common_to_us, write_common
 from jetmoe_megatron.checkpoint.folder import (
     check_room,
     checkpoint_path,
@@ -44,25 +44,16 @@ from jetmoe_megatron.checkpoint.folder import (
     retain,
     unfinished_path,
 )
-from jetmoe_megatron.checkpoint.load_state import in_short, load_state
+from jetmoe_megatron.checkpoint.load_state import reason_of
 from jetmoe_megatron.checkpoint.metadata import read_metadata
-from jetmoe_megatron.checkpoint.optimizer_state import (
-    empty_state,
-    gather,
-    own_state,
-    set_state,
-    sharded,
-    steps_done,
-    unsharded,
-)
-from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, RUN_FILE
-from jetmoe_megatron.checkpoint.weights import fill_model, sharded_model
+from jetmoe_megatron.checkpoint.model_state import sharded_model
+from jetmoe_megatron.checkpoint.optimizer_state import gather, own_state, sharded, steps_done
+from jetmoe_megatron.checkpoint.progress import PROGRESS_FILE
+from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.runtime.clock import utc_now
-
-_SEEN_LATE_SECONDS = 60.0  # a network file system may show one node's files to another so much later
+from jetmoe_megatron.runtime.shared_folder import SEEN_LATE_SECONDS
 
 
 class Saver:
@@ -129,7 +120,7 @@ class Saver:
         try:
             self._queue.maybe_finalize_async_calls(blocking=wait)
         except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
-            self._fail(in_short(error))
+            self._fail(reason_of(error))
 
     def _begin(self, path: Path, progress: dict[str, Any], steps: int, size: int) -> Path | None:
         """Rank 0 makes the folder where there is room for it, with all but the tensors; all ranks learn its name."""
@@ -175,22 +166,6 @@ class Saver:
         if self._on_rank_0:
             clear_unfinished(self.root)
             print(f"error: this checkpoint was not saved: {reason}", file=sys.stderr, flush=True)
-
-
-def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
-    """Fill model and optimizer from a checkpoint, whatever layout has written it. All ranks call it.
-
-    Raises:
-        UserError: a file is not what it should be.
-    """
-    state = sharded_model(model)
-    parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
-    state["optimizer"] = sharded(empty_state(optimizer), state)
-    loaded = load_state(path, state)
-    if OPTIMIZER_STEPS not in loaded:
-        raise UserError(f"{path}: cannot be loaded: its common.pt has no {OPTIMIZER_STEPS}")
-    fill_model(model, loaded)
-    set_state(optimizer, unsharded(loaded.get("optimizer", {}), parameters), loaded[OPTIMIZER_STEPS])
 
 
 def _bytes(state: dict[str, Any]) -> int:
@@ -251,7 +226,7 @@ def _collect_checksums(folder: Path) -> None:
     """
     written = {place.relative_path for place in read_metadata(folder).storage_data.values()}
     sums: dict[str, Any] = {}
-    deadline = time.monotonic() + _SEEN_LATE_SECONDS
+    deadline = time.monotonic() + SEEN_LATE_SECONDS
     for rank in sorted({name.split("_")[2] for name in written}):  # __<rank>_<number>.distcp
         part = folder / f"{CHECKSUMS}.{rank}"
         while (own := _read_json(part)) is None:

@@ -8,12 +8,23 @@ from jetmoe_megatron.config.schema import Run
 
 
 class RunFolder:
-    def __init__(self, run: Run) -> None:
-        self.root = Path(run.output_dir)
+    """`output_dir` of a run. What is written there, and when, stands in docs/running.md."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
         self.bad_steps = self.root / "bad_steps.jsonl"
         self.checkpoints = self.root / "checkpoints"
+        self.rollbacks = self.checkpoints / "rollbacks.json"
         self.exports = self.root / "hf"
         self.logs = self.root / "logs"
-        self.data_cache = Path(run.data.cache) if run.data.cache else self.root / "data_index"
+
+    @classmethod
+    def of(cls, run: Run) -> RunFolder:
+        return cls(run.output_dir)
+
+
+def data_cache(run: Run) -> Path:
+    """Where the sample indices of the run's data sets lie: in the run folder, if `data.cache` names no other."""
+    return Path(run.data.cache) if run.data.cache else Path(run.output_dir) / "data_index"

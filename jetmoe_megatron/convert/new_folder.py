@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
+from data_tools.locks import try_lock
 from jetmoe_megatron.checkpoint.folder import check_room
 from jetmoe_megatron.errors import UserError
 
@@ -46,11 +46,8 @@ def _claimed(folder: Path) -> Iterator[None]:
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder}: another process is writing there; wait for it") from None
+        if not try_lock(lock):
+            raise UserError(f"{folder}: another process is writing there; wait for it")
         left = sorted(folder.iterdir())
         if left and folder / UNFINISHED not in left:
             raise UserError(f"{folder}: is where this would be written, and not of this program: move it away")

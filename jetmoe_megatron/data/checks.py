@@ -8,7 +8,7 @@ import numpy as np
 
 from data_tools.errors import InputError
 from data_tools.indexed import open_index, read_index
-from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.run_folder import data_cache
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 
@@ -34,7 +34,7 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
         if "://" in path:  # object storage
             from jetmoe_megatron.data.storage import fetch_index
 
-            fetch_index(path, RunFolder(run).data_cache)  # now: later only rank 0 could
+            fetch_index(path, data_cache(run))  # now: later only rank 0 could
             continue
         index = open_index(path)
         if thorough or (look_inside and len(index.sequence_lengths) <= _SCAN_SEQUENCES):

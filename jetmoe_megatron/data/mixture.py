@@ -138,7 +138,7 @@ class RunSamples(torch.utils.data.Dataset):
                 sequences[name] += count
         return Position(end, sequences)
 
-    def ledger(self, position: Position) -> dict[str, float]:
+    def tokens_read(self, position: Position) -> dict[str, float]:
         """`dataset_tokens/<name>` and `dataset_epochs/<name>` read since the start of the run."""
         length = self.run.batch.sequence_length
         sequences = dict.fromkeys(self.sequences, 0) | position.sequences

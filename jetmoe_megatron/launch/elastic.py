@@ -31,20 +31,19 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from jetmoe_megatron.errors import EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_LOST_RANKS, EXIT_RUN_ME_AGAIN
+from jetmoe_megatron.stopping import (
+    FIRST_OF_SIGNALS,
+    LAUNCHER_WAITS_FOR_NODES,
+    LAUNCHER_WAITS_FOR_RANKS,
+    NODES_MEET,
+    STOP_SIGNALS,
+    ExitStatus,
+)
 
 PROGRAM = "jetmoe_megatron.launch.elastic"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 # Starting the workers again at once (--max-restarts) would not help after these.
-DECIDED = (EXIT_BAD_INPUT, EXIT_BAD_STEPS, EXIT_RUN_ME_AGAIN)
-
-# How long the nodes may take to find one another. torch gives up after 10 minutes, where it can.
-MEET_SECONDS = 900.0
-# How long the other workers of a node may take to end by themselves once one has exited 75.
-PATIENCE_SECONDS = 120.0
-# How long the launcher of a node that stopped, or found bad input, waits for the other nodes to do the same.
-LEAVE_TOGETHER_SECONDS = 60.0
+DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.RUN_ME_AGAIN)
 
 # What torch logs of each failed and closed worker would bury the one line that tells why.
 NOISE = ("failed (exitcode", "Sending process", "Error waiting on exit barrier")
@@ -92,16 +91,16 @@ class _PatientAgent(LocalElasticAgent):
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._met.set()
         # torch sends SIGTERM to all workers as soon as one has failed, and SIGKILL 30 seconds later.
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + LAUNCHER_WAITS_FOR_RANKS
         pids = self._pcontext.pids().values()
-        while {_peek_exit_code(pid) for pid in pids} == {EXIT_RUN_ME_AGAIN, None} and time.monotonic() < deadline:
+        while {_peek_exit_code(pid) for pid in pids} == {ExitStatus.RUN_ME_AGAIN, None} and time.monotonic() < deadline:
             time.sleep(0.1)
         result = super()._monitor_workers(worker_group)
         codes = [failure.exitcode for failure in result.failures.values()]
         if codes and exit_status(codes, self._relay.passed_on) in DECIDED:
             self._remaining_restarts = 0
             # The first node hosts the rendezvous: if its launcher left before the others, they would fail.
-            self._exit_barrier_timeout = LEAVE_TOGETHER_SECONDS
+            self._exit_barrier_timeout = LAUNCHER_WAITS_FOR_NODES
             self._exit_barrier()
         return result
 
@@ -120,8 +119,8 @@ def _peek_exit_code(pid: int) -> int | None:
 def _culprits(exit_codes: Sequence[int], passed_on: Collection[int]) -> list[int]:
     """The exit codes that neither 75 nor our or torch's signals account for."""
     # A worker that dies of a signal passed on to it had no handler yet, hence nothing to save.
-    accounted_for = {EXIT_RUN_ME_AGAIN, *(-signum for signum in passed_on)}
-    if EXIT_RUN_ME_AGAIN in exit_codes:
+    accounted_for = {ExitStatus.RUN_ME_AGAIN, *(-signum for signum in passed_on)}
+    if ExitStatus.RUN_ME_AGAIN in exit_codes:
         # A worker exits 75 after all ranks have saved: those that torch had to close afterwards lost nothing.
         accounted_for |= {-signal.SIGTERM, -signal.SIGKILL}
     return [code for code in exit_codes if code not in accounted_for]
@@ -138,19 +137,19 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
         2 or 3 if any worker exited with it; 75 if all were stopped; else the code of the first that was not, 128+n for
         signal n.
     """
-    for code in (EXIT_BAD_INPUT, EXIT_BAD_STEPS):
+    for code in (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS):
         if code in exit_codes:
             return code
     culprits = _culprits(exit_codes, passed_on)
     if not culprits:
-        return EXIT_RUN_ME_AGAIN
-    return culprits[0] if culprits[0] > 0 else 128 - culprits[0]
+        return ExitStatus.RUN_ME_AGAIN
+    return culprits[0] if culprits[0] > 0 else FIRST_OF_SIGNALS - culprits[0]
 
 
 def _give_up(met: threading.Event, endpoint: str) -> None:
     """Where something else listens at the endpoint, torch waits for its answer for ever, deaf to signals."""
-    if not met.wait(MEET_SECONDS):
-        _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {MEET_SECONDS / 60:.0f} minutes")
+    if not met.wait(NODES_MEET):
+        _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {NODES_MEET / 60:.0f} minutes")
         os._exit(1)
 
 
@@ -162,7 +161,7 @@ def _report_failures(error: ChildFailedError, passed_on: Collection[int]) -> int
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in failures]
     status = exit_status(codes, passed_on)
-    if status not in (*DECIDED, EXIT_LOST_RANKS):  # there the workers have said all there is to say
+    if status not in (*DECIDED, ExitStatus.LOST_RANKS):  # there the workers have said all there is to say
         code = _culprits(codes, passed_on)[0]
         rank, failure = failures[codes.index(code)]
         how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
@@ -204,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ChildFailedError as error:
         return _report_failures(error, relay.passed_on)
     except SignalException as error:
-        return EXIT_RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else 128 + error.sigval
+        return ExitStatus.RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else FIRST_OF_SIGNALS + error.sigval
     except RendezvousError as error:
         _say(f"the rendezvous at {args.rdzv_endpoint} failed on {socket.gethostname()}: {error}")
         return 1

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
+from data_tools.atomic import replacing
 from jetmoe_megatron.monitor.monitor import Record
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,7 +34,7 @@ class JsonLines:
         self._try()
 
     def write(self, record: Record) -> None:
-        self.waiting += json.dumps(record).encode() + b"\n"
+        self.waiting += _line(record)
         self._try()
 
     def amend(self, step: int, values: Record) -> None:
@@ -88,16 +89,12 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
     They may be read from it meanwhile.
     """
-    aside = path.with_suffix(".tmp")
-    try:
-        with open(aside, "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(record) + "\n" for record in records)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.writelines(_line(record) for record in records)
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _end_of(path: Path, step: int) -> int:

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError, printable
 from jetmoe_megatron.monitor.jsonl import each_record
 
 
 def report(folder: Path) -> str:
     """A table of two columns. Raises UserError if there are no metrics, or not those of a run."""
-    metrics = folder / "metrics.jsonl"
+    files = RunFolder(folder)
+    metrics = files.metrics
     records = each_record(metrics)
     first = next(records, None)
     if first is None:
@@ -24,7 +26,7 @@ def report(folder: Path) -> str:
         rows = _numbers(first, records)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # of whole numbers beyond every float
         raise UserError(f"{metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
-    checkpoint, exported = newest_whole(folder / "checkpoints"), newest(folder / "hf")
+    checkpoint, exported = newest_whole(files.checkpoints), newest(files.exports)
     rows += [("checkpoint", str(checkpoint))] if checkpoint else []
     rows += [("Hugging Face", str(exported))] if exported else []
     rows.append(("metrics", str(metrics)))

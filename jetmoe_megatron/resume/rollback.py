@@ -7,26 +7,23 @@ long as that checkpoint is the newest, so that a run that is killed before its n
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import RootModel, ValidationError, model_validator
 
-from jetmoe_megatron.checkpoint.saved_run import Note, in_short
+from data_tools.atomic import replacing
+from jetmoe_megatron.checkpoint.progress import Note, first_problem
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.data.ledger import Ledger
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.training.loss_guard import Guard
-
-if TYPE_CHECKING:
-    from jetmoe_megatron.resume.start_point import Start
-
-NOTES = "rollbacks.json"  # among the checkpoints: {tokens of a checkpoint: what replaces its progress}
 
 
 class _Notes(RootModel[dict[str, Note]]):
+    """`rollbacks.json`: for the tokens of a checkpoint what replaces its progress."""
+
     @model_validator(mode="after")
     def _at_their_places(self) -> _Notes:
         for tokens, note in self.root.items():
@@ -35,28 +32,25 @@ class _Notes(RootModel[dict[str, Note]]):
         return self
 
 
-def roll_back(checkpoints: Path, start: Start, ledger: Ledger, guard: Guard) -> None:
+def roll_back(folder: RunFolder, tokens: int, ledger: Ledger, guard: dict[str, Any]) -> None:
     """Leave the note. All ranks call it, when no save is under way.
 
     Args:
-        start: where a resume would begin now.
-        ledger: of all that was read, the bad step included.
+        tokens: of the checkpoint at which a resume would begin now.
+        ledger, guard: what replaces those of that checkpoint.
     """
     if torch.distributed.get_rank() == 0:
-        tokens = start.progress["tokens"]
-        saved = Guard.load(guard.options, start.progress.get("guard"))
-        saved.bad = guard.bad  # it counts on: a run that cannot get past a place must end
-        note = {"data": ledger.back_to(start.ledger.read).dump(), "guard": saved.dump()}
-        _write(checkpoints / NOTES, {**_read(checkpoints / NOTES), str(tokens): note})
+        note = {"data": ledger.dump(), "guard": guard}
+        _write(folder.rollbacks, {**_read(folder.rollbacks), str(tokens): note})
         print(
             f"warning: rolled back to {tokens:,} tokens; the data read since is left out", file=sys.stderr, flush=True
         )
     torch.distributed.barrier()
 
 
-def read_rollback(checkpoints: Path, tokens: int) -> dict[str, Any]:
+def read_rollback(folder: RunFolder, tokens: int) -> dict[str, Any]:
     """What replaces the progress of the checkpoint at so many tokens; nothing if none was rolled back to it."""
-    return _read(checkpoints / NOTES).get(str(tokens), {})
+    return _read(folder.rollbacks).get(str(tokens), {})
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -67,19 +61,16 @@ def _read(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValidationError) as error:
+        problem = first_problem(error)
         raise UserError(
-            f"{file}: damaged ({in_short(error)}): restore it, or delete it to read again what was rolled back over"
+            f"{file}: damaged ({problem}): restore it, or delete it to read again what was rolled back over"
         ) from None
 
 
 def _write(file: Path, notes: dict[str, Any]) -> None:
-    aside = file.with_suffix(".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as stream:
-            json.dump(notes, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
+        with replacing(file) as stream:
+            stream.write(json.dumps(notes, indent=1).encode())
     except OSError as error:
         raise UserError(f"{file}: cannot be written, so that the run cannot roll back: {error.strerror}") from error

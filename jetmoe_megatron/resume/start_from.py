@@ -8,24 +8,18 @@ import sys
 from pathlib import Path
 
 from jetmoe_megatron.checkpoint.checksums import METADATA, find_damage, newest_whole, newest_whole_of
-from jetmoe_megatron.checkpoint.saved_run import (
-    is_of_training,
-    other_keys,
-    other_model,
-    read_progress,
-    read_saved_run,
-    refusal,
-    without_checksums,
-)
+from jetmoe_megatron.checkpoint.progress import read_progress
+from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_saved_run, without_checksums
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.layout import Layout, phase_steps
 from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.resume.may_change import other_keys, other_model, refusal
 
 
-def branch(run: Run) -> Run:
+def apply_start_from(run: Run) -> Run:
     """With `start_from` and `phase`: the phase before `phase` ends at the checkpoint, however long it was meant to be.
 
     Raises:
@@ -35,7 +29,7 @@ def branch(run: Run) -> Run:
         if run.phase is not None:
             raise UserError("phase: needs start_from, a checkpoint for that phase to begin at")
         return run
-    own, decided = newest_whole(RunFolder(run).checkpoints), _decided_before(run)
+    own, decided = newest_whole(RunFolder.of(run).checkpoints), _decided_before(run)
     if own is not None:
         source = own
     else:
@@ -66,13 +60,13 @@ def branch(run: Run) -> Run:
 def _decided_before(run: Run) -> Path | None:
     """What this run took of the run folder `start_from` when it was started before: there may be a newer one by now."""
     assert run.start_from is not None
-    if not RunFolder(run).config.is_file():
+    if not RunFolder.of(run).config.is_file():
         return None
     try:
-        before = Path(parse_yaml(RunFolder(run).config.read_text(encoding="utf-8"))["start_from"])
+        before = Path(parse_yaml(RunFolder.of(run).config.read_text(encoding="utf-8"))["start_from"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    own_folder = before.parent == Path(run.start_from) / "checkpoints"
+    own_folder = before.parent == RunFolder(run.start_from).checkpoints
     return before if own_folder else None
 
 

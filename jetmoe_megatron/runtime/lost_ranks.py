@@ -13,12 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from jetmoe_megatron.errors import EXIT_LOST_RANKS
-
-_GRACE_SECONDS = 5.0  # for the others to notice, once one has given up
-
-
-_STORE_SECONDS = 60.0  # for the rendezvous store to answer
+from jetmoe_megatron.stopping import LOST_RANKS_ANSWER, STORE_ANSWERS, ExitStatus
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
@@ -33,7 +28,7 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     it give up as well. A rank that has not said so within a few seconds died or hangs.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that has noticed as well
-    gave_up = threading.Timer(_STORE_SECONDS, _leave, [error])  # the store may be on the other side of a cut network
+    gave_up = threading.Timer(STORE_ANSWERS, _leave, [error])  # the store may be on the other side of a cut network
     gave_up.daemon = True
     gave_up.start()
     store = torch.distributed.distributed_c10d._get_default_store()
@@ -41,7 +36,7 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     try:
         store.set(f"gave up/{rank}", "")
         torch.distributed.destroy_process_group()
-        time.sleep(_GRACE_SECONDS)
+        time.sleep(LOST_RANKS_ANSWER)
         lost = [str(other) for other in range(world) if not store.check([f"gave up/{other}"])]
         is_first = store.add("told", 1) == 1
         who = f"rank {', '.join(lost)} of {world} did not answer" if lost else "the ranks lost one another"
@@ -50,12 +45,12 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     gave_up.cancel()
     if is_first:
         _say(who, error)
-    raise SystemExit(EXIT_LOST_RANKS) from None
+    raise SystemExit(ExitStatus.LOST_RANKS) from None
 
 
 def _leave(error: RuntimeError) -> NoReturn:
     _say(f"{platform.node()} lost the other nodes, and the rendezvous too", error)
-    os._exit(EXIT_LOST_RANKS)
+    os._exit(ExitStatus.LOST_RANKS)
 
 
 def _say(who: str, error: RuntimeError) -> None:

@@ -10,12 +10,13 @@ import torch
 from jetmoe_megatron.data.mixture import Position
 from jetmoe_megatron.monitor.jsonl import read_metrics, write_records
 from jetmoe_megatron.training.loss_guard import Guard
+from jetmoe_megatron.training.metrics import StepMetrics
 
 _DONE = {"skip": "step skipped", "rollback": "rolling back"}
 
 
 def record_bad_step(
-    path: Path, step: int, reason: str, guard: Guard, reduced: dict[str, float], before: Position, after: Position
+    path: Path, step: int, reason: str, guard: Guard, metrics: StepMetrics, before: Position, after: Position
 ) -> None:
     """One line more in the file `path` and one on stderr. A disk that is full does not stop the run.
 
@@ -27,7 +28,7 @@ def record_bad_step(
         "step": step,
         "reason": reason,
         "action": guard.action,
-        **reduced,
+        **metrics.dump(),
         "samples": [before.sample, after.sample],  # from, up to and not including
         "sequences": {name: [before.sequences.get(name, 0), end] for name, end in after.sequences.items()},
     }

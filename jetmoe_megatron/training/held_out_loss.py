@@ -23,7 +23,7 @@ def is_due(run: Run, step: int, last: bool) -> bool:
 
 def is_owed(run: Run, step: int, last: bool) -> bool:
     """Whether a stop left no time to measure after the step where the run continues: its line has no such loss."""
-    lines = each_record(RunFolder(run).metrics) if is_due(run, step, last) else ()
+    lines = each_record(RunFolder.of(run).metrics) if is_due(run, step, last) else ()
     return any(record["step"] == step and "held_out_loss" not in record for record in lines)
 
 

@@ -14,39 +14,39 @@ from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import EXIT_BAD_STEPS, EXIT_NOT_SAVED, EXIT_RUN_ME_AGAIN, SharedError
+from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.resume.rollback import roll_back
-from jetmoe_megatron.resume.start_point import find_start, refuse_damaged_source, set_damaged_aside
+from jetmoe_megatron.resume.start_point import find_start_point
 from jetmoe_megatron.runtime.clock import utc_now
 from jetmoe_megatron.runtime.device import peak_memory
+from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
+from jetmoe_megatron.stopping import ExitStatus
 from jetmoe_megatron.training.announce import announce
 from jetmoe_megatron.training.bad_step_log import record_bad_step
 from jetmoe_megatron.training.held_out_loss import is_due, is_owed
+from jetmoe_megatron.training.metrics import reduce_metrics
 from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.ranks.replicas import check_ranks_agree
-from jetmoe_megatron.training.state import Parts
-from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
+from jetmoe_megatron.training.ranks.run_lock import claimed
+from jetmoe_megatron.training.ranks.same_run import check_ranks_read_the_same, check_ranks_share
+from jetmoe_megatron.training.state import TrainingState
+from jetmoe_megatron.training.step import compute_gradients, update_weights
 from jetmoe_megatron.training.stop_signals import StopSignals
-from jetmoe_megatron.training.together import (
-    check_ranks_read_the_same,
-    check_ranks_share,
-    claimed,
-    decided_by_rank_0,
-)
 
 
 def train(run: Run, layout: Layout) -> int:
     """Train from the newest checkpoint, or from the start, to the end. Returns the process's exit status."""
     check_ranks_read_the_same(run)
-    folder = RunFolder(run)
+    folder = RunFolder.of(run)
     with StopSignals() as stop, claimed(folder.root):
         check_ranks_share(folder.root)
         while (status := _train(run, layout, stop)) is None:
             forget_angles()
             gc.collect()  # the model of before the rollback: it and its hooks hold one another
-    if status == EXIT_RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
+    if status == ExitStatus.RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
         print(f"stopped at {newest(folder.checkpoints)}: run the same command again to go on", flush=True)
     return status
 
@@ -54,7 +54,7 @@ def train(run: Run, layout: Layout) -> int:
 def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     """As `train`, or None after a rollback."""
     set_damaged_aside(run)
-    start, folder = decided_by_rank_0(partial(find_start, run)), RunFolder(run)
+    start, folder = decided_by_rank_0(partial(find_start_point, run)), RunFolder.of(run)
     refuse_damaged_source(run, start)
     tokens_per_step = run.batch.global_tokens
     flops = step_flops(run.model, run.batch.sequence_length, tokens_per_step).with_attention
@@ -72,25 +72,25 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             print(f"{folder.root}: {what} steps are done, nothing left to do", flush=True)
         return 0
     announce(start.checkpoint, step)
-    parts = Parts.build(run, layout, start, step)
-    model, optimizer, samples, guard = parts.model, parts.optimizer, parts.samples, parts.guard
+    state = TrainingState.build(run, layout, start, step)
+    model, optimizer, samples, guard = state.model, state.optimizer, state.samples, state.guard
     if owed:
-        parts.monitor.amend(step, parts.held_out.measure(model))
-    batches, stopping = parts.batches(run, layout, range(step, last_step)), False
+        state.monitor.amend(step, state.held_out.measure(model))
+    batches, stopping = state.batches(run, layout, range(step, last_step)), False
     bad: str | None = None
     stall: Record = {}  # of the save after the step before
     while step < last_step and not stopping:  # a stop is obeyed only where all ranks agree on it
         started = time.perf_counter()
-        phase, lr = run.phases[layout.phase_at(step)].name, parts.learning_rate(step * tokens_per_step)
+        phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         losses, grad_norm = compute_gradients(model, optimizer, next(batches))
-        reduced, stopping = reduce_step(model, losses, grad_norm, stop=stop.received is not None)
+        metrics, stopping = reduce_metrics(model, losses, grad_norm, stop=stop.received is not None)
         step += 1
         before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
-        bad = guard.judge(step, phase, reduced["lm_loss"], reduced["grad_norm"])
+        bad = guard.judge(step, phase, metrics.lm_loss, metrics.grad_norm)
         if bad is None:
             update_weights(optimizer, grad_norm, lr)
         else:
-            record_bad_step(folder.bad_steps, step, bad, guard, reduced, before, ledger.read)
+            record_bad_step(folder.bad_steps, step, bad, guard, metrics, before, ledger.read)
             if guard.action != "skip":
                 break
         seconds = time.perf_counter() - started
@@ -99,39 +99,41 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             "phase": phase,
             "tokens": step * tokens_per_step,
             "lr": lr,
-            **reduced,
+            **metrics.dump(),
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
             "tflops_per_rank": flops / seconds / layout.world / 1e12,
             "step_seconds": seconds,
             "time": utc_now(),
             **peak_memory(),
-            **samples.ledger(ledger.read),
+            **samples.tokens_read(ledger.read),
             **stall,
         }
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
         if is_due(run, step, last=step == last_step) and not stopping:  # there may be seconds to save in
-            record |= parts.held_out.measure(model)
-        parts.monitor.log(record)  # before the save: a checkpoint that has its name has the lines of all its steps
+            record |= state.held_out.measure(model)
+        state.monitor.log(record)  # before the save: a checkpoint that has its name has the lines of all its steps
         started, ending = time.perf_counter(), stopping or step == last_step
-        if ending or parts.save_points.is_due(step):
+        if ending or state.save_points.is_due(step):
             settle_weights(model)
             progress = {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}
-            parts.saver.save(start.progress | progress, model, optimizer, wait=ending)
+            state.saver.save(start.progress | progress, model, optimizer, wait=ending)
             stall = {"save_stall_seconds": time.perf_counter() - started}
         else:
-            parts.saver.poll()
+            state.saver.poll()
             stall = {}
-    parts.close()
+    state.close()
     if bad and guard.action == "stop":
-        return EXIT_BAD_STEPS
+        return ExitStatus.BAD_STEPS
     if bad and guard.action == "rollback":
         set_damaged_aside(run)
-        roll_back(folder.checkpoints, decided_by_rank_0(partial(find_start, run)), ledger, guard)
-        return EXIT_RUN_ME_AGAIN if stopping else None
-    if parts.saver.failed:
-        return EXIT_NOT_SAVED
+        start = decided_by_rank_0(partial(find_start_point, run))
+        kept, window = start.ledger.read, guard.back_to(start.progress.get("guard"))
+        roll_back(folder, start.progress["tokens"], ledger.back_to(kept), window.dump())
+        return ExitStatus.RUN_ME_AGAIN if stopping else None
+    if state.saver.failed:
+        return ExitStatus.NOT_SAVED
     done = step >= last_step and not (stopping and is_due(run, step, last=True))
-    return 0 if done else EXIT_RUN_ME_AGAIN
+    return 0 if done else ExitStatus.RUN_ME_AGAIN

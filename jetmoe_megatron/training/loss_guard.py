@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from jetmoe_megatron.config.schema import Guard as Options
@@ -39,6 +39,10 @@ class Guard:
 
     def dump(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "options"}
+
+    def back_to(self, saved: dict[str, Any] | None) -> Guard:
+        """With a checkpoint's window. What the budget counts stays, so that a run that cannot get past a place ends."""
+        return replace(Guard.load(self.options, saved), bad=self.bad)
 
     def judge(self, step: int, phase: str, loss: float, grad_norm: float) -> str | None:
         """Take the step into account. Returns what is wrong with it, or None for a good one."""

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.config.layout import Layout
-from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.run_folder import RunFolder, data_cache
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.checks import check_data
-from jetmoe_megatron.data.mixture_report import plan, warnings
+from jetmoe_megatron.data.mixture_report import shares, warnings
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.resume.start_point import find_start
+from jetmoe_megatron.resume.start_point import find_start_point
 from jetmoe_megatron.runtime.device import has_gpu
 from jetmoe_megatron.runtime.matmul import bf16_is_slow
 
@@ -33,11 +33,11 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
             "bash scripts/install_gpu.sh --te, or set it to 1"
         )
     check_data(run, look_inside=rank == 0)
-    folder = RunFolder(run)
-    _check_output(folder)
+    folder = RunFolder.of(run)
+    _check_output(run)
     if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
         raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
-    start = find_start(run, layout)
+    start = find_start_point(run, layout)
     if rank == 0:
         if again := start.ledger.reads_again:
             print(
@@ -45,7 +45,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
                 "set is read from its beginning again",
                 flush=True,
             )
-        for line in warnings(run, plan(run, folder.data_cache)):
+        for line in warnings(run, shares(run, data_cache(run))):
             print(line, flush=True)
         if run.precision == "bf16" and not has_gpu() and bf16_is_slow():
             print(
@@ -62,12 +62,13 @@ def _check_writers(run: Run) -> None:
             raise UserError(f"logging.{package}: the package is missing: pip install {package}")
 
 
-def _check_output(folder: RunFolder) -> None:
+def _check_output(run: Run) -> None:
     """A data cache may be one that others have made, and that cannot be written."""
+    folder, cache = RunFolder.of(run), data_cache(run)
     _check_can_write(folder.root, "output_dir")
     _check_can_write(folder.checkpoints, "output_dir")
-    if _where_it_would_be(folder.data_cache, "data.cache") != folder.data_cache:
-        _check_can_write(folder.data_cache, "data.cache")
+    if _where_it_would_be(cache, "data.cache") != cache:
+        _check_can_write(cache, "data.cache")
     for file in (folder.config, folder.metrics, folder.bad_steps):
         if file.exists() and not file.is_file():  # a pipe would be waited for
             raise UserError(f"output_dir: {file} is {'a folder' if file.is_dir() else 'no file'}")

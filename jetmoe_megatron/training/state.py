@@ -12,10 +12,10 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
-from jetmoe_megatron.checkpoint.saver import Saver, load_checkpoint
-from jetmoe_megatron.checkpoint.weights import load_weights
+from jetmoe_megatron.checkpoint.load import load_checkpoint, load_weights
+from jetmoe_megatron.checkpoint.saver import Saver
 from jetmoe_megatron.config.layout import Layout
-from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.run_folder import RunFolder, data_cache
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.convert.export import Exports
 from jetmoe_megatron.data.index_cache import IndexCache
@@ -24,7 +24,7 @@ from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.monitor import Monitor
 from jetmoe_megatron.monitor.trackers import build_monitor
-from jetmoe_megatron.resume.start_point import Start
+from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
@@ -33,7 +33,7 @@ from jetmoe_megatron.training.save_points import SavePoints
 
 
 @dataclass
-class Parts:
+class TrainingState:
     model: list[DistributedDataParallel]  # the chunks of this pipeline stage
     optimizer: MegatronOptimizer
     samples: RunSamples
@@ -46,10 +46,10 @@ class Parts:
     monitor: Monitor
 
     @classmethod
-    def build(cls, run: Run, layout: Layout, start: Start, step: int) -> Parts:
+    def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
         """All ranks call it. step: how many are done."""
-        folder, rank = RunFolder(run), torch.distributed.get_rank()
-        cache = IndexCache(folder.data_cache, report=partial(print, flush=True), from_seconds=1)
+        folder, rank = RunFolder.of(run), torch.distributed.get_rank()
+        cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout))
         optimizer = build_optimizer(run, model)
         if start.checkpoint:

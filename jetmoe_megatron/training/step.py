@@ -1,6 +1,7 @@
 """One training step in two halves, one evaluation: Megatron's forward-backward schedule around the model.
 
-Between the halves the step's numbers are reduced and judged (`guard.py`); without the second nothing has changed.
+Between the halves the step's numbers are reduced (`metrics.py`) and judged (`loss_guard.py`); without the second half
+nothing has changed.
 
 Letters: B micro-batch, S sequence.
 """
@@ -8,7 +9,6 @@ Letters: B micro-batch, S sequence.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,11 +22,10 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from jetmoe_megatron.data.step_batches import MicroBatch
-from jetmoe_megatron.model.router import Router, RouterLosses
+from jetmoe_megatron.model.router import routers
 from jetmoe_megatron.runtime.device import device
+from jetmoe_megatron.training.metrics import reduce_loss
 from jetmoe_megatron.training.optimizer import set_learning_rate
-
-KINDS = ("moa", "moe")
 
 
 def compute_gradients(
@@ -71,37 +70,7 @@ def evaluate(model: list[DistributedDataParallel], batches: list[MicroBatch]) ->
     losses = _run_schedule(model, batches, forward_only=True)
     for chunk in model:
         chunk.train()
-    return _mean(*_sum_over_world(losses).tolist())
-
-
-def reduce_step(
-    model: list[DistributedDataParallel], losses: list[Tensor], gradient_norm: float, stop: bool
-) -> tuple[dict[str, float], bool]:
-    """What `compute_gradients` found, the same numbers on all ranks, and whether any rank was asked to stop.
-
-    Returns:
-        `lm_loss` in nats per token over the global batch; for each kind of router the mean over its routers,
-        micro-batches and data-parallel ranks of both losses, before their coefficients, and of the busiest expert's
-        load; `grad_norm`, the mean of the ranks, which have the same unless something is wrong on one.
-    """
-    router_sums = _router_sums(model)
-    own = torch.tensor([gradient_norm, stop], device=device(), dtype=torch.float64)
-    total = _sum_over_world(losses, *router_sums, own).tolist()
-    reduced = {"lm_loss": _mean(total[0], total[1])}
-    for i, kind in enumerate(KINDS):
-        balance, z, load_imbalance, count = total[2 + 4 * i : 6 + 4 * i]
-        reduced[f"{kind}_balance_loss"] = balance / count
-        reduced[f"{kind}_z_loss"] = z / count
-        reduced[f"{kind}_load_imbalance"] = load_imbalance / count
-    reduced["grad_norm"] = total[-2] / torch.distributed.get_world_size()
-    return reduced, total[-1] > 0
-
-
-def routers(model: list[DistributedDataParallel]) -> Iterator[Router]:
-    for chunk in model:
-        for module in chunk.modules():
-            if isinstance(module, Router):
-                yield module
+    return reduce_loss(losses)
 
 
 @torch.no_grad()
@@ -167,35 +136,3 @@ def _loss(mask_BS: Tensor, mean_tokens: Tensor, loss_BS: Tensor) -> tuple[Tensor
     total = (loss_BS.float() * mask_BS).sum()
     one = torch.ones_like(mean_tokens, dtype=torch.int)
     return total / mean_tokens.clamp(min=1e-6), one, torch.stack([total.detach(), mask_BS.sum()])
-
-
-def _router_sums(model: list[DistributedDataParallel]) -> list[Tensor]:
-    """For each of KINDS, [balance, z, load imbalance, micro-batches] over this rank's routers of it."""
-    records: dict[str, list[RouterLosses]] = {kind: [] for kind in KINDS}
-    for router in routers(model):
-        records[router.kind].append(router.losses)
-    names = ("balance", "z", "load_imbalance", "micro_batches")
-    return [
-        torch.stack(
-            [
-                torch.as_tensor(sum(getattr(losses, name) for losses in own), device=device(), dtype=torch.float32)
-                for name in names
-            ]
-        )
-        for own in records.values()
-    ]
-
-
-def _mean(total: float, tokens: float) -> float:
-    """NaN where no token has a loss, as `data.mask_loss` may have it: a bad step to the guard."""
-    return total / tokens if tokens else math.nan
-
-
-def _sum_over_world(losses: list[Tensor], *more: Tensor) -> Tensor:
-    """[loss sum, tokens, *more], summed over all ranks, the losses from one tensor rank of the last stage."""
-    own = torch.zeros(2, device=device(), dtype=torch.float64)
-    if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
-        own += torch.stack(losses).sum(0)
-    total = torch.cat([own, *(x.double() for x in more)])
-    torch.distributed.all_reduce(total)
-    return total

@@ -8,9 +8,7 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-# SLURM and torchrun both pass a signal on, so that a process gets one request several times: seconds within which
-# repeats are the same one. A keyboard has no such layers.
-STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGHUP: 10.0, signal.SIGINT: 2.0}
+from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, STOP_SIGNALS
 
 
 class StopSignals:
@@ -39,4 +37,4 @@ class StopSignals:
         self.received = self.received or signal.Signals(number)
         now = time.monotonic()
         if now - self._first.setdefault(number, now) > STOP_SIGNALS[signal.Signals(number)]:
-            os._exit(128 + number)
+            os._exit(FIRST_OF_SIGNALS + number)

@@ -194,8 +194,7 @@ def test_a_link_is_damage(checkpoint: Path) -> None:
 
 def reached(path: Path, run_file: Path) -> list[str]:
     """What the standard library's unpickler was asked for while a checkpoint was loaded in every way."""
-    from jetmoe_megatron.checkpoint.saver import load_checkpoint
-    from jetmoe_megatron.checkpoint.weights import load_weights
+    from jetmoe_megatron.checkpoint.load import load_checkpoint, load_weights
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.layout import resolve_layout
     from jetmoe_megatron.convert.megatron_folder import MegatronFolder

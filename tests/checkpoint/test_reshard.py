@@ -55,7 +55,7 @@ def loaded(tree: dict[str, Any], folders: list[str]) -> list[tuple[Any, list[flo
     """Of each checkpoint: its state in this layout, and the loss of the step after it."""
     result = []
     with training(tree, 3) as (run, model, batches_of_steps):
-        from jetmoe_megatron.checkpoint.saver import load_checkpoint
+        from jetmoe_megatron.checkpoint.load import load_checkpoint
         from jetmoe_megatron.training.optimizer import build_optimizer
 
         optimizer = build_optimizer(run, model)

@@ -70,7 +70,7 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
         from megatron.core.dist_checkpointing import serialization
         from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-        from jetmoe_megatron.checkpoint import saver
+        import jetmoe_megatron.checkpoint.saver as saver_module
         from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
@@ -81,7 +81,7 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
             "no file for the steps": no_inodes("common.pt"),
             "no file for the tensors": no_inodes(".distcp"),
             "no file for the checksums": no_inodes("checksums.json."),
-            "elsewhere": patch.multiple(store, _write_and_sum=write_elsewhere, _SEEN_LATE_SECONDS=0.5),
+            "elsewhere": patch.multiple(saver_module, _write_and_sum=write_elsewhere, SEEN_LATE_SECONDS=0.5),
         }
         optimizer, (batches,) = build_optimizer(run, model), batches_of_steps
         saver = Saver(Path(folder), run, lambda tokens: False)

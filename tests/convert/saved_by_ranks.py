@@ -16,8 +16,8 @@ def save_and_load(tree: dict[str, Any], root: str, checkpoint: str | None) -> li
 
     Returns of each parameter of this rank the name, and how much what is loaded differs from what was saved.
     """
+    from jetmoe_megatron.checkpoint.load import load_weights
     from jetmoe_megatron.checkpoint.saver import Saver
-    from jetmoe_megatron.checkpoint.weights import load_weights
     from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
 
     with training(tree, 1) as (run, model, batches_of_steps):

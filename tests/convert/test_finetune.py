@@ -42,8 +42,8 @@ def test_losses_and_router_gradients_are_those_of_pretraining(save: Callable[...
     saved.model.zero_grad_buffer()
     ours.train()
     ours(inputs, torch.arange(32).expand_as(inputs), None, labels=labels).mean().backward()
-    assert balance.item() == pytest.approx(sum(float(module.losses.balance) for module in modules), rel=1e-5)
-    assert z.item() == pytest.approx(sum(float(module.losses.z) for module in modules), rel=1e-5)
+    assert balance.item() == pytest.approx(sum(float(module.losses.balance_loss) for module in modules), rel=1e-5)
+    assert z.item() == pytest.approx(sum(float(module.losses.z_loss) for module in modules), rel=1e-5)
     mine, theirs = dict(ours.named_parameters()), dict(network.named_parameters())
     for i in range(2):
         for name in LAYER:

@@ -39,7 +39,7 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any])
 
 def test_the_checkpoint_computes_what_transformers_does(released: Path, tmp_path: Path, world_of_one: None) -> None:
     """Loaded into a model that was built of its model.yaml, in bf16 too."""
-    from jetmoe_megatron.checkpoint.weights import load_weights
+    from jetmoe_megatron.checkpoint.load import load_weights
     from jetmoe_megatron.config import Run
     from jetmoe_megatron.config.layout import resolve_layout
     from jetmoe_megatron.model.build import build_model

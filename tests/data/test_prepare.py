@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jetmoe_megatron.config import Run, load_run
-from jetmoe_megatron.data.mixture_report import plan, table, warnings
+from jetmoe_megatron.data.mixture_report import shares, table, warnings
 from jetmoe_megatron.errors import UserError
 from tests.support import REPO, environment, pretrain, small_run, write_run
 
@@ -33,7 +33,7 @@ def jetmoe(*arguments: object, timeout: float = 120) -> subprocess.CompletedProc
 
 def test_plan_counts_tokens_and_epochs(tmp_path: Path, data: dict) -> None:
     run = Run.model_validate(small_run(tmp_path, data, phases__0__tokens=100 * 256, phases__1__tokens=60 * 256))
-    rows = plan(run, tmp_path)
+    rows = shares(run, tmp_path)
     assert [(r.phase, r.dataset, r.share, r.tokens) for r in rows] == [
         ("stable", "code", 0.75, 75 * 256),
         ("stable", "prose", 0.25, 25 * 256),

@@ -63,7 +63,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, bucket: dict, monkeypat
 
 
 def test_mix_counts_objects(tmp_path: Path, data: dict, bucket: dict) -> None:
-    from jetmoe_megatron.data.mixture_report import plan
+    from jetmoe_megatron.data.mixture_report import shares
 
-    files, objects = (plan(Run.model_validate(small_run(tmp_path, d)), tmp_path) for d in (data, bucket))
+    files, objects = (shares(Run.model_validate(small_run(tmp_path, d)), tmp_path) for d in (data, bucket))
     assert objects == files

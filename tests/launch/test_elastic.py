@@ -52,7 +52,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         worker: str,
         *arguments: str,
         options: str = "--standalone --nproc-per-node 2",
-        constant: str = "PATIENCE_SECONDS = 120.0",
+        constant: str = "LAUNCHER_WAITS_FOR_RANKS = 120.0",
         **env: str,
     ) -> subprocess.Popen[str]:
         (tmp_path / "worker.py").write_text(worker)
@@ -202,7 +202,7 @@ if os.environ["RANK"] == "0":
     sys.exit(75)
 time.sleep(120)
 """
-    assert end_of(start(worker, constant="PATIENCE_SECONDS = 0.5")) == (75, "")
+    assert end_of(start(worker, constant="LAUNCHER_WAITS_FOR_RANKS = 0.5")) == (75, "")
 
 
 def test_wrong_arguments() -> None:
@@ -228,7 +228,7 @@ def test_bad_input_on_one_node_ends_both(start: Start) -> None:
     worker = "import os, sys, time; time.sleep(float(os.environ['SECONDS'])); sys.exit(2)"
     port = free_port()
     options = f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint localhost:{port} --rdzv-id x"
-    constant = "LEAVE_TOGETHER_SECONDS = 1.0"
+    constant = "LAUNCHER_WAITS_FOR_NODES = 1.0"
     first = start(worker, options=f"{options} --rdzv-conf is_host=1", constant=constant, SECONDS="0")
     second = start(worker, options=f"{options} --rdzv-conf is_host=0", SECONDS="120")
     assert end_of(first) == (2, "")
@@ -271,7 +271,7 @@ def test_something_else_listens_where_the_nodes_are_to_meet(start: Start) -> Non
     with socket.create_server(("127.0.0.1", 0)) as other:
         endpoint = f"127.0.0.1:{other.getsockname()[1]}"
         options = f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint {endpoint} --rdzv-id x"
-        launcher = start(TRAINER, options=options, constant="MEET_SECONDS = 3.0")
+        launcher = start(TRAINER, options=options, constant="NODES_MEET = 3.0")
         _, errors = launcher.communicate(timeout=TIME_LIMIT)
     assert launcher.returncode == 1
     assert f"did not meet the other nodes at {endpoint}" in errors

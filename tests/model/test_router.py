@@ -45,8 +45,8 @@ def test_values(router: torch.nn.Module) -> None:
     x = torch.randn(16, 3, 32)
     run_router(router, x)
     balance, z = formulas(x.flatten(0, 1) @ router.weight.T, 2)
-    torch.testing.assert_close(router.losses.balance, balance.detach())
-    torch.testing.assert_close(router.losses.z, z.detach())
+    torch.testing.assert_close(router.losses.balance_loss, balance.detach())
+    torch.testing.assert_close(router.losses.z_loss, z.detach())
     assert router.losses.micro_batches == 1
 
 
@@ -65,7 +65,7 @@ def test_even_router_has_balance_1(router: torch.nn.Module) -> None:
     with torch.no_grad():
         router.weight.zero_()
     run_router(router, torch.randn(8, 2, 32))
-    assert float(router.losses.balance) == pytest.approx(1.0)
+    assert float(router.losses.balance_loss) == pytest.approx(1.0)
 
 
 def test_z_loss_survives_huge_logits(router: torch.nn.Module) -> None:
@@ -73,7 +73,7 @@ def test_z_loss_survives_huge_logits(router: torch.nn.Module) -> None:
         router.weight.fill_(1e3)
     gates = run_router(router, torch.full((4, 1, 32), 1e2))
     gates.sum().backward()
-    assert torch.isfinite(router.losses.z)
+    assert torch.isfinite(router.losses.z_loss)
     assert torch.isfinite(router.weight.grad).all()
 
 

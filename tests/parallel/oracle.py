@@ -130,11 +130,12 @@ def _train(
 
 def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: float) -> dict[str, float]:
     """A whole step, without the guard. Returns its numbers."""
-    from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
+    from jetmoe_megatron.training.metrics import reduce_metrics
+    from jetmoe_megatron.training.step import compute_gradients, update_weights
 
     losses, norm = compute_gradients(model, optimizer, batches)
     update_weights(optimizer, norm, learning_rate)
-    return reduce_step(model, losses, norm, stop=False)[0]
+    return reduce_metrics(model, losses, norm, stop=False)[0].dump()
 
 
 def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:

@@ -164,7 +164,7 @@ def test_another_batch_that_cannot_count_the_steps(plateau: Path, tmp_path: Path
 def test_the_source_is_decided_once(plateau: Path, tmp_path: Path, data: dict) -> None:
     """The other run goes on, and saves, before this one has a checkpoint of its own."""
     from jetmoe_megatron.config import dump_run
-    from jetmoe_megatron.resume.start_from import branch as branched
+    from jetmoe_megatron.resume.start_from import apply_start_from
 
     source, own = tmp_path / "source", tmp_path / "run"
     for tokens in (512, 768):
@@ -172,16 +172,16 @@ def test_the_source_is_decided_once(plateau: Path, tmp_path: Path, data: dict) -
     (source / "checkpoints").mkdir()
     (source / "aside/tokens_512").rename(source / "checkpoints/tokens_512")
     run = Run.model_validate(small_run(tmp_path, data, start_from=str(source), phase=2))
-    first = branched(run)
+    first = apply_start_from(run)
     assert first.start_from == str(source / "checkpoints/tokens_512") and first.phases[0].tokens == 512
     own.mkdir()
     (own / "config.yaml").write_text(dump_run(first))  # as training begins
     (source / "aside/tokens_768").rename(source / "checkpoints/tokens_768")
-    assert branched(run) == first
-    assert branched(first) == first  # what a rollback sees
+    assert apply_start_from(run) == first
+    assert apply_start_from(first) == first  # what a rollback sees
     for junk in ("", "start_from: 3", "[]", "start_from: [", f"start_from: {source}/checkpoints/gone"):
         (own / "config.yaml").write_text(junk)
-        assert branched(run).start_from == str(source / "checkpoints/tokens_768")
+        assert apply_start_from(run).start_from == str(source / "checkpoints/tokens_768")
 
 
 def test_what_it_began_at_is_remembered(plateau: Path, tmp_path: Path, data: dict) -> None:
@@ -329,11 +329,11 @@ SAVED = [key for key, _ in leaves(SAMPLE.model_dump(include=set(SavedRun.model_f
 @pytest.mark.parametrize("key", SAVED)
 def test_what_a_refusal_advises_is_accepted(plateau: Path, weights: Path, tmp_path: Path, data: dict, key: str) -> None:
     """Each key that a checkpoint holds, changed on resume, and again on the way that the message names."""
-    from jetmoe_megatron.resume.start_from import branch as branched
-    from jetmoe_megatron.resume.start_point import Start, find_start
+    from jetmoe_megatron.resume.start_from import apply_start_from
+    from jetmoe_megatron.resume.start_point import StartPoint, find_start_point
 
-    def start(run: Run) -> Start:
-        return find_start(branched(run), resolve_layout(run, 1))
+    def start(run: Run) -> StartPoint:
+        return find_start_point(apply_start_from(run), resolve_layout(run, 1))
 
     run = Run.model_validate(small_run(plateau, data))
     run = changed(run, key, another(key, dict(leaves(run.model_dump()))[key]))

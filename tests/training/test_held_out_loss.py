@@ -38,8 +38,9 @@ def killed_while_it_measures() -> None:
 
 
 def killed_when_a_checkpoint_has_its_name() -> None:
+    from jetmoe_megatron.checkpoint import saver
 
-    store.retain = _kill
+    saver.retain = _kill
 
 
 def _kill(*arguments: Any) -> Any:

@@ -137,8 +137,9 @@ def skip_and_compare(tree: dict[str, Any], faults: list[Fault]) -> tuple[dict[in
     """What each bad step was, and which of the steps changed anything."""
     install(faults)
     with training(tree, 6) as (run, model, batches_of_steps):
+        from jetmoe_megatron.training.metrics import reduce_metrics
         from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
-        from jetmoe_megatron.training.step import compute_gradients, reduce_step, update_weights
+        from jetmoe_megatron.training.step import compute_gradients, update_weights
 
         optimizer = build_optimizer(run, model)
         guard = Guard(run.guard)
@@ -147,8 +148,8 @@ def skip_and_compare(tree: dict[str, Any], faults: list[Fault]) -> tuple[dict[in
             settle_weights(model)
             before = everything(model, optimizer)
             losses, norm = compute_gradients(model, optimizer, batches)
-            reduced, _ = reduce_step(model, losses, norm, stop=False)
-            if reason := guard.judge(step, "", reduced["lm_loss"], reduced["grad_norm"]):
+            metrics, _ = reduce_metrics(model, losses, norm, stop=False)
+            if reason := guard.judge(step, "", metrics.lm_loss, metrics.grad_norm):
                 reasons[step] = reason
             else:
                 update_weights(optimizer, norm, 1e-2)

@@ -1,0 +1,91 @@
+"""The numbers of a step, reduced over all ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+from jetmoe_megatron.model.router import routers
+from jetmoe_megatron.runtime.device import device
+
+KINDS = ("moa", "moe")  # of routers: the attention's and the MLP's
+_OF_A_ROUTER = ("balance_loss", "z_loss", "load_imbalance")
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """As `metrics.jsonl` has them, under these names.
+
+    Those of routers are means over the routers of a kind, micro-batches and data-parallel ranks, the losses before
+    their coefficients (`model/router_losses.py`).
+    """
+
+    lm_loss: float  # nats per token of the global batch; NaN where none has a loss, as `data.mask_loss` may have it
+    moa_balance_loss: float
+    moa_z_loss: float
+    moa_load_imbalance: float  # what the busiest expert gets, where 1 is an even share
+    moe_balance_loss: float
+    moe_z_loss: float
+    moe_load_imbalance: float
+    grad_norm: float  # before clipping; the mean of the ranks, which have the same unless something is wrong on one
+
+    def dump(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def reduce_metrics(
+    model: list[DistributedDataParallel], losses: list[Tensor], grad_norm: float, stop: bool
+) -> tuple[StepMetrics, bool]:
+    """What `compute_gradients` found, the same on all ranks, and whether any rank was asked to stop.
+
+    One collective. losses: (loss sum, tokens) of each micro-batch, on the last pipeline stage.
+    """
+    own = torch.tensor([grad_norm, stop], device=device(), dtype=torch.float64)
+    total = _sum_over_ranks({**_loss_sums(losses), **_router_sums(model), "grad_norm": own[0], "stop": own[1]})
+    of_routers = {
+        f"{kind}_{name}": total[f"{kind}_{name}"] / total[f"{kind}_micro_batches"]
+        for kind in KINDS
+        for name in _OF_A_ROUTER
+    }
+    norm = total["grad_norm"] / torch.distributed.get_world_size()
+    return StepMetrics(lm_loss=_mean_loss(total), grad_norm=norm, **of_routers), total["stop"] > 0
+
+
+def reduce_loss(losses: list[Tensor]) -> float:
+    """Mean loss in nats per token over the micro-batches of all ranks."""
+    return _mean_loss(_sum_over_ranks(_loss_sums(losses)))
+
+
+def _mean_loss(total: Mapping[str, float]) -> float:
+    return total["loss_sum"] / total["tokens"] if total["tokens"] else math.nan
+
+
+def _loss_sums(losses: list[Tensor]) -> dict[str, Tensor]:
+    """From one tensor rank of the last stage; zero on the others."""
+    own = torch.zeros(2, device=device(), dtype=torch.float64)
+    if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
+        own += torch.stack(losses).sum(0)
+    return {"loss_sum": own[0], "tokens": own[1]}
+
+
+def _router_sums(model: list[DistributedDataParallel]) -> dict[str, Tensor]:
+    """Over this rank's routers of each kind."""
+    sums = {}
+    for kind in KINDS:
+        own = [router.losses for router in routers(model) if router.kind == kind]
+        for name in (*_OF_A_ROUTER, "micro_batches"):
+            total = sum(getattr(losses, name) for losses in own)
+            sums[f"{kind}_{name}"] = torch.as_tensor(total, device=device(), dtype=torch.float32)
+    return sums
+
+
+def _sum_over_ranks(own: Mapping[str, Tensor]) -> dict[str, float]:
+    total = torch.stack([value.double() for value in own.values()])
+    torch.distributed.all_reduce(total)
+    return dict(zip(own, total.tolist(), strict=True))

@@ -1,0 +1,50 @@
+"""One run at a time trains into a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_tools.locks import try_lock
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
+from jetmoe_megatron.stopping import RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Lock `folder` against other runs, where its file system has locks. The lock ends with the process.
+
+    A folder that was made here and is still empty at the end, because the run was refused, is removed.
+
+    Raises:
+        SharedError: another process holds the lock, or the folder cannot be made.
+    """
+    lock, made = None, []
+
+    def claim() -> None:
+        nonlocal lock, made
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        deadline = time.monotonic() + (RUN_LOCK_IS_FREE_AFTER_REQUEUE if restarted else RUN_LOCK_IS_FREE)
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"output_dir: another process is training into {folder}: stop it, or choose another folder"
+                )
+            time.sleep(0.2)
+
+    try:
+        decided_by_rank_0(claim)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        if lock is not None:
+            os.close(lock)
