@@ -12,48 +12,79 @@ import pytest
 from tests.support import REPO, command
 
 ARCHITECTURE = REPO / "docs/architecture.md"
-# What each package may import of ours. A package may always import itself, and `errors`.
+ROOT = REPO / "jetmoe_megatron"
+FOR_ALL = {"errors", "stopping", "data_tools"}
+# What else of ours each package may import, besides itself.
 ALLOWED: dict[str, set[str]] = {
     "config": set(),
-    "platform": set(),
-    "model": {"config", "platform"},
-    "data": {"config", "data_tools"},
-    "checkpoint": {"config", "platform"},
-    "convert": {"config", "checkpoint", "data_tools"},
+    "runtime": set(),
+    "model": {"config", "runtime"},
+    "data": {"config"},
+    "checkpoint": {"config", "runtime"},
+    "resume": {"config", "runtime", "data", "checkpoint"},
+    "convert": {"config", "checkpoint"},
     "monitor": {"config", "checkpoint"},
     "launch": set(),
-    "training": {"config", "platform", "model", "data", "checkpoint", "convert", "monitor", "data_tools"},
-    "cli": {"convert", "checkpoint", "monitor", "config", "data", "training", "data_tools"},
+    "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
+    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor"},
 }
 
 
-def imports(path: Path) -> set[str]:
+def modules_imported(path: Path) -> set[str]:
+    """Full names of ours, wherever in the file they are imported; `from a import b` gives a.b where that is a file."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            first, *rest = name.split(".")
-            if first == "data_tools":
-                found.add("data_tools")
-            elif first == "jetmoe_megatron" and rest:
-                found.add(rest[0])
-    return found - {"errors"}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            files = {name for name in below if file_of(name)}
+            found |= files or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("jetmoe_megatron", "data_tools")}
+
+
+def file_of(module: str) -> Path | None:
+    path = REPO.joinpath(*module.split("."))
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def imports(path: Path) -> set[str]:
+    """The packages of ours that a file imports."""
+    names = [name.split(".") for name in modules_imported(path)]
+    return {
+        "data_tools" if first == "data_tools" else rest[0]
+        for first, *rest in names
+        if rest or first != "jetmoe_megatron"
+    }
+
+
+def files_of(package: str) -> list[Path]:
+    return [ROOT / "cli.py"] if package == "cli" else sorted((ROOT / package).rglob("*.py"))
 
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_imports_point_down(package: str) -> None:
-    root = REPO / "jetmoe_megatron"
-    files = [root / "cli.py"] if package == "cli" else sorted((root / package).rglob("*.py"))
-    for file in files:
-        assert imports(file) - {package} <= ALLOWED[package], file
+    for file in files_of(package):
+        assert imports(file) - {package} - FOR_ALL <= ALLOWED[package], file
 
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_no_rule_allows_more_than_is_used(package: str) -> None:
-    root = REPO / "jetmoe_megatron"
-    files = [root / "cli.py"] if package == "cli" else sorted((root / package).rglob("*.py"))
-    assert {name for file in files for name in imports(file)} - {package} == ALLOWED[package]
+    assert {name for file in files_of(package) for name in imports(file)} - {package} - FOR_ALL == ALLOWED[package]
+
+
+def test_what_all_may_import_needs_nothing_above_it() -> None:
+    assert imports(ROOT / "errors.py") == {"data_tools"} and not imports(ROOT / "stopping.py")
+
+
+def test_no_circle_of_files() -> None:
+    """Wherever in a file the import stands. A package's `__init__` may be imported by what it names."""
+    files = [path for root in (ROOT, REPO / "data_tools") for path in root.rglob("*.py") if path.name != "__init__.py"]
+    below = {file: {file_of(name) for name in modules_imported(file)} & set(files) for file in files}
+    while leaves := [file for file, others in below.items() if not others & below.keys()]:
+        for file in leaves:
+            del below[file]
+    assert not below, f"in circles, or above one: {sorted(str(file.relative_to(REPO)) for file in below)}"
 
 
 def test_the_page_tells_the_rules() -> None:
