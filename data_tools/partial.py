@@ -14,7 +14,7 @@ from typing import IO, Any, get_args
 
 import numpy as np
 
-from data_tools.atomic import sync
+from data_tools.atomic import replacing, sync
 from data_tools.encoding import Part
 from data_tools.engines import EngineName
 from data_tools.errors import InputError, writing
@@ -22,7 +22,7 @@ from data_tools.indexed import bin_path, idx_path, write_index
 from data_tools.inputs import SKIPPED
 from data_tools.reading import locate
 
-_OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|settings|state)\.tmp|parts-.*")
+_OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|(settings|state)(\.json)?)\.tmp|parts-.*")
 
 
 def skipped_path(prefix: str | Path) -> Path:
@@ -220,18 +220,12 @@ class Partial:
     def _write_index(self, state: State) -> None:
         for file in self._files:
             file.flush()
-        temporary = self.folder / "idx.tmp"
-        with open(temporary, "wb") as stream:
+        with replacing(self._index_path) as stream:
             write_index(stream, self._dtype, np.memmap(self.folder / "lengths", np.int32, "r"))
-            sync(stream)
-        os.replace(temporary, self._index_path)
 
     def _write_json(self, path: Path, content: dict[str, Any]) -> None:
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as stream:
+        with replacing(path) as stream:
             stream.write(json.dumps(content).encode())
-            sync(stream)
-        os.replace(temporary, path)
 
     def _close(self) -> None:
         for file in self._files:

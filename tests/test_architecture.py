@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {"config", "data_tools"},
     "checkpoint": {"config", "platform"},
     "convert": {"config", "checkpoint", "data_tools"},
-    "monitor": {"config", "checkpoint"},
+    "monitor": {"config", "checkpoint", "data_tools"},
     "launch": set(),
     "training": {"config", "platform", "model", "data", "checkpoint", "convert", "monitor", "data_tools"},
     "cli": {"convert", "checkpoint", "monitor", "config", "data", "training", "data_tools"},

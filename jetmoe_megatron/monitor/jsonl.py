@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
+from data_tools.atomic import replacing
 from jetmoe_megatron.monitor.monitor import Record
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -33,7 +35,7 @@ class JsonLines:
         self._try()
 
     def write(self, record: Record) -> None:
-        self.waiting += json.dumps(record).encode() + b"\n"
+        self.waiting += _line(record)
         self._try()
 
     def amend(self, step: int, values: Record) -> None:
@@ -88,16 +90,12 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
     They may be read from it meanwhile.
     """
-    aside = path.with_suffix(".tmp")
-    try:
-        with open(aside, "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(record) + "\n" for record in records)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.writelines(_line(record) for record in records)
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _end_of(path: Path, step: int) -> int:
@@ -128,7 +126,14 @@ def _each_line(path: Path) -> Iterator[tuple[int, dict | None]]:
             except (ValueError, RecursionError):
                 record = None
             valid = isinstance(record, dict) and isinstance(record.get("step"), int) and line.endswith(b"\n")
+            valid = valid and _is_shallow(record)
             yield position, record if valid else None
+
+
+def _is_shallow(value: Any, levels: int = 4) -> bool:
+    """As all that is written here. What is nested too deeply could be read, and not written again."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(levels > 1 and _is_shallow(entry, levels - 1) for entry in inner)
 
 
 def read_metrics(path: Path) -> list[dict]:

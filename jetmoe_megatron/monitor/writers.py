@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from data_tools.atomic import replacing
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
@@ -39,10 +39,8 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
 
 def _write_config(path: Path, run: Run) -> None:
     """On a disk without room the one of the start before stays."""
-    aside = path.with_suffix(".tmp")
     try:
-        aside.write_text(dump_run(run), encoding="utf-8")
-        os.replace(aside, path)
+        with replacing(path) as file:
+            file.write(dump_run(run).encode())
     except OSError as error:
-        aside.unlink(missing_ok=True)
         print(f"warning: {path}: not written: {error.strerror}", file=sys.stderr, flush=True)

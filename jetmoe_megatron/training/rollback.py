@@ -7,7 +7,6 @@ long as that checkpoint is the newest, so that a run that is killed before its n
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import RootModel, ValidationError, model_validator
 
+from data_tools.atomic import replacing
 from jetmoe_megatron.checkpoint.saved_run import Note, in_short
 from jetmoe_megatron.data.ledger import Ledger
 from jetmoe_megatron.errors import UserError
@@ -73,13 +73,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, notes: dict[str, Any]) -> None:
-    aside = file.with_suffix(".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "w", encoding="utf-8") as stream:
-            json.dump(notes, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
+        with replacing(file) as stream:
+            stream.write(json.dumps(notes, indent=1).encode())
     except OSError as error:
         raise UserError(f"{file}: cannot be written, so that the run cannot roll back: {error.strerror}") from error
