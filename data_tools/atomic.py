@@ -26,8 +26,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     After a kill or an error `path` holds what it held before. One process at a time may do it.
     """
     aside = path.with_name(f"{path.name}.tmp")
+    aside.unlink(missing_ok=True)  # of a kill; where it is a link, that
     try:
-        with open(aside, "wb") as stream:
+        with open(aside, "xb") as stream:
             yield stream
             sync(stream)
         os.replace(aside, path)

@@ -45,6 +45,7 @@ _KNOWN = {
 }
 _FILE = re.compile(r"__\d+_\d+\.distcp")
 _MOST = 2**60  # of bytes and numbers
+_MOST_DIMENSIONS = 8
 T = TypeVar("T")
 
 
@@ -105,8 +106,13 @@ def _covers(tensor: TensorStorageMetadata) -> bool:
         return True
     start_CD = torch.tensor([chunk.offsets for chunk in chunks])  # C chunks, D dimensions
     end_CD = start_CD + torch.tensor([chunk.sizes for chunk in chunks])
-    for i in range(len(chunks) - 1):
-        others = slice(i + 1, None)
+    # Along the axis with the most beginnings, a chunk can meet those alone that begin before it ends.
+    axis = max(range(len(tensor.size)), key=lambda axis: len(start_CD[:, axis].unique()))
+    order_C = start_CD[:, axis].argsort()
+    start_CD, end_CD = start_CD[order_C], end_CD[order_C]
+    begin_after_C = torch.searchsorted(start_CD[:, axis].contiguous(), end_CD[:, axis].contiguous()).tolist()
+    for i, last in enumerate(begin_after_C):
+        others = slice(i + 1, last)
         if ((start_CD[i] < end_CD[others]) & (start_CD[others] < end_CD[i])).all(1).any():
             return False
     return True
@@ -161,7 +167,9 @@ def _number(value: Any) -> int:
 
 def _sizes(value: Any) -> torch.Size:
     (numbers,) = _record_of(value, "Size").arguments
-    return torch.Size([_number(number) for number in _exactly(numbers, tuple)])
+    if len(_exactly(numbers, tuple)) > _MOST_DIMENSIONS:
+        raise ValueError("more dimensions than any tensor has")
+    return torch.Size([_number(number) for number in numbers])
 
 
 def _exactly(value: Any, kind: type[T]) -> T:

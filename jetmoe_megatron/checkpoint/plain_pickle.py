@@ -73,9 +73,10 @@ class _Reader(_Unpickler):
         return pid
 
     def _keyed(self) -> None:
-        """A key may be a text, a number or a record: the hash of nested tuples takes for ever, or the whole stack."""
+        """A key may be a text or a record: the hash of nested tuples takes for ever, or the whole stack; that of many
+        numbers can be the same, so that each is compared with all."""
         items = self.pop_mark()
-        if not all(isinstance(key, str | int | Record) for key in items[::2]):
+        if not all(isinstance(key, str | Record) for key in items[::2]):
             raise pickle.UnpicklingError("a key that no checkpoint has")
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 

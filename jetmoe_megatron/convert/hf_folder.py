@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jetmoe_megatron.convert.safetensors_file import INDEX
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
+_MOST_JSON = 2**28  # bytes
 _TIED = "lm_head.weight"  # some programs save the embedding once more under this name
 
 
@@ -53,6 +55,9 @@ class HuggingFaceFolder:
                 f"{self.path}: {weight.hugging_face} has the shape {list(tensor.shape)}, but by config.json it is "
                 f"{list(weight.shape)}"
             )
+        if not tensor.dtype.is_floating_point:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{self.path}: {weight.hugging_face} has numbers of the type {kind}")
         return tensor
 
     def _read(self, name: str) -> Tensor:
@@ -73,12 +78,17 @@ class HuggingFaceFolder:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    if file.is_fifo():  # it would be waited for
-        raise UserError(f"{file}: a pipe, not a file")
     try:
+        kind, size = stat.S_IFMT(file.stat().st_mode), file.stat().st_size
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe would be waited for, a device may never end
+            raise UserError(f"{file}: is no file")
+        if size > _MOST_JSON:
+            raise UserError(f"{file}: has {size:,} bytes, which no such file has")
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError):
         raise UserError(f"{file}: not valid JSON") from None
     if not isinstance(content, dict):

@@ -17,22 +17,25 @@ from math import prod
 from pathlib import Path
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from data_tools.printing import say
-from jetmoe_megatron.checkpoint.checksums import COMPANIONS, METADATA, find_damage
+from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, COMPANIONS, METADATA, find_damage
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.pieces import as_bytes, find_piece
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE, without_checksums
 from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.load import parse_yaml
-from jetmoe_megatron.config.schema import Model
+from jetmoe_megatron.config.schema import Model, Positive
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.hf_folder import read_json
 from jetmoe_megatron.convert.hf_names import Weight, weights
 from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
+
+_LENGTH = TypeAdapter(Positive, config=ConfigDict(strict=True))
 
 
 class MegatronFolder:
@@ -54,15 +57,18 @@ class MegatronFolder:
             UserError: this is not a whole checkpoint, or damaged, or of another shape than its run says.
         """
         self.path = path
+        listed = check and (path / CHECKSUMS).exists()
+        if listed and (damage := find_damage(path, quick=True)):  # before anything of it is read
+            raise UserError(f"{path}: is damaged: {damage}")
         self.model, self.max_positions, self.tokenizer = _read_shape(path)
         self._metadata = _read_metadata(path)
         self.weights = weights(self.model)
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
+        if listed and (damage := _find_damage(path)):
+            raise UserError(f"{path}: is damaged: {damage}")
         if check and (warning := without_checksums(path)):
             say(f"warning: {warning}", sys.stderr)
-        elif check and (damage := _find_damage(path)):
-            raise UserError(f"{path}: is damaged: {damage}")
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
         """Its numbers as stored, in the order of Hugging Face's tensor.
@@ -175,7 +181,7 @@ def _read_shape(path: Path) -> tuple[Model, int, Path | None]:
         if file.name == MODEL_FILE:
             return model, read_hf_config(read_json(path / COMPANIONS / "config.json"))[1], path / COMPANIONS
         tokenizer = Path(tree["tokenizer"]) if tree.get("tokenizer") else None
-        return model, int(tree["batch"]["sequence_length"]), tokenizer
+        return model, _LENGTH.validate_python(tree["batch"]["sequence_length"]), tokenizer
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -65,4 +65,13 @@ class IndexCache:
                 raise ValueError(f"{array.dtype} {list(array.shape)} instead of integers {list(shape)}")
             return array
         except (OSError, ValueError, EOFError, MemoryError, RecursionError) as error:
-            raise UserError(f"data.cache: {path} is damaged: delete {path.parent} ({error})") from error
+            raise self.damage(key, name, str(error)) from error
+
+    def damage(self, key: str, name: str, what: str) -> UserError:
+        path = self.root / key / f"{name}.npy"
+        return UserError(f"data.cache: {path} is damaged: delete {path.parent} ({what})")
+
+    def check_values(self, key: str, name: str, values: np.ndarray, end: int) -> None:
+        """Raises UserError if values that are about to be used are not from 0 up to, not including, `end`."""
+        if len(values) and not 0 <= values.min() <= values.max() < end:
+            raise self.damage(key, name, f"values that are not from 0 to {end - 1}")

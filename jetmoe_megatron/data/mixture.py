@@ -54,8 +54,18 @@ class Order:
         self.place: np.ndarray = self.cache.read(self.key, "place", self.size)
         return self
 
+    def at(self, row: int) -> tuple[str, int]:
+        """The data set of a sample, and how often that was drawn before."""
+        self._check(row, row + 1)
+        return self.names[self.data_set[row]], int(self.place[row])
+
+    def _check(self, first: int, last: int) -> None:
+        self.cache.check_values(self.key, "data_set", self.data_set[first:last], len(self.names))
+        self.cache.check_values(self.key, "place", self.place[first:last], self.size)
+
     def counts(self, first: int, last: int) -> dict[str, int]:
         """Sequences of each data set among samples `first` up to, not including, `last` of the phase."""
+        self._check(first, last)
         counts = np.bincount(self.data_set[first:last], minlength=len(self.names))
         return dict(zip(self.names, counts.tolist(), strict=True))
 
@@ -65,6 +75,7 @@ class Order:
         window = 1024
         while self.size:
             start = max(0, self.size - window)
+            self._check(start, self.size)
             tail = self.data_set[start:]
             for index, name in enumerate(self.names):
                 if len(found := np.flatnonzero(tail == index)):
@@ -122,9 +133,8 @@ class RunSamples(torch.utils.data.Dataset):
     def __getitem__(self, sample: int) -> Sample:
         assert sample >= self.began.sample
         stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
-        row = sample - stretch.first
-        name = stretch.order.names[stretch.order.data_set[row]]
-        item = self.sequences[name][stretch.read_before[name] + int(stretch.order.place[row])]
+        name, place = stretch.order.at(sample - stretch.first)
+        item = self.sequences[name][stretch.read_before[name] + place]
         for key in ("tokens", "labels"):
             check_token_ids(item[key].numpy(), self.run.model.vocab_size, f"data set {name!r}")
         return item

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -118,16 +117,22 @@ class Sequences(torch.utils.data.Dataset):
         }
         key = self._key(epoch)
         arrays = tuple(self.cache.read(key, name, *shape) for name, shape in shapes.items())
-        return _CachedDataset(arrays, self.cache.root / key, self.indexed, self.path, config)
+        return _CachedDataset(arrays, self.cache, key, self.indexed, self.path, config)
 
 
 class _CachedDataset(GPTDataset):
     """Megatron's dataset over indices that are there already."""
 
     def __init__(
-        self, arrays: tuple[np.ndarray, ...], folder: Path, indexed: IndexedDataset, path: str, config: GPTDatasetConfig
+        self,
+        arrays: tuple[np.ndarray, ...],
+        cache: IndexCache,
+        key: str,
+        indexed: IndexedDataset,
+        path: str,
+        config: GPTDatasetConfig,
     ) -> None:
-        self._arrays, self._folder = arrays, folder
+        self._arrays, self._cache, self._key = arrays, cache, key
         all_documents: np.ndarray = np.empty(0, np.int32)  # written out they would be 4 bytes each; nothing reads them
         super().__init__(indexed, path, all_documents, None, Split.train, config)
 
@@ -136,6 +141,7 @@ class _CachedDataset(GPTDataset):
 
     def _query_document_sample_shuffle_indices(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
         """Raises UserError if the sequence is not as long as it was when its place was worked out."""
+        self._check(idx)
         try:
             text, documents = super()._query_document_sample_shuffle_indices(idx)
         except ValueError as error:  # a place outside of the file
@@ -144,8 +150,23 @@ class _CachedDataset(GPTDataset):
             raise self._changed()
         return text, documents
 
+    def _check(self, idx: int) -> None:
+        """Megatron would take what lies elsewhere in the file, or count from its end."""
+        documents, sample_index, places = self._arrays
+
+        def check(name: str, values: np.ndarray, end: int) -> None:
+            self._cache.check_values(self._key, name, values, end)
+
+        check("shuffle_index", places[idx : idx + 1], len(places))
+        ends = sample_index[places[idx] : int(places[idx]) + 2]
+        check("sample_index", ends[:, 0], len(documents))
+        check("sample_index", ends[:, 1], 2**62)
+        if ends[0, 0] > ends[1, 0]:
+            raise self._cache.damage(self._key, "sample_index", "a sequence that ends before it begins")
+        check("document_index", documents[ends[0, 0] : ends[1, 0] + 1], len(self.dataset))
+
     def _changed(self) -> UserError:
         return UserError(
             f"{self.dataset_path}: is not the file that its order was built for: bring that one back, or delete "
-            f"{self._folder} to read the new one"
+            f"{self._cache.root / self._key} to read the new one"
         )

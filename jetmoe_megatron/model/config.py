@@ -92,7 +92,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         moe_permute_fusion=layout.expert * layout.expert_tensor > 1 and _has_transformer_engine(),
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        # `initialize.py` draws the weights. Megatron's own pass must run all the same: it marks which are split.
+        # `initial_weights.py` draws the weights. Megatron's own pass must run all the same: it marks which are split.
         init_method=_leave_as_it_is,
         output_layer_init_method=_leave_as_it_is,
         params_dtype=dtype,

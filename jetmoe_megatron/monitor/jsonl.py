@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from data_tools.atomic import replacing
 from jetmoe_megatron.monitor.monitor import Record
@@ -125,7 +126,14 @@ def _each_line(path: Path) -> Iterator[tuple[int, dict | None]]:
             except (ValueError, RecursionError):
                 record = None
             valid = isinstance(record, dict) and isinstance(record.get("step"), int) and line.endswith(b"\n")
+            valid = valid and _is_shallow(record)
             yield position, record if valid else None
+
+
+def _is_shallow(value: Any, levels: int = 4) -> bool:
+    """As all that is written here. What is nested too deeply could be read, and not written again."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(levels > 1 and _is_shallow(entry, levels - 1) for entry in inner)
 
 
 def read_metrics(path: Path) -> list[dict]:

@@ -128,6 +128,10 @@ def pickled(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "complex numbers": (
+        lambda path: edit_tensors(path, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].cfloat()})),
+        "model.norm.weight has numbers of the type complex64",
+    ),
     "pickle": (pickled, "pytorch_model.bin: a pickle, which can run code when it is read; save the model as"),
     "no weights": (
         lambda f: (f / "model.safetensors").unlink(),
@@ -278,11 +282,42 @@ def test_the_list_of_checksums_makes_it_no_checkpoint_of_a_training(with_tokeniz
         assert is_of_training(copy)
 
 
-def test_a_name_that_cannot_be_listed(released: Path, tmp_path: Path) -> None:
-    (released / "tokenizer\x1b.json").write_text("{}")
-    with pytest.raises(UserError, match="the name of a file cannot be printed: 'hf/tokenizer.x1b.json'"):
-        convert_from_hf(released, tmp_path / "checkpoint")
-    assert not (tmp_path / "checkpoint").exists()
+@pytest.mark.parametrize("command", ["to-hf", "verify"])
+@pytest.mark.parametrize("place", ["hf/tokenizer.model", "hf/anything", "hf"])
+def test_what_is_not_listed_is_not_copied(
+    with_tokenizer: Path, released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, place: str
+) -> None:
+    """A link in a checkpoint would bring a file from elsewhere into an export."""
+    (tmp_path / "secret").write_text("secret")
+    if place == "hf":
+        (with_tokenizer / "hf").rename(tmp_path / "elsewhere")
+        (with_tokenizer / "hf").symlink_to(tmp_path / "elsewhere")
+    else:
+        (with_tokenizer / place).symlink_to(tmp_path / "secret")
+    other = tmp_path / "out" if command == "to-hf" else released
+    assert main(["convert", command, str(with_tokenizer), str(other)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {with_tokenizer}: is damaged: {place} is not ") and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_part_of_a_tokenizer_stay(released: Path, tmp_path: Path) -> None:
+    (released / "tokenizer_secret").write_text("secret")
+    convert_from_hf(released, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint/hf/tokenizer_secret").exists()
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev/null"])
+def test_a_device_for_a_file(with_tokenizer: Path, released: Path, tmp_path: Path, target: str) -> None:
+    """It may never end."""
+    for folder, convert in ((released, convert_from_hf), (with_tokenizer, convert_to_hf)):
+        config = next(folder.rglob("config.json"))
+        config.unlink()
+        config.symlink_to(target)
+        (folder / "checksums.json").unlink(missing_ok=True)
+        with pytest.raises(UserError, match=r"config\.json: is no file"):
+            convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_file_and_the_index_of_an_older_save(released: Path, tmp_path: Path) -> None:

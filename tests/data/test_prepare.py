@@ -126,6 +126,35 @@ def test_a_damaged_cache_is_named(tmp_path: Path, data: dict, world_of_one: None
     assert not witness.exists()
 
 
+VALUES = [
+    ("*epoch0", name, value)
+    for name in ("document_index", "sample_index", "shuffle_index")
+    for value in (-7, 200, 2**31 - 1)
+] + [("order-*", name, value) for name in ("data_set", "place") for value in (-7, 200, 2**14)]
+
+
+@pytest.mark.parametrize(("folder", "name", "value"), VALUES)
+def test_values_that_no_index_has(
+    tmp_path: Path, data: dict, world_of_one: None, folder: str, name: str, value: int
+) -> None:
+    """They would be counted from the end of a file, or lead out of it."""
+    from jetmoe_megatron.data.index_cache import IndexCache
+    from jetmoe_megatron.data.mixture import RunSamples
+
+    run, cache = Run.model_validate(small_run(tmp_path, data)), IndexCache(tmp_path / "cache")
+    RunSamples(run, cache)
+    for file in cache.root.glob(f"{folder}/{name}.npy"):
+        array = np.load(file)
+        array[...] = np.array(value).astype(array.dtype)
+        np.save(file, array)
+    with pytest.raises(UserError) as caught:
+        samples = RunSamples(run, cache)
+        for number in range(len(samples)):
+            samples[number]
+    said = str(caught.value)
+    assert said.startswith("data.cache: ") and "is damaged: delete" in said and "\n" not in said
+
+
 class Crafted:
     """Writes a file when it is unpickled."""
 

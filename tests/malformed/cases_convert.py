@@ -96,6 +96,14 @@ TO_HF = [
         "run.yaml: damaged",
         _run_yaml(f"model: {{{SHAPE}}}\nbatch: {{sequence_length: 4}}\ntokenizer: [7]"),
     ),
+    *(
+        _to_hf(
+            f"a sequence of {n[:20]}",
+            "run.yaml: damaged",
+            _run_yaml(f"model: {{{SHAPE}}}\nbatch: {{sequence_length: {n}}}"),
+        )
+        for n in ("0", "-5", ".inf", ".nan", "1.5", "1e300", "0x" + "f" * 5000, "[4]", "true")
+    ),
     _to_hf(".metadata a list", "tokens_1024: .*metadata", _metadata(lambda: [1, 2])),
     _to_hf(".metadata a number", "tokens_1024: .*metadata", _metadata(lambda: 7)),
     _to_hf(".metadata of no tensors", "tokens_1024: has no tensor 'embedding", _metadata(_empty_metadata())),

@@ -20,7 +20,7 @@ from jetmoe_megatron.monitor.report import report
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal, duration
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
-from tests.support import small_run
+from tests.support import small_run, training, write_run
 
 DATA = {"code": "data/code", "prose": "data/prose"}
 
@@ -276,3 +276,33 @@ def test_report_prints_no_name_raw(tmp_path: Path) -> None:
 def test_report_without_metrics(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no steps recorded"):
         report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml.tmp", "metrics.jsonl.tmp"])
+def test_nothing_is_written_through_what_lies_at_a_files_own_name_for_later(
+    tmp_path: Path, data: dict[str, str], name: str
+) -> None:
+    """A link would lead the writing elsewhere, a pipe would be waited for."""
+    run_file, run = write_run(tmp_path, small_run(tmp_path, data)), tmp_path / "run"
+    assert training(run_file, "debug.max_steps=1").run().returncode == 0
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (run / name).symlink_to(victim)
+    assert training(run_file, "debug.max_steps=2").run().returncode == 0
+    JsonLines(run / "metrics.jsonl", 2).amend(2, {"held_out_loss": 1.0})
+    assert victim.read_text() == "precious" and not (run / "config.yaml").is_symlink()
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    assert training(run_file, "debug.max_steps=3").run().returncode == 0
+    JsonLines(run / "metrics.jsonl", 3).amend(3, {"held_out_loss": 1.0})
+    assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_line_that_is_nested_too_deeply_is_junk(tmp_path: Path) -> None:
+    """It could be read, and not written again when another line is amended."""
+    deep = b'{"step": 1, "a": ' + b"[" * 900 + b"]" * 900 + b"}\n"
+    (tmp_path / "m.jsonl").write_bytes(deep + b'{"step": 2}\n')
+    lines = JsonLines(tmp_path / "m.jsonl", 2)
+    lines.amend(2, {"held_out_loss": 1.0})
+    lines.close()
+    assert read_metrics(tmp_path / "m.jsonl") == [{"step": 2, "held_out_loss": 1.0}]

@@ -2,7 +2,7 @@
 
 A backend computes `y = x @ w[e].T` for rows sorted by expert, and brings rows into that order and back. `loop.py` is
 the reference the others are tested against. Which there are stands in `config/expert_backends.py`, and which of them
-`auto` takes in `choose.py`.
+`auto` takes in `choose_backend.py`.
 
 Letters: T tokens, K top-k, N = T * K rows, D input width, F output width, E local experts.
 """
