@@ -1,7 +1,6 @@
 """Pretrain JetMoE: scripts/torchrun_local.sh NPROC RUN.yaml [section.key=value ...]
 
-Run the same command again to resume. Exit status: 0 done; 2 bad usage or input; 3 stopped by the loss guard; 4 another
-rank died or hangs (on CPUs); 75 stopped on a signal after saving, run me again; other: a failure.
+Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -73,12 +72,23 @@ def main() -> int:
         return FIRST_OF_SIGNALS + signal.SIGINT
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def build_parser() -> argparse.ArgumentParser:
+    statuses = "\n".join(f"  {int(status):>2} {status.meaning}" for status in ExitStatus)
+    parser: argparse.ArgumentParser = Parser(
+        description=__doc__,
+        epilog=f"exit status (docs/stopping.md):\n{statuses}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("run", metavar="RUN.yaml", help="the run file")
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
     parser.add_argument("--world", type=int, metavar="N", help="with --dry-run: plan for N ranks")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = build_parser()
     arguments = parser.parse_intermixed_args()
     if arguments.world is not None and not arguments.dry_run:
         parser.error("--world goes with --dry-run")

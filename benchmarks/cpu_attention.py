@@ -1,6 +1,6 @@
 """Causal attention of one layer on a CPU, forward and backward: our matmuls over blocks of queries, and torch's kernel.
 
-    python benchmarks/cpu_attention.py [--threads 2] [--rounds 15] [--tiny] [--record]
+    python -m benchmarks.cpu_attention [--threads 2] [--rounds 15] [--tiny] [--record]
 
 `model/attention_on_cpu.py` chooses between them by the figures of this. Each round runs both, one after the other, and
 gives a ratio; the medians stand whatever else the machine does. `--record` adds this machine's table to
@@ -9,15 +9,12 @@ benchmarks/results/cpu_attention.md.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
-
 import argparse
 import statistics
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -90,7 +87,7 @@ round runs both, one after the other; medians of the rounds, and the quartiles o
 
 
 def section(arguments: argparse.Namespace, rows: list[str]) -> str:
-    command = f"python benchmarks/cpu_attention.py --threads {arguments.threads} --rounds {arguments.rounds}"
+    command = f"python -m benchmarks.cpu_attention --threads {arguments.threads} --rounds {arguments.rounds}"
     cpu = f"{torch.backends.cpu.get_cpu_capability()} {'with' if has_amx() else 'without'} AMX"
     return "\n".join(["", f"## {cpu}", "", f"`{command}`, {provenance()}.", "", *rows, ""])
 

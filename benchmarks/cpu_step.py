@@ -1,6 +1,6 @@
 """A training step on a CPU: ours, `transformers`' JetMoE with torch's AdamW, and our layers in a bare loop.
 
-    python benchmarks/cpu_step.py [--threads 2] [--rounds 7] [--tiny] [--record]
+    python -m benchmarks.cpu_step [--threads 2] [--rounds 7] [--tiny] [--record]
 
 The same shapes, batch and threads for all, each in a process of its own as its users run it, one step each in turn, so
 that whatever else the machine does meets all of them. GFLOP/s count matmuls (config/flops.py).
@@ -10,19 +10,16 @@ benchmarks/results/cpu_step.md.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
-
 import argparse
 import contextlib
 import multiprocessing
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -180,7 +177,7 @@ def attention_times(run: Run) -> list[tuple[int, float, float]]:
 
 
 def record(table: str, arguments: argparse.Namespace) -> str:
-    command = f"python benchmarks/cpu_step.py --threads {arguments.threads} --rounds {arguments.rounds}"
+    command = f"python -m benchmarks.cpu_step --threads {arguments.threads} --rounds {arguments.rounds}"
     shape = ", ".join(f"{key} {value}" for key, value in SHAPE.items())
     return (
         "# A training step on a CPU\n\n"

@@ -1,6 +1,6 @@
 """The order of JetMoE-8B's whole run, 1.25T tokens in sequences of 4096: what it costs to build, and to start from.
 
-    python benchmarks/data_order.py [--tokens-per-document 700] [--folder DIR]
+    python -m benchmarks.data_order [--tokens-per-document 700] [--folder DIR]
 
 Makes data sets of the real sizes whose tokens are holes in sparse files, builds all indices as `jetmoe data prepare`
 does, and opens them again in a new process as training does. About 55 GB on disk, removed at the end, and 11 GiB of
@@ -9,19 +9,16 @@ memory; less with longer documents.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
-
 import argparse
 import os
 import resource
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import yaml
@@ -77,7 +74,7 @@ def make(folder: Path, tokens_per_document: int) -> int:
 
 
 def child(folder: Path, what: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--folder", str(folder), "--child", what]
+    command = [sys.executable, "-m", "benchmarks.data_order", "--folder", str(folder), "--child", what]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     if ended.returncode:
         sys.exit(ended.stderr)
@@ -125,7 +122,7 @@ def write(documents: int, lines: list[dict[str, float]], size: int, arguments: a
 
     text = f"""# The order of 1.25T tokens
 
-`python benchmarks/data_order.py --tokens-per-document {arguments.tokens_per_document}`, {provenance()},
+`python -m benchmarks.data_order --tokens-per-document {arguments.tokens_per_document}`, {provenance()},
 numpy {np.__version__}; tokens are holes in sparse files.
 
 | | |

@@ -1,6 +1,6 @@
 """A training step of JetMoE-8B's layers on one GPU: every expert backend, beside `transformers` and Megatron-Core.
 
-    python benchmarks/gpu_step.py [--layers N] [--sequences 2] [--micro-batches 4] [--record]
+    python -m benchmarks.gpu_step [--layers N] [--sequences 2] [--micro-batches 4] [--record]
 
 Takes a few minutes, each model in a process of its own. Without a GPU it runs tiny shapes, to run the code. `--record`
 writes the tables to benchmarks/results/gpu_step.md, and only a GPU's.
@@ -8,15 +8,11 @@ writes the tables to benchmarks/results/gpu_step.md, and only a GPU's.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
-
 import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -117,7 +113,7 @@ def in_own_process(name: str, left: float) -> dict[str, Any]:
     """A crash or a lack of memory of one leaves the others alone."""
     if left <= 0:
         return {"failed": "no time was left"}
-    command, limit = [sys.executable, __file__, *sys.argv[1:], "--only", name], min(LIMIT, left)
+    command, limit = [sys.executable, "-m", "benchmarks.gpu_step", *sys.argv[1:], "--only", name], min(LIMIT, left)
     print(f"{name} ...", file=sys.stderr, flush=True)
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=REPO)
@@ -184,7 +180,7 @@ def _wait() -> None:
 def report(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
     run = run_for(arguments)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: tiny shapes, figures of no interest"
-    command = " ".join(["python benchmarks/gpu_step.py", *sys.argv[1:]])
+    command = " ".join(["python -m benchmarks.gpu_step", *sys.argv[1:]])
     shape = ", ".join(f"{key} {value}" for key, value in run.model.model_dump().items() if isinstance(value, int))
     head = [
         "# A training step on one GPU\n",

@@ -1,6 +1,6 @@
 """Does fp8 learn as bf16 does? The same model on the same text, once for each way to do the expert matmuls.
 
-    python benchmarks/loss_curves.py [--steps 200] [--record]
+    python -m benchmarks.loss_curves [--steps 200] [--record]
 
 Two bf16 backends show how far apart runs come that are equally good: rounding alone parts them. The text is the
 quickstart's, the source of Python's standard library, byte by byte. Each of three runs on a GPU is ended after three
@@ -10,17 +10,14 @@ benchmarks/results/loss_curves.md, and only a GPU's.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder: it has a file `tokenize.py`
-
 import argparse
 import shutil
 import statistics
 import subprocess
+import sys
 import sysconfig
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,7 +129,7 @@ def report(results: dict[str, Metrics | str], on_gpu: bool) -> str:
     shape = ", ".join(f"{key} {value}" for key, value in (GPU if on_gpu else TINY).items())
     head = [
         "# The loss by backend\n",
-        f"`{' '.join(['python benchmarks/loss_curves.py', *sys.argv[1:]])}`, {provenance()}, {device}, {versions()}.\n",
+        f"`{' '.join(['python -m benchmarks.loss_curves', *sys.argv[1:]])}`, {provenance()}, {device}, {versions()}.\n",
         f"{shape}, 8 experts, top 2, bytes of Python's standard library. Nats per byte, the mean of the steps, and in\n"
         "brackets the difference to the first column.\n",
     ]

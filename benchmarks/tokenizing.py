@@ -1,17 +1,12 @@
 """Measure `jetmoe data tokenize` beside the libraries below it and Megatron-LM's own tool, in one run.
 
-    python benchmarks/tokenizing.py --work DIR [--megatron CHECKOUT] [--megabytes 100] [--workers 2] [--repeat 2]
+    python -m benchmarks.tokenizing --work DIR [--megatron CHECKOUT] [--megabytes 100] [--workers 2] [--repeat 2]
 
 The corpus is the Python sources of the running interpreter's installed packages; the tokenizer, a BPE of 4096 ids,
 is trained on a part of it by our own command. Everything runs on the same cores in a process of its own, and must
 give the same token ids. Megatron-LM's tool is measured where a checkout is given; what it imports must be installed
 or on PYTHONPATH. Writes the table to benchmarks/results/tokenize.md.
 """
-
-import sys
-
-if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, where this file would stand for the module `tokenize` of the standard library
 
 import argparse
 import datetime
@@ -22,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -63,7 +59,16 @@ def main(work: Path, megatron: Path | None, megabytes: int, workers: int, repeat
         return measure(f"`jetmoe data tokenize`, {workers} workers{name}", command, prefix)
 
     def library(name: str, call: str) -> Row:
-        command = [sys.executable, __file__, "--library", name, str(corpus), str(tokenizer), str(work / name)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.tokenizing",
+            "--library",
+            name,
+            str(corpus),
+            str(tokenizer),
+            str(work / name),
+        ]
         return measure(f"`{call}` alone, {workers} threads, nothing parsed or written", command, work / name)
 
     rows = [
@@ -230,7 +235,7 @@ def describe(
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     lines += [
         "",
-        f"- command: `python benchmarks/tokenizing.py --work DIR{' --megatron CHECKOUT' if megatron else ''} "
+        f"- command: `python -m benchmarks.tokenizing --work DIR{' --megatron CHECKOUT' if megatron else ''} "
         f"--megabytes {megabytes} --workers {workers} --repeat {repeat}`",
         f"- commit: {commit}{' with changes in data_tools' if changed else ''}",
         f"- hardware: {cpu()}, {os.cpu_count()} cores, {memory_gib()} GiB, shared with other work: see the loads",

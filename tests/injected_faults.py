@@ -18,9 +18,6 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
 
-if __name__ == "__main__":  # the rank's process
-    sys.path[0] = str(Path(__file__).parent.parent)  # in the place of tests/, whose `platform` is not Python's
-
 from tests.support import REPO, command, training
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
@@ -68,7 +65,7 @@ def pretrain_with(
         return training(run_file, *overrides, before=partial(prepare, faults, reads)).run(ranks)
     variables = {_FAULTS: json.dumps([asdict(fault) for fault in faults])}
     env = ["env", *(f"{name}={value}" for name, value in variables.items())]
-    return command(*env, sys.executable, *launcher, f"--nproc-per-node={ranks}", __file__, run_file, *overrides)
+    return command(*env, sys.executable, *launcher, f"--nproc-per-node={ranks}", "-m", __name__, run_file, *overrides)
 
 
 def prepare(faults: list[Fault], reads: Path | None = None) -> None:

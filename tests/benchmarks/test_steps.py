@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -61,7 +60,7 @@ def test_why_a_process_ended(status: int, stderr: str, said: str) -> None:
 
 
 def test_gpu_step_without_a_gpu() -> None:
-    result = command(sys.executable, "benchmarks/gpu_step.py", timeout=180)
+    result = command(sys.executable, "-m", "benchmarks.gpu_step", timeout=180)
     assert result.returncode == 0, result.stderr
     for row in ("| torch | ", "| loop | ", "| transformers | ", "| ours | ", "| SequentialMLP | ", "| flash | "):
         assert row in result.stdout
@@ -71,8 +70,8 @@ def test_gpu_step_without_a_gpu() -> None:
 
 
 @pytest.mark.slow
-def test_one_process_of_gpu_step(tmp_path: Path) -> None:
-    result = command(sys.executable, REPO / "benchmarks/gpu_step.py", "--only", "torch", cwd=tmp_path, timeout=120)
+def test_one_process_of_gpu_step() -> None:
+    result = command(sys.executable, "-m", "benchmarks.gpu_step", "--only", "torch", timeout=120)
     assert result.returncode == 0, result.stderr
     measured = json.loads(result.stdout.splitlines()[-1])
     assert measured["seconds"] > 0 and dict(measured["groups"])["matmul"] > 0
@@ -80,7 +79,7 @@ def test_one_process_of_gpu_step(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_loss_curves_without_a_gpu() -> None:
-    result = command(sys.executable, "benchmarks/loss_curves.py", timeout=180)
+    result = command(sys.executable, "-m", "benchmarks.loss_curves", timeout=180)
     assert result.returncode == 0, result.stderr
     rows = [line for line in result.stdout.splitlines() if line.startswith("| ")]
     assert rows[0] == "| steps | torch | loop |"
@@ -94,13 +93,13 @@ def test_loss_curves_without_a_gpu() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("benchmark", ["gpu_step", "loss_curves"])
 def test_nothing_is_recorded_without_a_gpu(benchmark: str) -> None:
-    result = command(sys.executable, f"benchmarks/{benchmark}.py", "--record", timeout=180)
+    result = command(sys.executable, "-m", f"benchmarks.{benchmark}", "--record", timeout=180)
     assert result.returncode != 0 and "there is no GPU" in result.stderr
 
 
 @pytest.mark.slow
 def test_cpu_step() -> None:
-    result = command(sys.executable, "benchmarks/cpu_step.py", "--tiny", "--rounds", "1", timeout=120)
+    result = command(sys.executable, "-m", "benchmarks.cpu_step", "--tiny", "--rounds", "1", timeout=120)
     assert result.returncode == 0, result.stderr
     for precision in ("fp32", "bf16"):
         for name in ("transformers", "ours", "bare", "matmul", 8, 32, 128):
@@ -108,6 +107,6 @@ def test_cpu_step() -> None:
 
 
 def test_cpu_attention() -> None:
-    result = command(sys.executable, "benchmarks/cpu_attention.py", "--tiny", "--rounds", "2", timeout=200)
+    result = command(sys.executable, "-m", "benchmarks.cpu_attention", "--tiny", "--rounds", "2", timeout=200)
     assert result.returncode == 0, result.stderr
     assert [line.split(" | ")[:2] for line in result.stdout.splitlines()] == [["| fp32", "16"], ["| bf16", "16"]]

@@ -122,7 +122,7 @@ def test_what_cannot_be_read_now_is_no_damage(
 ) -> None:
     """A network file system that has lost its server for a moment must not cost a checkpoint."""
     from jetmoe_megatron.config import load_run
-    from jetmoe_megatron.resume.start_point import set_damaged_aside
+    from jetmoe_megatron.resume.damage import set_damaged_aside
 
     real = builtins.open
 

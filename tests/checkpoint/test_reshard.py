@@ -150,7 +150,8 @@ def compare(target: str, sources: list[str], saved: Any) -> None:
 def bf16_master(tree: dict[str, Any], folder: str, load: bool) -> dict[str, Any]:
     """Pieces of what the optimizer steps on, and of a moment."""
     with training(tree, 2) as (run, model, batches_of_steps):
-        from jetmoe_megatron.checkpoint.saver import Saver, load_checkpoint
+        from jetmoe_megatron.checkpoint.load import load_checkpoint
+        from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
         optimizer = build_optimizer(run, model)

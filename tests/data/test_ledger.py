@@ -180,7 +180,7 @@ def test_through_the_command(tmp_path: Path, data: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"tokens": "x", "data": {}}', "\x00\x00", None])
 def test_damaged_progress_is_one_line(tmp_path: Path, data: dict, content: str | None) -> None:
-    from jetmoe_megatron.checkpoint.saved_run import PROGRESS_FILE, read_progress
+    from jetmoe_megatron.checkpoint.progress import PROGRESS_FILE, read_progress
 
     if content is not None:
         (tmp_path / PROGRESS_FILE).write_text(content)
