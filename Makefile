@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # torch goes first and alone: on a machine without a GPU point pip at PyTorch's CPU wheels to save gigabytes.
 TORCH ?= torch==2.13.0
+# The versions that CI runs with; empty: the newest ones that setup.py allows.
+CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
 
 .PHONY: install quickstart test test-all check format clean
@@ -12,7 +14,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(TORCH)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet $(CONSTRAINTS) -e '.[dev]'
 	touch $@
 
 quickstart: install

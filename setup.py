@@ -1,12 +1,38 @@
 """Packaging. Each dependency says why it is there; `constraints.txt` pins the versions CI runs with."""
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
 
 setup(
     name="jetmoe-megatron",
-    version="0.1.0",
+    version=re.search(r'^__version__ = "(.+)"$', (ROOT / "jetmoe_megatron/__init__.py").read_text(), re.M)[1],
     description="Pretraining of JetMoE (mixture of attention heads and dropless mixture of experts) on Megatron-Core",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The jetmoe-megatron authors",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["language models", "pretraining", "mixture of experts", "Megatron-Core", "JetMoE"],
+    project_urls={
+        "Model": "https://arxiv.org/abs/2404.07413",
+        "Megatron-Core": "https://github.com/NVIDIA/Megatron-LM",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=find_packages(include=["jetmoe_megatron*", "data_tools*"]),
     package_data={"jetmoe_megatron": ["py.typed"], "data_tools": ["py.typed"]},
@@ -38,6 +64,7 @@ setup(
         "s3": ["boto3>=1.34"],  # data sets in object storage
         "dev": [
             "accelerate>=1.1",  # what transformers' Trainer asks for, in examples/finetune_hf.py
+            "pre-commit>=3.5",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.6",

@@ -12,6 +12,7 @@ import data_tools.cli
 from data_tools.cli import add_command, add_group
 from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, say
+from jetmoe_megatron import __version__
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.stopping import ExitStatus
 
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
