@@ -257,15 +257,26 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
     report = add_command(
-        commands, "report", "print what a run did", "example:\n  %(prog)s runs/quickstart", _report, _REPORT
+        commands,
+        "report",
+        "print what a run did",
+        "example:\n  %(prog)s runs/quickstart --plot curves.png",
+        _report,
+        _REPORT,
     )
     report.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="output_dir of the run")
+    report.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves too (.png, .svg or .pdf)")
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.monitor.report import report
 
     print(report(arguments.run_folder))
+    if arguments.plot:
+        from jetmoe_megatron.monitor.report_plot import draw_curves
+
+        draw_curves(arguments.run_folder, arguments.plot)
+        say(f"drawn: {arguments.plot}")
     return 0
 
 

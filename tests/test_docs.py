@@ -18,8 +18,9 @@ PAGES = [name for name in FILES if name.endswith(".md") and name != "CHANGELOG.m
 SOURCES = [
     name for name in FILES if name.endswith((".py", ".sh", ".sbatch", ".yaml")) and not name.startswith("tests/")
 ]
-# Of a run, of a user, of Megatron-LM.
+# Of a run, of a user, of Megatron-LM, and what the recipes add.
 OF_OTHERS = {
+    *re.findall(r"^\*\*`(\S+)`\*\*, a new file", (REPO / "docs/extending.md").read_text(), re.M),
     "run.yaml",
     "config.yaml",
     "model.yaml",

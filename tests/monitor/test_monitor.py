@@ -17,6 +17,7 @@ from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
 from jetmoe_megatron.monitor.monitor import Monitor, Record
 from jetmoe_megatron.monitor.report import report
+from jetmoe_megatron.monitor.report_plot import draw_curves
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal, duration
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
@@ -306,3 +307,18 @@ def test_a_line_that_is_nested_too_deeply_is_junk(tmp_path: Path) -> None:
     lines.amend(2, {"held_out_loss": 1.0})
     lines.close()
     assert read_metrics(tmp_path / "m.jsonl") == [{"step": 2, "held_out_loss": 1.0}]
+
+
+def test_report_draws_the_curves(tmp_path: Path) -> None:
+    records = [record(step, moa_balance_loss=1.0, moe_balance_loss=1.1) for step in range(1, 9)]
+    records[3]["held_out_loss/prose"] = 4.0
+    records[5]["lm_loss"] = float("nan")
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + "junk\n")
+    draw_curves(tmp_path, tmp_path / "curves.svg")
+    picture = (tmp_path / "curves.svg").read_text()
+    assert picture.count("<path") > 30 and "held-out" in picture.replace("<!--", "")
+    for path in (tmp_path / "no/curves.png", tmp_path / "curves.xyz"):
+        with pytest.raises(UserError, match=r"curves\.(png|xyz): cannot draw there"):
+            draw_curves(tmp_path, path)
+    with pytest.raises(UserError, match="no steps recorded"):
+        draw_curves(tmp_path / "elsewhere", tmp_path / "curves.png")
