@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 
 from data_tools.printing import say
+from jetmoe_megatron.stopping import STOP_SIGNALS
 
 # Ignores the signals that stop a run, of which a batch system sends one to every process of the job.
-_UNSTOPPED = ["/bin/sh", "-c", 'trap "" TERM INT HUP USR1; exec "$@"', "sh"]
+_NAMES = " ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)
+_UNSTOPPED = ["/bin/sh", "-c", f'trap "" {_NAMES}; exec "$@"', "sh"]
 _ROOT = Path(__file__).parents[2]  # where the package lies, also when it is not installed
 
 
