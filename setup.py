@@ -38,6 +38,7 @@ setup(
         "s3": ["boto3>=1.34"],  # data sets in object storage
         "dev": [
             "accelerate>=1.1",  # what transformers' Trainer asks for, in examples/finetune_hf.py
+            "jsonschema>=4.18",  # the schemas of the run files, tested against the run files
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.6",
