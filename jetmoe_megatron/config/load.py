@@ -92,14 +92,7 @@ def _read(path: Path, named_in: Path | None = None) -> tuple[dict[str, Any], Ori
         raise UserError(f"{path}{where}:{error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}{where}: expected `key: value` lines at the top, found {_kind(tree)}")
-    return _apart(tree), {location: f"{path}:{line}" for location, line in lines.items()}
-
-
-def _apart(node: Any) -> Any:
-    """A copy without parts in common, which aliases have: an override of one must not change the other."""
-    if isinstance(node, dict):
-        return {key: _apart(value) for key, value in node.items()}
-    return [_apart(value) for value in node] if isinstance(node, list) else node
+    return tree, {location: f"{path}:{line}" for location, line in lines.items()}
 
 
 def _replace(origins: Origins, location: Location, below: Origins) -> None:

@@ -92,12 +92,19 @@ def parse_yaml_lines(text: str) -> tuple[Any, dict[Location, int]]:
         if node is None:
             return None, {}
         value = loader.construct_document(node)
-        return value, dict(_lines(node))  # now: what a mapping merges (`<<`) has become part of it
+        return _apart(value), dict(_lines(node))  # now: what a mapping merges (`<<`) has become part of it
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
         raise ValueError(f"{line} not valid YAML: {problem}") from None
+
+
+def _apart(node: Any) -> Any:
+    """A copy without parts in common, which aliases have: who changes one must not change the other."""
+    if isinstance(node, dict):
+        return {key: _apart(value) for key, value in node.items()}
+    return [_apart(value) for value in node] if isinstance(node, list) else node
 
 
 def _lines(node: yaml.Node, where: Location = ()) -> Iterator[tuple[Location, int]]:
