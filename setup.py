@@ -64,6 +64,7 @@ setup(
         "s3": ["boto3>=1.34"],  # data sets in object storage
         "dev": [
             "accelerate>=1.1",  # what transformers' Trainer asks for, in examples/finetune_hf.py
+            "jsonschema>=4.18",  # the schemas of the run files, tested against the run files
             "pre-commit>=3.5",
             "pytest>=8",
             "pytest-timeout>=2.3",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from jetmoe_megatron import __version__
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.stopping import ExitStatus
 
-_DESCRIPTION = """Prepare data for JetMoE, convert its checkpoints, and report on its runs.
+_DESCRIPTION = """Explain run files of JetMoE, prepare its data, convert its checkpoints, and report on its runs.
 Training has a command of its own: scripts/torchrun_local.sh NPROC RUN.yaml"""
 
 _EXAMPLE = """examples:
+  %(prog)s config show configs/quickstart/run.yaml
   %(prog)s data tokenize corpus/ --output data/web --tokenizer data/tokenizer
   %(prog)s convert to-hf runs/quickstart my_model
   %(prog)s report runs/quickstart
@@ -30,6 +32,15 @@ A warning names each that is read more often than data.warn_epochs."""
 
 _PREPARE = """Build all indices of a run before it starts, on any machine without a GPU.
 Without it training builds them, up to data.build_limit_tokens of data."""
+
+_REFERENCE = """Print all keys of a run file with their types, defaults and meanings, as Markdown tables."""
+
+_SHOW = """Print a run as training reads it: with the model and phase files, the changed settings and all defaults.
+Behind each value stands where it comes from: the file and the line, an override, or the default. The output is a run
+file itself. With start_from and phase, training shortens the phase before when it starts: that is not shown."""
+
+_SCHEMA = """Print a JSON schema of a run file, or of a model's or a phase's file.
+An editor that has it completes, explains and checks what is written."""
 
 _TO_HF = """Write a checkpoint as a Hugging Face folder, which plain transformers loads with AutoModelForCausalLM.
 All files are compared with their checksums first. No GPU is needed, and little memory."""
@@ -66,10 +77,70 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}", help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_config(commands)
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
     _add_report(commands)
     return parser
+
+
+def _add_config(commands: argparse._SubParsersAction) -> None:
+    config = add_group(
+        commands,
+        "config",
+        "explain run files",
+        "Explain what a run file may say, and what one says.",
+        "example:\n  %(prog)s show configs/quickstart/run.yaml",
+    )
+    add_command(
+        config, "reference", "print all keys of a run file", "example:\n  %(prog)s", _config_reference, _REFERENCE
+    )
+    show = add_command(
+        config,
+        "show",
+        "print a run, and where each value comes from",
+        "example:\n  %(prog)s configs/quickstart/run.yaml optimizer.max_lr=5e-3",
+        _config_show,
+        _SHOW,
+    )
+    _add_run_file(show)
+    schema = add_command(
+        config,
+        "schema",
+        "print a JSON schema for editors",
+        "example:\n  %(prog)s phase",
+        _config_schema,
+        _SCHEMA,
+    )
+    schema.add_argument(
+        "kind", choices=("run", "model", "phase"), nargs="?", default="run", help="the kind of file; default: run"
+    )
+
+
+def _config_reference(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config.reference import reference
+
+    print(reference(), end="")
+    return 0
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config.origin import show
+
+    print(show(arguments.run_file, arguments.overrides), end="")
+    return 0
+
+
+def _config_schema(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config.json_schema import editor_schema
+
+    print(json.dumps(editor_schema(arguments.kind), indent=2))
+    return 0
+
+
+def _add_run_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
+    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
 
 
 def _add_data(commands: argparse._SubParsersAction) -> None:
@@ -92,11 +163,8 @@ def _add_data(commands: argparse._SubParsersAction) -> None:
         _PREPARE,
         stopped="the indices that were built are kept; run the same command again to continue",
     )
-    for parser in (mix, prepare):
-        parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
-        parser.add_argument(
-            "overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file"
-        )
+    _add_run_file(mix)
+    _add_run_file(prepare)
 
 
 def _data_mix(arguments: argparse.Namespace) -> int:

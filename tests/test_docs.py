@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -83,14 +82,3 @@ def test_links_lead_somewhere(name: str) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.+)$", path.read_text(), re.M)
             assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
-
-
-def test_the_settings_of_the_page_are_those_of_the_schema() -> None:
-    """docs/configuration.md names each."""
-    page = (REPO / "docs/configuration.md").read_text()
-    for name, field in Run.model_fields.items():
-        sections = [a for a in (field.annotation, *get_args(field.annotation)) if isinstance(a, type)]
-        for section in sections:
-            if issubclass(section, BaseModel):
-                for key in section.model_fields:
-                    assert re.search(rf"\b{key}\b", page), f"{name}.{key}"

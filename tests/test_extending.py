@@ -12,7 +12,9 @@ import pytest
 from tests.support import REPO, command, losses, small_run, write_run
 
 PAGE = (REPO / "docs/extending.md").read_text()
-STEP = re.compile(r"^\*\*`(\S+)`\*\*, (a new file|(?:below|instead of) `(.+)`):\n\n```python\n(.*?)```$", re.M | re.S)
+STEP = re.compile(
+    r"^\*\*`(\S+)`\*\*, (a new file|(?:below|instead of) `([^\n]+)`):\n\n```python\n(.*?)```$", re.M | re.S
+)
 
 
 @pytest.fixture(scope="module")

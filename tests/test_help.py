@@ -43,7 +43,7 @@ def test_ctrl_c_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_all_are_looked_at() -> None:
     wanted = {"jetmoe data tokenize", "jetmoe data mix", "jetmoe convert to-hf", "jetmoe convert", "jetmoe report"}
-    assert wanted < PARSERS.keys() and len(PARSERS) == 14
+    assert wanted < PARSERS.keys() and len(PARSERS) == 18
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -65,7 +65,7 @@ def test_its_examples_are_accepted(name: str) -> None:
     examples = [line for line in examples if line.startswith("jetmoe ")]
     assert examples
     for example in examples:
-        assert example.startswith(f"{name} ")
+        assert f"{example} ".startswith(f"{name} ")
         build_parser().parse_args(shlex.split(example)[1:])
 
 

@@ -7,67 +7,19 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.config.yaml_text import Location, dump_yaml, parse_yaml_lines
 from jetmoe_megatron.errors import UserError, printable
 
 _Sections = TypeVar("_Sections", bound=BaseModel)
-_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text, `1:30` as 90), and each key once.
-
-    No aliases within what has an anchor: a few lines of these stand for gigabytes, or for themselves.
-    """
-
-    _anchors = 0  # of nodes around the one that is read
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            if self._anchors:
-                problem = f"an alias (*{event.anchor}) within what has an anchor (&name): write it out"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
-            return super().compose_node(parent, index)
-        anchored = event.anchor is not None
-        self._anchors += anchored
-        node = super().compose_node(parent, index)
-        self._anchors -= anchored
-        return node
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """With underscores, which YAML 1.2 has dropped."""
-        text = self.construct_scalar(node).replace("_", "")
-        return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    _INT, re.compile(r"^[-+]?[0-9][0-9_]*$|^0o[0-7]+$|^0x[0-9a-fA-F]+$"), list("-+0123456789")
-)
-_Loader.add_constructor(_INT, _Loader.construct_integer)
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+# Of each value that a file or an override sets, where that is: `FILE:LINE` or OVERRIDE. The others are defaults.
+Origins = dict[Location, str]
+OVERRIDE = "override"
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
@@ -79,20 +31,27 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         UserError: one line that names the file and the key.
     """
+    return load_run_and_origins(path, overrides)[0]
+
+
+def load_run_and_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Origins]:
+    """As `load_run`, and where each value that is no default was set."""
     path = Path(path)
-    tree = _read(path)
+    tree, origins = _read(path)
     for override in overrides:
         if "." not in override.partition("=")[0]:  # `model=other.yaml` comes before what is in the file is read
-            _apply(tree, override)
+            _apply(tree, origins, override)
     if isinstance(tree.get("model"), str):
-        tree["model"] = _read(path.parent / tree["model"], named_in=path)
-    if isinstance(tree.get("phases"), list):
-        tree["phases"] = [
-            _read(path.parent / entry, named_in=path) if isinstance(entry, str) else entry for entry in tree["phases"]
-        ]
+        tree["model"], of_model = _read(path.parent / tree["model"], named_in=path)
+        _replace(origins, ("model",), of_model)
+    if isinstance(phases := tree.get("phases"), list):
+        for number, entry in enumerate(phases):
+            if isinstance(entry, str):
+                phases[number], of_phase = _read(path.parent / entry, named_in=path)
+                _replace(origins, ("phases", number), of_phase)
     for override in overrides:
         if "." in override.partition("=")[0]:
-            _apply(tree, override)
+            _apply(tree, origins, override)
     try:
         run = Run.model_validate(_expand(tree))
         check_run(run)
@@ -100,7 +59,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
         raise UserError(f"{path}: {_first_line(error)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return run
+    return run, origins
 
 
 def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
@@ -109,7 +68,7 @@ def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
     Raises:
         UserError: one line that names the file and the key.
     """
-    tree = _read(path)
+    tree, _ = _read(path)
     try:
         return schema.model_validate({key: value for key, value in tree.items() if key in schema.model_fields})
     except ValidationError as error:
@@ -118,13 +77,13 @@ def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
 
 def dump_run(run: Run) -> str:
     """The resolved run as one YAML text, which `load_run` reads again."""
-    return yaml.safe_dump(run.model_dump(), sort_keys=False, allow_unicode=True)
+    return dump_yaml(run.model_dump())
 
 
-def _read(path: Path, named_in: Path | None = None) -> dict[str, Any]:
+def _read(path: Path, named_in: Path | None = None) -> tuple[dict[str, Any], Origins]:
     where = f" (named in {named_in})" if named_in else ""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree, lines = parse_yaml_lines(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}{where}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -133,44 +92,44 @@ def _read(path: Path, named_in: Path | None = None) -> dict[str, Any]:
         raise UserError(f"{path}{where}:{error}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}{where}: expected `key: value` lines at the top, found {_kind(tree)}")
-    return tree
+    return tree, {location: f"{path}:{line}" for location, line in lines.items()}
 
 
-def parse_yaml(text: str) -> Any:
-    """Raises ValueError that says in one line what is wrong, and where."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise ValueError(f"{line} not valid YAML: {problem}") from None
+def _replace(origins: Origins, location: Location, below: Origins) -> None:
+    """What is at `location` and below it has been replaced by a value with the origins `below`."""
+    for old in [old for old in origins if old[: len(location)] == location]:
+        del origins[old]
+    origins.update({(*location, *inner): origin for inner, origin in below.items()})
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply(tree: dict[str, Any], origins: Origins, override: str) -> None:
     """Set one `a.b.c=value`; a number in the path picks a list entry, as in `phases.0.tokens=1e6`."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError(f"override {override!r}: write it as section.key=value")
     try:
-        value = parse_yaml(text)
+        value, lines = parse_yaml_lines(text)
     except ValueError:
         raise UserError(f"override {override!r}: the value is not valid YAML") from None
     node: Any = tree
     *parents, last = dotted.split(".")
+    location: Location = ()
     for i, key in enumerate(parents):
-        if isinstance(node, dict):
-            node = node.setdefault(key, {})
-        elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-            node = node[int(key)]
-        else:
+        if (step := _step(node, key)) is None:
             raise UserError(f"override {override!r}: there is no {'.'.join(parents[: i + 1])!r} to set")
-    if isinstance(node, dict):
-        node[last] = value
-    elif isinstance(node, list) and last.isdecimal() and int(last) < len(node):
-        node[int(last)] = value
-    else:
+        node = node.setdefault(step, {}) if isinstance(node, dict) else node[step]
+        location = (*location, step)
+    if (step := _step(node, last)) is None:
         raise UserError(f"override {override!r}: {'.'.join(parents)!r} has no key {last!r}")
+    node[step] = value
+    _replace(origins, (*location, step), dict.fromkeys(lines, OVERRIDE))
+
+
+def _step(node: Any, key: str) -> str | int | None:
+    """The key of a mapping, or the number of an entry of a list, that an override means; None if there is none."""
+    if isinstance(node, list):
+        return int(key) if key.isdecimal() and int(key) < len(node) else None
+    return key if isinstance(node, dict) else None
 
 
 def _expand(node: Any, where: str = "") -> Any:
@@ -250,7 +209,7 @@ def _known_keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str
         if isinstance(part, int):
             continue
         annotation = section.model_fields[part].annotation
-        while get_origin(annotation) is list:
+        while get_origin(annotation) in (list, Annotated):
             annotation = get_args(annotation)[0]
         assert isinstance(annotation, type)
         section = annotation

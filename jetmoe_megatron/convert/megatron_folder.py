@@ -27,8 +27,8 @@ from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.pieces import as_bytes, find_piece
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE, without_checksums
 from jetmoe_megatron.config.checks import check_model
-from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.schema import Model, Positive
+from jetmoe_megatron.config.yaml_text import parse_yaml
 from jetmoe_megatron.convert.hf_config import read_hf_config
 from jetmoe_megatron.convert.hf_folder import read_json
 from jetmoe_megatron.convert.hf_names import Weight, weights

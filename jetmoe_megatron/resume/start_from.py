@@ -12,9 +12,9 @@ from jetmoe_megatron.checkpoint.progress import read_progress
 from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_saved_run, without_checksums
 from jetmoe_megatron.config.checks import check_run
 from jetmoe_megatron.config.layout import Layout, phase_steps
-from jetmoe_megatron.config.load import parse_yaml
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.config.yaml_text import parse_yaml
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.resume.may_change import other_keys, other_model, refusal
 

@@ -45,6 +45,11 @@ def _arguments(name: str, make: Callable[[World], list[Any]], said: str) -> Case
     return Case(f"arguments, {name}", make, said)
 
 
+def _show(arguments: list[Any]) -> list[Any]:
+    """Of a training command: its run file, shown."""
+    return ["jetmoe", "config", "show", *arguments[1:]]
+
+
 def _loop(world: World) -> list[Any]:
     os.symlink(world / "run.yaml", world / "run.yaml")
     return ["pretrain", world / "run.yaml"]
@@ -404,4 +409,42 @@ ARGUMENTS = [
     ),
 ]
 
-CASES = [*TEXTS, *VALUES, *ENVIRONMENT, *NAMED, *OVERRIDES, *LAYOUTS, *ARGUMENTS]
+SHOW = [
+    Case("config show, a value", lambda world: _show(world.train(seed=-1)), r"run\.yaml: seed: must be"),
+    Case(
+        "config show, a relation",
+        lambda world: _show(world.train(batch__global_tokens=250)),
+        r"run\.yaml: batch\.global_tokens: 250 is not a multiple",
+    ),
+    Case(
+        "config show, a file that the run file names",
+        lambda world: _show(world.train(model="none.yaml")),
+        r"none\.yaml \(named in .*No such file",
+    ),
+    Case(
+        "config show, a hostile key",
+        lambda world: _show(world.train_text(lambda text: text + '"a\\e[2J\\nb": 1\n')),
+        r"a\\x1b\[2J\\nb' holds a control character",
+    ),
+    Case(
+        "config show, an override", lambda world: [*_show(world.train()), "sede=1"], "sede: unknown key; did you mean"
+    ),
+    Case(
+        "config show, an option",
+        lambda world: [*_show(world.train()), "--world=2"],
+        "unrecognized arguments: --world=2",
+    ),
+    Case("config show, no file", lambda world: ["jetmoe", "config", "show"], "arguments are required: RUN.yaml"),
+    Case(
+        "config show, deeply nested", lambda world: _show(world.train_text(lambda text: "x: " + "[" * 20_000)), INVALID
+    ),
+    Case(
+        "config show, a mapping that is a key all the same",
+        lambda world: _show(world.train_text(lambda text: text + "? !!str {=: sede}\n: 5\n")),
+        r"run\.yaml: sede: unknown key",
+    ),
+    Case("config schema of a data set", lambda world: ["jetmoe", "config", "schema", "data"], "invalid choice: 'data'"),
+    Case("config, no command", lambda world: ["jetmoe", "config"], "arguments are required: COMMAND"),
+]
+
+CASES = [*TEXTS, *VALUES, *ENVIRONMENT, *NAMED, *OVERRIDES, *LAYOUTS, *ARGUMENTS, *SHOW]
