@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(commands: argparse._SubParsersAction) -> None:
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The data commands that read a run file."""
     mix = add_command(
         commands,
@@ -132,7 +132,7 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_convert(commands: argparse._SubParsersAction) -> None:
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     directions = add_group(
         commands,
         "convert",
@@ -253,7 +253,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _add_report(commands: argparse._SubParsersAction) -> None:
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = add_command(
         commands, "report", "print what a run did", "example:\n  %(prog)s runs/quickstart", _report, _REPORT
     )

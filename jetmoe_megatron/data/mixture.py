@@ -101,7 +101,7 @@ class _Stretch:
     read_before: dict[str, int]  # sequences of each data set
 
 
-class RunSamples(torch.utils.data.Dataset):
+class RunSamples(torch.utils.data.Dataset[Sample]):
     """Sample n is the n-th sequence that the run trains on. Samples before `began` belong to an earlier blend."""
 
     def __init__(

@@ -74,7 +74,7 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
         from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
-        faults = {
+        faults: dict[str, contextlib.AbstractContextManager[Any]] = {
             "writer": patch.object(FileSystemWriterAsync, "write_preloaded_data", killed),
             "metadata": patch.object(FileSystemWriterAsync, "finish", refuse),
             "config": patch.object(serialization, "save_config", refuse),

@@ -18,7 +18,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPO / "configs/quickstart", root / "configs/quickstart")
     data = root / "data/quickstart"
     texts = [data / "code.train.jsonl", data / "prose.train.jsonl"]
-    run = [(sys.executable, REPO / "scripts/quickstart_corpus.py", data)]
+    run: list[tuple[object, ...]] = [(sys.executable, REPO / "scripts/quickstart_corpus.py", data)]
     run.append(("jetmoe", "data", "tokenizer", *texts, "--vocab-size", 4096, "--output", data / "tokenizer"))
     for text in texts:
         run.append(
