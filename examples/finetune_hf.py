@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoModelForCausalLM.from_pretrained(arguments.model)
         # Each text ends as documents did in pretraining. The collator for language models would not train that: it
         # takes the token for padding.
-        ends = [sample["input_ids"][: arguments.max_length - 1] + [tokenizer.eos_token_id] for sample in samples]
+        ends = [[*sample["input_ids"][: arguments.max_length - 1], tokenizer.eos_token_id] for sample in samples]
         samples = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in ends]
         collator: Any = DataCollatorForSeq2Seq(tokenizer)
     else:

@@ -94,9 +94,9 @@ def install(faults: list[Fault]) -> None:
 
     def now(*kinds: Kind) -> Iterator[Fault]:
         for fault in faults:
-            if fault.kind in kinds and fault.rank == int(os.environ.get("RANK", "0")) and seen[-1:] == [fault.step]:
-                if fault.first <= seen.count(fault.step) < fault.first + fault.times:
-                    yield fault
+            here = fault.rank == int(os.environ.get("RANK", "0")) and seen[-1:] == [fault.step]
+            if fault.kind in kinds and here and fault.first <= seen.count(fault.step) < fault.first + fault.times:
+                yield fault
 
     def count_steps(original: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         @wraps(original)

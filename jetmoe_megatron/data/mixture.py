@@ -108,7 +108,7 @@ class RunSamples(torch.utils.data.Dataset[Sample]):
         self,
         run: Run,
         cache: IndexCache,
-        began: Position = Position(),  # noqa: B008 (it is frozen)
+        began: Position = Position(),
         limit: float | None = None,
     ) -> None:
         """Rank 0 builds what the cache does not hold. All ranks call it.

@@ -200,7 +200,7 @@ def test_failures_and_differences_are_found_before_anything_is_encoded(
     tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, encode: Callable[..., object], message: str
 ) -> None:
     fake_fastokens(monkeypatch, encode)
-    name, why = choose_engine(tokenizer_dir, "auto")
+    name, _ = choose_engine(tokenizer_dir, "auto")
     assert name == "tokenizers"
     with pytest.raises(InputError, match=f"{message}.*; leave --engine at auto"):
         choose_engine(tokenizer_dir, "fastokens")

@@ -92,8 +92,9 @@ def test_permutation_counts_every_expert() -> None:
 
 def choose(precision: str = "fp32", parallel: dict | None = None, **model: Any) -> str:
     """The backend of a small model, on as many ranks as the layout has."""
-    shape = dict(num_layers=1, hidden_size=32, num_kv_heads=2, kv_channels=8, ffn_hidden_size=48, vocab_size=64)
-    tree = small_run(Path("unused"), {"code": "unused", "prose": "unused"}, model={**shape, **model})
+    shape = {"num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
+    model = {**shape, "vocab_size": 64, **model}
+    tree = small_run(Path("unused"), {"code": "unused", "prose": "unused"}, model=model)
     run = Run.model_validate({**tree, "precision": precision, "parallel": parallel or {}})
     world = math.prod(value for value in (parallel or {}).values() if isinstance(value, int))
     return choose_backend(run, resolve_layout(run, world)).name
