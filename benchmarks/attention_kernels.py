@@ -51,9 +51,8 @@ def attention_step(name: str, run: Run) -> Step:
 
     def step() -> None:
         with sdpa_kernel(KERNELS[name]):
-            a = torch.nn.functional.scaled_dot_product_attention(
-                *(t.permute(1, 2, 0, 3) for t in (q, k, v)), is_causal=True, enable_gqa=True
-            )
+            query, key, value = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+            a = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         a.permute(2, 0, 1, 3).backward(g)
 
     return step

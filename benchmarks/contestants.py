@@ -11,12 +11,12 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
-from torch import Tensor
 from transformers import JetMoeConfig, JetMoeForCausalLM
 
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.convert.hf_config import hf_config
+from jetmoe_megatron.data.step_batches import MicroBatch
 from jetmoe_megatron.model import build
 from jetmoe_megatron.runtime.device import device, process_group
 from jetmoe_megatron.training.metrics import reduce_metrics
@@ -55,17 +55,16 @@ def run_of(model: dict[str, Any], precision: str, length: int, sequences: int, *
     )
 
 
-def random_batch(run: Run) -> dict[str, Tensor]:
+def random_batch(run: Run) -> MicroBatch:
     """Tokens of no meaning: what the routers make of them is as uneven as fresh weights are."""
     sequences, length = run.batch.micro_sequences, run.batch.sequence_length
     text = torch.randint(run.model.vocab_size, (sequences, length + 1), generator=torch.Generator().manual_seed(1))
-    batch = {
-        "tokens": text[:, :-1].contiguous(),
-        "labels": text[:, 1:].contiguous(),
-        "loss_mask": torch.ones(sequences, length),
-        "position_ids": torch.arange(length).expand(sequences, length).contiguous(),
+    return {
+        "tokens": text[:, :-1].contiguous().to(device()),
+        "labels": text[:, 1:].contiguous().to(device()),
+        "loss_mask": torch.ones(sequences, length).to(device()),
+        "position_ids": torch.arange(length).expand(sequences, length).contiguous().to(device()),
     }
-    return {name: tensor.to(device()) for name, tensor in batch.items()}
 
 
 def our_step(run: Run, micro_batches: int = 1) -> Step:

@@ -50,7 +50,7 @@ class Measured:
 class RandomWeights:
     """The same numbers in another order for each tensor: drawing billions of them would take longer than the rest."""
 
-    dtype = torch.bfloat16
+    dtype: torch.dtype | None = torch.bfloat16
 
     def __init__(self, model: Model) -> None:
         self.model, self.weights = model, weights(model)

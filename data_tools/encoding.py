@@ -9,10 +9,11 @@ from typing import IO
 
 import numpy as np
 
+from data_tools.batch import Batch
 from data_tools.engines import Engine, EngineName, Fastokens, Tokenizers, compare, open_reference
 from data_tools.errors import writing
 from data_tools.printing import printable
-from data_tools.reading import Batch, read_texts
+from data_tools.reading import read_texts
 from data_tools.shards import Shard
 
 # At three places of each batch the fast engine is compared with its reference, on this part of the batch's

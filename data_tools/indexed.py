@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 # Megatron's DType enumeration.
-_DTYPES = {
+_DTYPES: dict[int, np.dtype[Any]] = {
     1: np.dtype(np.uint8),
     2: np.dtype(np.int8),
     3: np.dtype(np.int16),
@@ -364,7 +364,7 @@ def open_index(prefix: str | Path) -> Index:
 def _mapped(file: Path | IO[bytes], dtype: np.dtype, count: int, offset: int = 0) -> np.ndarray:
     if not count:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
-    return np.memmap(file, dtype, "r", offset, (count,))  # type: ignore[call-overload]
+    return np.memmap(file, dtype, "r", offset, (count,))
 
 
 def _wrong_size(path: Path, needed: int) -> str | None:

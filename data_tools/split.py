@@ -6,6 +6,7 @@ the fraction. So it stays where it is when other documents come, go or move, and
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,7 @@ def document_hashes(ids: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarr
     content = memoryview(ids.astype("<u4").tobytes())
     salt = seed.to_bytes(16, "little")
     ends = ((offsets - offsets[0]) * 4).tolist()
-    digests = [
-        blake2b(content[start:end], digest_size=8, salt=salt).digest()
-        for start, end in zip(ends, ends[1:], strict=False)
-    ]
+    digests = [blake2b(content[start:end], digest_size=8, salt=salt).digest() for start, end in pairwise(ends)]
     return np.frombuffer(b"".join(digests), "<u8")
 
 

@@ -55,7 +55,8 @@ class RouterLosses:
         if attention_mask is not None:
             logits = [logits_TE[attention_mask.flatten().bool()] for logits_TE in logits]
         losses = [balance_and_z(logits_TE, self._routers[0].top_k) for logits_TE in logits]
-        return sum(balance for balance, _ in losses), sum(z for _, z in losses)
+        balances, z_losses = zip(*losses, strict=True)
+        return torch.stack(balances).sum(), torch.stack(z_losses).sum()
 
 
 class JetMoeTrainer(Trainer):
@@ -66,7 +67,9 @@ class JetMoeTrainer(Trainer):
         self._balance, self._z = balance_coefficient, z_coefficient
         self._losses = RouterLosses(self.model)
 
-    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         balance, z = self._losses.sums(inputs.get("attention_mask"))
         if model.training:
@@ -136,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoModelForCausalLM.from_pretrained(arguments.model)
         # Each text ends as documents did in pretraining. The collator for language models would not train that: it
         # takes the token for padding.
-        ends = [sample["input_ids"][: arguments.max_length - 1] + [tokenizer.eos_token_id] for sample in samples]
+        ends = [[*sample["input_ids"][: arguments.max_length - 1], tokenizer.eos_token_id] for sample in samples]
         samples = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in ends]
         collator: Any = DataCollatorForSeq2Seq(tokenizer)
     else:

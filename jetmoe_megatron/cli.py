@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_config(commands: argparse._SubParsersAction) -> None:
+def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     config = add_group(
         commands,
         "config",
@@ -143,7 +143,7 @@ def _add_run_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
 
 
-def _add_data(commands: argparse._SubParsersAction) -> None:
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The data commands that read a run file."""
     mix = add_command(
         commands,
@@ -202,7 +202,7 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_convert(commands: argparse._SubParsersAction) -> None:
+def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     directions = add_group(
         commands,
         "convert",
@@ -323,7 +323,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def _add_report(commands: argparse._SubParsersAction) -> None:
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = add_command(
         commands,
         "report",

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 from tests.support import REPO, command, training
 
@@ -83,6 +84,8 @@ def sequences_read(reads: Path) -> list[tuple[str, int]]:
 
 def install(faults: list[Fault]) -> None:
     """Let this process fail, wherever its rank is named."""
+    from megatron.core.distributed import finalize_model_grads
+
     from jetmoe_megatron.data.step_batches import HeldOutSamples, StepBatches
     from jetmoe_megatron.model.experts.glu import GLUExperts
     from jetmoe_megatron.training import optimizer, step
@@ -91,9 +94,9 @@ def install(faults: list[Fault]) -> None:
 
     def now(*kinds: Kind) -> Iterator[Fault]:
         for fault in faults:
-            if fault.kind in kinds and fault.rank == int(os.environ.get("RANK", "0")) and seen[-1:] == [fault.step]:
-                if fault.first <= seen.count(fault.step) < fault.first + fault.times:
-                    yield fault
+            here = fault.rank == int(os.environ.get("RANK", "0")) and seen[-1:] == [fault.step]
+            if fault.kind in kinds and here and fault.first <= seen.count(fault.step) < fault.first + fault.times:
+                yield fault
 
     def count_steps(original: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         @wraps(original)
@@ -101,7 +104,8 @@ def install(faults: list[Fault]) -> None:
             if isinstance(batches.loader.dataset, HeldOutSamples):
                 yield from original(batches)
                 return
-            first = batches.loader.batch_sampler.steps.start + 1
+            sampler: Any = batches.loader.batch_sampler
+            first = sampler.steps.start + 1
             for number, batch in enumerate(original(batches), first):
                 seen.append(number)
                 for fault in now("kill", "raise", "hang"):
@@ -148,7 +152,7 @@ def install(faults: list[Fault]) -> None:
 
     StepBatches.__iter__ = count_steps(StepBatches.__iter__)  # type: ignore[method-assign]
     step._loss = spoil_loss(step._loss)
-    optimizer.finalize_model_grads = spoil_gradients(optimizer.finalize_model_grads)
+    patch.object(optimizer, "finalize_model_grads", spoil_gradients(finalize_model_grads)).start()
     GLUExperts.forward = spoil_expert(GLUExperts.forward)  # type: ignore[method-assign]
 
 

@@ -130,6 +130,6 @@ def losses(run_folder: Path) -> list[tuple[float, ...]]:
 
 def computed(records: list[dict[str, Any]]) -> list[tuple[float, ...]]:
     """Everything of each step that depends on the computation alone."""
-    keys = ("step", "tokens", "lr", "lm_loss", "grad_norm")
-    keys += ("moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss")
+    keys = ["step", "tokens", "lr", "lm_loss", "grad_norm"]
+    keys += ["moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss"]
     return [tuple(record[key] for key in keys) for record in records]

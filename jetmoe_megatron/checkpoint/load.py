@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.distributed import DistributedDataParallel
@@ -22,7 +23,7 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
         UserError: a file is not what it should be.
     """
     state = sharded_model(model)
-    parameters = [getattr(entry, "data", None) for entry in nested_values(state)]
+    parameters: list[Any] = [getattr(entry, "data", None) for entry in nested_values(state)]
     state["optimizer"] = sharded(empty_state(optimizer), state)
     loaded = load_state(path, state)
     if OPTIMIZER_STEPS not in loaded:

@@ -30,7 +30,8 @@ def sharded(state: State, model_state: dict[str, Any]) -> dict[str, Any]:
     """The tensors as Megatron's ShardedTensors, cut like their parameters in `model_state`."""
     entries: dict[str, Any] = {}
     for place, parameter in enumerate(nested_values(model_state)):
-        for kind, tensor in state.get(getattr(parameter, "data", None), {}).items():
+        data: Any = getattr(parameter, "data", None)
+        for kind, tensor in state.get(data, {}).items():
             entries[f"{place}.{kind}"] = make_sharded_optimizer_tensor(parameter, tensor, prefix=f"optimizer.{kind}")
     return entries
 

@@ -141,4 +141,4 @@ def read_rows(file: IO[bytes], piece: Piece, first: int = 0, count: int | None =
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """The memory of a contiguous tensor, to write or to read into."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-_Unpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]  # the one in C cannot be told what to leave out
+_Unpickler: Any = pickle._Unpickler  # the one in C cannot be told what to leave out
 Names = Mapping[str, Collection[str]]  # of a module, what a pickle may name of it
 
 

@@ -120,4 +120,4 @@ def _lines(node: yaml.Node, where: Location = ()) -> Iterator[tuple[Location, in
 
 def dump_yaml(value: Any) -> str:
     """In blocks: each scalar on a line of its own. `parse_yaml` gives the same value."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)  # type: ignore[call-overload]
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)

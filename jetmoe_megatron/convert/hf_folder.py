@@ -63,7 +63,7 @@ class HuggingFaceFolder:
     def _read(self, name: str) -> Tensor:
         file = self._file_of[name]
         with _open(file) as tensors:
-            if name not in tensors.keys():
+            if name not in tensors.keys():  # noqa: SIM118  # it is not a dict
                 raise UserError(f"{file}: has no tensor {name!r}")
             return tensors.get_tensor(name)
 

@@ -54,7 +54,7 @@ def one_thread() -> Iterator[None]:
 def choose_dtype(folder: Folder, name: str | None) -> torch.dtype:
     if name is not None:
         return DTYPES[name]
-    if folder.dtype not in DTYPES.values():
+    if folder.dtype is None or folder.dtype not in DTYPES.values():
         kind = f"tensors of {folder.dtype}" if folder.dtype else "tensors of several types"
         raise UserError(f"it has {kind}: choose bf16, fp16 or fp32 with --dtype")
     return folder.dtype

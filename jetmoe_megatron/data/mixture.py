@@ -101,14 +101,14 @@ class _Stretch:
     read_before: dict[str, int]  # sequences of each data set
 
 
-class RunSamples(torch.utils.data.Dataset):
+class RunSamples(torch.utils.data.Dataset[Sample]):
     """Sample n is the n-th sequence that the run trains on. Samples before `began` belong to an earlier blend."""
 
     def __init__(
         self,
         run: Run,
         cache: IndexCache,
-        began: Position = Position(),  # noqa: B008 (it is frozen)
+        began: Position = Position(),
         limit: float | None = None,
     ) -> None:
         """Rank 0 builds what the cache does not hold. All ranks call it.

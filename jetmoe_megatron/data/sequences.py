@@ -42,7 +42,7 @@ class Sample(_Always, total=False):
     document: torch.Tensor  # with data.mask_attention: see `document_of_tokens`
 
 
-class Sequences(torch.utils.data.Dataset):
+class Sequences(torch.utils.data.Dataset[Sample]):
     def __init__(self, path: str, run: Run, cache: IndexCache, seed: int) -> None:
         """Opens the dataset; builds nothing."""
         self.path, self.run, self.cache, self.seed = path, run, cache, seed

@@ -34,7 +34,7 @@ class StepBatches:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset[Sample],
         steps: range,
         micro_batches: int,
         micro_sequences: int,
@@ -90,7 +90,7 @@ class _Sampler:
 HELD_OUT_SEED = 0  # not the run's: the losses of runs with other seeds can be compared
 
 
-class HeldOutSamples(Dataset):
+class HeldOutSamples(Dataset[Sample]):
     """The same random sequences of a held-out set in every run, filled up to whole micro-batches with masked copies."""
 
     def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: IndexCache) -> None:

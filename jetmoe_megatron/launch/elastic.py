@@ -92,6 +92,7 @@ class _PatientAgent(LocalElasticAgent):
         self._met.set()
         # torch sends SIGTERM to all workers as soon as one has failed, and SIGKILL 30 seconds later.
         deadline = time.monotonic() + LAUNCHER_WAITS_FOR_RANKS
+        assert self._pcontext is not None  # the workers have been started
         pids = self._pcontext.pids().values()
         while {_peek_exit_code(pid) for pid in pids} == {ExitStatus.RUN_ME_AGAIN, None} and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -192,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
 
     relay, met = _SignalRelay(), threading.Event()
-    launcher_api.LocalElasticAgent = partial(_PatientAgent, relay, met)  # launch_agent has no argument for the agent
+    # launch_agent has no argument for the agent
+    launcher_api.LocalElasticAgent = partial(_PatientAgent, relay, met)  # type: ignore[misc, assignment]
     threading.Thread(target=_give_up, args=(met, args.rdzv_endpoint), daemon=True).start()
     for module in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{module}").addFilter(

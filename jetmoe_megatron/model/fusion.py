@@ -5,24 +5,25 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def fused(function: Callable[..., Any]) -> Callable[..., Any]:
+def fused(function: Callable[..., T]) -> Callable[..., T]:
     """`function` through torch.compile when its first argument lies on a GPU. It has no gradient:
 
     callers write the backward pass."""
 
     @functools.cache
-    def compiled() -> Callable[..., Any]:  # not before it is called: the compiler takes seconds to import
+    def compiled() -> Callable[..., T]:  # not before it is called: the compiler takes seconds to import
         return torch.compile(function)
 
     @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any) -> T:
         return (compiled() if arguments[0].is_cuda and can_fuse() else function)(*arguments)
 
     return call

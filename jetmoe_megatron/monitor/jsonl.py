@@ -85,7 +85,7 @@ class JsonLines:
             raise
 
 
-def write_records(path: Path, records: Iterable[dict]) -> None:
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """One line each, all of them or, after a kill or an OSError, what the file held before.
 
     They may be read from it meanwhile.
@@ -108,12 +108,12 @@ def _end_of(path: Path, step: int) -> int:
     return end
 
 
-def each_record(path: Path) -> Iterator[dict]:
+def each_record(path: Path) -> Iterator[dict[str, Any]]:
     """The valid records of the file, if there is one; cut-off and broken lines are left out. One is held at a time."""
     return (record for _, record in _each_line(path) if record)
 
 
-def _each_line(path: Path) -> Iterator[tuple[int, dict | None]]:
+def _each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(where it ends, its record or None if it is broken)"""
     if not path.is_file():
         return
@@ -136,6 +136,6 @@ def _is_shallow(value: Any, levels: int = 4) -> bool:
     return all(levels > 1 and _is_shallow(entry, levels - 1) for entry in inner)
 
 
-def read_metrics(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All of `each_record`."""
     return list(each_record(path))

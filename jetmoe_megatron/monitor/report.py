@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.checkpoint.folder import newest
@@ -35,7 +36,7 @@ def report(folder: Path) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _numbers(first: dict, others: Iterator[dict]) -> list[tuple[str, str]]:
+def _numbers(first: dict[str, Any], others: Iterator[dict[str, Any]]) -> list[tuple[str, str]]:
     last, evaluated, rates, skipped = first, dict[str, float](), list[float](), 0
     for record in itertools.chain([first], others):
         last = record

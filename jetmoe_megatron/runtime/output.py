@@ -28,4 +28,4 @@ class _Lasting:
 
 def outlast_readers() -> None:
     """From now on a print that fails is lost."""
-    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)

@@ -12,6 +12,7 @@ import sys
 import traceback
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def rewrite(checkpoint: Path, edit: Callable[[Metadata], None]) -> None:
     (checkpoint / METADATA).write_bytes(pickle.dumps(metadata))
 
 
-def whole_file(checkpoint: Path, name: str, payload: bytes) -> None:
+def whole_file(checkpoint: Path, payload: bytes, name: str) -> None:
     content = payload * (20000 // len(payload)) if name.endswith(".distcp") else payload
     (checkpoint / name).write_bytes(content)
 
@@ -128,7 +129,7 @@ def a_member_of_the_plan(checkpoint: Path, payload: bytes) -> None:
 
 
 ATTACKS: dict[str, Callable[[Path, bytes], None]] = {
-    **{f"the whole of {name}": lambda path, payload, name=name: whole_file(path, name, payload)
+    **{f"the whole of {name}": partial(whole_file, name=name)
        for name in (METADATA, "common.pt", "__0_0.distcp")},
     **{function.__name__: function for function in (
         an_object_among_the_tensors,
@@ -240,7 +241,7 @@ def test_what_is_read_is_what_was_written(checkpoint: Path) -> None:
     ours, torchs = read_metadata(checkpoint), pickle.loads((checkpoint / METADATA).read_bytes())
     assert ours.state_dict_metadata.keys() == torchs.state_dict_metadata.keys()
     for name, entry in torchs.state_dict_metadata.items():
-        mine = ours.state_dict_metadata[name]
+        mine: Any = ours.state_dict_metadata[name]
         assert (mine.size, mine.chunks, mine.properties.dtype) == (entry.size, entry.chunks, entry.properties.dtype)
     assert ours.storage_data == torchs.storage_data
 
@@ -396,7 +397,9 @@ def test_common_holds_plain_values(checkpoint: Path) -> None:
 
     torch.save({"optimizer_steps": 2, "model0": {WEIGHT: 7}}, checkpoint / "common.pt")
     assert LoadsSteps().load_common(checkpoint) == {"optimizer_steps": 2}
-    for content in ([], {"optimizer_steps": 2, "model0": {WEIGHT: torch.zeros(1)}}, {"optimizer_steps": "x" * 2**17}):
+    tensor = {"optimizer_steps": 2, "model0": {WEIGHT: torch.zeros(1)}}
+    refused: list[Any] = [[], tensor, {"optimizer_steps": "x" * 2**17}]
+    for content in refused:
         torch.save(content, checkpoint / "common.pt")
         with pytest.raises(ValueError, match="common.pt (has no number|cannot be read)"):
             LoadsSteps().load_common(checkpoint)

@@ -7,7 +7,8 @@ that are not there before the first step, and one count of steps in each group.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
@@ -30,7 +31,7 @@ class FusedAdam(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             count = group["step"] = group.get("step", 0) + 1
             (b1, b2), lr = group["betas"], group["lr"]
@@ -56,7 +57,7 @@ def fused_adam() -> Iterator[None]:
         yield
 
 
-KINDS = {"torch": contextlib.nullcontext, "fused": fused_adam}
+KINDS: dict[str, Callable[[], AbstractContextManager[None]]] = {"torch": contextlib.nullcontext, "fused": fused_adam}
 
 
 class Training:

@@ -76,8 +76,11 @@ def state_pieces(model: Any, optimizer: Any) -> dict[str, Any]:
     from jetmoe_megatron.checkpoint.optimizer_state import steps_done
 
     state = whole_state(optimizer)
-    values = {"weight": weight_of, **{kind: (lambda p, kind=kind: state[p][kind]) for kind in KINDS[1:]}}
-    found: dict[str, Any] = {kind: pieces(model, value_of) for kind, value_of in values.items()}
+
+    def value_of(kind: str) -> Any:
+        return weight_of if kind == "weight" else lambda p: state[p][kind]
+
+    found: dict[str, Any] = {kind: pieces(model, value_of(kind)) for kind in KINDS}
     return {**found, "steps": steps_done(optimizer)}
 
 

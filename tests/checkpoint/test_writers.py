@@ -74,7 +74,7 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
         from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
-        faults = {
+        faults: dict[str, contextlib.AbstractContextManager[Any]] = {
             "writer": patch.object(FileSystemWriterAsync, "write_preloaded_data", killed),
             "metadata": patch.object(FileSystemWriterAsync, "finish", refuse),
             "config": patch.object(serialization, "save_config", refuse),
@@ -115,12 +115,12 @@ def replaced(disk: os.statvfs_result, **fields: int) -> SimpleNamespace:
 
 def test_a_disk_without_room_says_how_much_is_missing(tmp_path: Path) -> None:
     full = os.statvfs(tmp_path)
-    with patch.object(os, "statvfs", lambda folder: replaced(full, f_bavail=10, f_frsize=70)):
-        with pytest.raises(OSError, match=r"No space left|2\.5 kB are needed, 700 bytes are free"):
-            check_room(tmp_path, 2500)
-    with patch.object(os, "statvfs", lambda folder: replaced(full, f_files=10, f_favail=0)):
-        with pytest.raises(OSError, match="no inodes left"):
-            check_room(tmp_path, 0)
+    few_bytes = patch.object(os, "statvfs", lambda folder: replaced(full, f_bavail=10, f_frsize=70))
+    with few_bytes, pytest.raises(OSError, match=r"No space left|2\.5 kB are needed, 700 bytes are free"):
+        check_room(tmp_path, 2500)
+    no_inodes_left = patch.object(os, "statvfs", lambda folder: replaced(full, f_files=10, f_favail=0))
+    with no_inodes_left, pytest.raises(OSError, match="no inodes left"):
+        check_room(tmp_path, 0)
     assert [in_units(size) for size in (0, 999, 1500, 2.5e6, 119e9, 3.25e12)] == [
         "0 bytes", "999 bytes", "1.5 kB", "2.5 MB", "119 GB", "3.25 TB",
     ]  # fmt: skip

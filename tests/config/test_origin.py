@@ -27,7 +27,8 @@ def environment_of_the_shipped_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def values(text: str) -> list[tuple[str, str, str]]:
     """(key, value, comment) of each line of `show` that has a value."""
     lines = [line.rpartition("  # ") for line in text.splitlines() if "  # " in line]
-    return [(*map(str.strip, before.lstrip("- ").partition(": ")[::2]), origin) for before, _, origin in lines]
+    pairs = [(*before.lstrip("- ").partition(": "), origin) for before, _, origin in lines]
+    return [(key.strip(), value.strip(), origin) for key, _, value, origin in pairs]
 
 
 def origin_of(text: str, key: str) -> str:

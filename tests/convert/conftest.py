@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def saved(save: Callable[..., Saved]) -> Saved:
 
 
 @pytest.fixture
-def released(tmp_path: Path) -> Iterator[Path]:
+def released(tmp_path: Path) -> Path:
     """A folder as transformers itself writes one, with random weights, norms and biases too."""
     from transformers import JetMoeConfig, JetMoeForCausalLM
 
@@ -84,4 +84,4 @@ def released(tmp_path: Path) -> Iterator[Path]:
         for parameter in network.parameters():
             parameter.normal_(0, 0.2)
     network.save_pretrained(tmp_path / "released")
-    yield tmp_path / "released"
+    return tmp_path / "released"

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_accumulated_batches_weigh_the_losses_as_one_batch_does(exported: Path, 
     gradients = []
 
     class Keep(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        def on_pre_optimizer_step(self, *arguments: Any, **kwargs: Any) -> None:
             gradients.append({n: p.grad.clone() for n, p in kwargs["model"].named_parameters() if "router" in n})
 
     for accumulated in (1, 4):

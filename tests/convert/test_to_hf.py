@@ -146,7 +146,7 @@ class Crafted:
     def __init__(self, witness: Path) -> None:
         self.witness = witness
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.mkdir, (str(self.witness),)
 
 

@@ -66,14 +66,15 @@ def test_as_megatron_makes_them(tmp_path: Path, documents: dict, tokenizer: Path
 def test_each_option_matters_and_layouts_agree(tmp_path: Path, documents: dict, tokenizer: Path) -> None:
     """Through the real command, with the pipeline split and layers recomputed."""
     first: dict[str, float] = {}
-    for name, ranks, changes in [
+    layouts: list[tuple[str, int, dict[str, Any]]] = [
         ("together", 1, {}),
         ("positions", 1, {"data__reset_positions": True}),
         ("attention", 1, {"data__mask_attention": True}),
         ("loss", 1, {"data__mask_loss": True}),
         ("all", 1, {"data": APART}),
         ("all, pp2", 2, {"data": APART, "parallel": {"pipeline": 2}, "recompute": "full"}),
-    ]:
+    ]
+    for name, ranks, changes in layouts:
         folder = tmp_path / name
         run = write_run(folder, tree(folder, documents, tokenizer, debug__max_steps=1, model__init_std=0.2, **changes))
         ended = pretrain(ranks, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from jetmoe_megatron.errors import UserError
 from tests.support import VOCAB, small_run, write_dataset
 
 
-def run_samples(tmp_path: Path, data: dict[str, str], **changes: object):  # noqa: ANN201
+def run_samples(tmp_path: Path, data: dict[str, str], **changes: object) -> tuple[Run, Any]:
     from jetmoe_megatron.data.index_cache import IndexCache
     from jetmoe_megatron.data.mixture import RunSamples
 
@@ -23,7 +24,7 @@ def run_samples(tmp_path: Path, data: dict[str, str], **changes: object):  # noq
     return run, RunSamples(run, IndexCache(tmp_path / "cache"))
 
 
-def tokens_between(samples, first: int, last: int) -> dict[str, int]:  # noqa: ANN001
+def tokens_between(samples: Any, first: int, last: int) -> dict[str, int]:
     from jetmoe_megatron.data.mixture import Position
 
     sequences = samples.advance(Position(first), last - first).sequences

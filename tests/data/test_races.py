@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 from jetmoe_megatron.config import Run
 from tests.ranks import run_ranks
@@ -22,7 +24,12 @@ def read_late(folder: str, data: dict[str, str]) -> list[int]:
     with process_group():
         if os.environ["RANK"] == "1":
             look = Sequences.missing
-            Sequences.missing = lambda self, epochs: (time.sleep(0.5), look(self, epochs))[1]  # type: ignore
+
+            def late(sequences: Sequences, epochs: range) -> Iterator[int]:
+                time.sleep(0.5)
+                return look(sequences, epochs)
+
+            patch.object(Sequences, "missing", late).start()
         samples = RunSamples(run, IndexCache(Path(folder) / "cache"))
         return samples[63]["tokens"].tolist()
 

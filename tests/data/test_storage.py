@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,14 +51,13 @@ def test_training_from_objects_equals_training_from_files(tmp_path: Path, data: 
 
 
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, bucket: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jetmoe_megatron.data import storage
     from jetmoe_megatron.data.ledger import fingerprint
 
     missing = {name: path.replace("sets", "nowhere") for name, path in bucket.items()}
     with pytest.raises(UserError, match=r"^s3://corpus/nowhere/code.idx: cannot be read \(.*404"):
         fingerprint(Run.model_validate(small_run(tmp_path, missing)), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs boto3, which is not installed: pip install boto3$"):
         fingerprint(Run.model_validate(small_run(tmp_path, bucket)), tmp_path)
 

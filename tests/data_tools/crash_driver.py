@@ -6,6 +6,7 @@ FOLDER holds in.jsonl, the uninterrupted result want.{bin,idx,skipped.txt} and, 
 Prints one line of JSON for each number of steps: what stood under the final names after the kill and at the end.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from data_tools import partial, shards, tokenize
 from data_tools.errors import InputError
@@ -23,7 +25,7 @@ KINDS = ("bin", "idx", "skipped.txt")
 
 def main(folder: Path, tokenizer: str, overwrite: bool) -> None:
     shards.SHARD_BYTES, tokenize._COMMIT_SECONDS = 4000, 0
-    tokenize.ordered_map = in_this_process
+    patch.object(tokenize, "ordered_map", in_this_process).start()
     steps = 0
     while True:
         work = folder / "work"
@@ -32,7 +34,7 @@ def main(folder: Path, tokenizer: str, overwrite: bool) -> None:
         for kind in KINDS:
             if overwrite and (folder / f"old.{kind}").exists():
                 shutil.copy(folder / f"old.{kind}", work / f"out.{kind}")
-        killed = in_child(lambda steps=steps: make(folder, tokenizer, overwrite, steps))
+        killed = in_child(functools.partial(make, folder, tokenizer, overwrite, steps))
         after_kill = what_stands(folder, work)
         status = in_child(lambda: make(folder, tokenizer, overwrite, None))
         left = sorted(path.name for path in work.iterdir())

@@ -2,6 +2,7 @@
 
 import random
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ def parse(prefix: Path) -> Documents | None:
         end += length * width
     if end != len(data) or bounds[0] != 0 or bounds[-1] != count or list(bounds) != sorted(bounds):
         return None
-    return [sequences[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [sequences[a:b] for a, b in pairwise(bounds)]
 
 
 def by_megatron(prefix: Path, documents: Documents, dtype: type[np.integer] = np.uint16) -> Path:

@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).parents[2]
 Tree = Callable[[Path], list[str]]
 
 
-def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path | int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=REPOSITORY)
 
 

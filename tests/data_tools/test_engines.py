@@ -200,7 +200,7 @@ def test_failures_and_differences_are_found_before_anything_is_encoded(
     tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, encode: Callable[..., object], message: str
 ) -> None:
     fake_fastokens(monkeypatch, encode)
-    name, why = choose_engine(tokenizer_dir, "auto")
+    name, _ = choose_engine(tokenizer_dir, "auto")
     assert name == "tokenizers"
     with pytest.raises(InputError, match=f"{message}.*; leave --engine at auto"):
         choose_engine(tokenizer_dir, "fastokens")
@@ -285,7 +285,7 @@ def test_a_sentencepiece_model_gives_its_own_ids(tmp_path: Path, model: Path, co
 def test_sentencepiece_refusals(tmp_path: Path, model: Path, corpus: Path) -> None:
     for name in ("tokenizers", "fastokens"):
         with pytest.raises(InputError, match="which only sentencepiece encodes; leave --engine at auto"):
-            choose_engine(model, name)  # type: ignore[arg-type]
+            choose_engine(model, name)
     broken = tmp_path / "broken.model"
     broken.write_bytes(model.read_bytes()[:100])
     with pytest.raises(InputError, match="broken.model: not a SentencePiece model") as caught:

@@ -76,9 +76,8 @@ def test_smallest_dtype_is_megatrons(vocab_size: int) -> None:
 
 @pytest.mark.parametrize("ids", [[65536], [-1]])
 def test_an_id_never_wraps_around(tmp_path: Path, ids: list[int], tree: Tree) -> None:
-    with pytest.raises(ValueError, match="do not fit uint16"):
-        with IndexedWriter(tmp_path / "data", np.uint16) as writer:
-            writer.add_document(np.array(ids))
+    with pytest.raises(ValueError, match="do not fit uint16"), IndexedWriter(tmp_path / "data", np.uint16) as writer:
+        writer.add_document(np.array(ids))
     assert tree(tmp_path) == []
 
 
@@ -87,11 +86,10 @@ def test_a_failure_leaves_nothing_and_keeps_what_was(tmp_path: Path, error: type
     write(tmp_path / "old")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for name in ("old", "new"):
-        with pytest.raises(error):
-            with IndexedWriter(tmp_path / name, np.uint16) as writer:
-                writer.add_document(np.arange(10))
-                assert not (tmp_path / "new.bin").exists()
-                raise error
+        with pytest.raises(error), IndexedWriter(tmp_path / name, np.uint16) as writer:
+            writer.add_document(np.arange(10))
+            assert not (tmp_path / "new.bin").exists()
+            raise error
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -102,24 +100,24 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(indexed, "sync", full)
-    with pytest.raises(InputError, match=r"cannot write .*data\.\w+: No space left on device$"):
-        with IndexedWriter(tmp_path / "data", np.uint16) as writer:
-            writer.add_document(np.arange(10))
+    refused = pytest.raises(InputError, match=r"cannot write .*data\.\w+: No space left on device$")
+    with refused, IndexedWriter(tmp_path / "data", np.uint16) as writer:
+        writer.add_document(np.arange(10))
     assert tree(tmp_path) == []
 
 
 def test_a_sequence_longer_than_the_format_is_refused(tmp_path: Path, tree: Tree) -> None:
-    with pytest.raises(InputError, match="a sequence of 2147483648 tokens; the format ends at 2147483647"):
-        with IndexedWriter(tmp_path / "data", np.uint16) as writer:
-            writer.add_document(np.broadcast_to(np.uint16(1), 2**31))
+    refused = pytest.raises(InputError, match="a sequence of 2147483648 tokens; the format ends at 2147483647")
+    with refused, IndexedWriter(tmp_path / "data", np.uint16) as writer:
+        writer.add_document(np.broadcast_to(np.uint16(1), 2**31))
     assert tree(tmp_path) == []
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot write .*file/data.bin: "):
-        with IndexedWriter(tmp_path / "file" / "data", np.uint16):
-            pass
+    refused = pytest.raises(InputError, match="cannot write .*file/data.bin: ")
+    with refused, IndexedWriter(tmp_path / "file" / "data", np.uint16):
+        pass
 
 
 def test_read_index_tells_what_was_written(tmp_path: Path) -> None:

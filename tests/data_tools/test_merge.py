@@ -151,10 +151,10 @@ def test_more_tokens_than_32_bits(tmp_path: Path) -> None:
     """2.2e9 tokens of one byte each, in sparse files, but copied in full."""
     inputs = []
     for name in ("one", "two"):
-        with open(tmp_path / f"{name}.bin", "wb") as data, open(tmp_path / f"{name}.idx", "wb") as index:
+        with open(tmp_path / f"{name}.bin", "wb") as data, open(tmp_path / f"{name}.idx", "wb") as lengths:
             data.truncate(1_100_000_000)
             data.write(name.encode())
-            write_index(index, np.dtype(np.uint8), np.array([1_000_000_000, 100_000_000], np.int32))
+            write_index(lengths, np.dtype(np.uint8), np.array([1_000_000_000, 100_000_000], np.int32))
         inputs.append(tmp_path / name)
     merge(inputs, tmp_path / "out")
     index = read_index(tmp_path / "out")

@@ -51,8 +51,13 @@ def test_results_come_in_order() -> None:
 
 def test_items_are_taken_as_results_are_used() -> None:
     taken: list[int] = []
-    items = (taken.append(i) or i for i in range(100))
-    with closing(ordered_map(_slow_first, items, 2)) as results:
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    with closing(ordered_map(_slow_first, items(), 2)) as results:
         next(results)
         assert len(taken) == 5
     assert len(taken) == 5

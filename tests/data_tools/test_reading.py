@@ -12,8 +12,9 @@ from pyarrow import parquet
 
 from data_tools import batch as batches
 from data_tools import reading, shards
+from data_tools.batch import Batch
 from data_tools.errors import InputError
-from data_tools.reading import Batch, read_texts
+from data_tools.reading import read_texts
 from data_tools.shards import Shard, cut
 from data_tools.tokenizer import train_bpe
 

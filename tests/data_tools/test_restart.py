@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet as pq
@@ -143,7 +144,7 @@ def test_an_interrupted_run_goes_on(
         if len(seen) in (5, 6):
             raise KeyboardInterrupt
 
-    def run(prefix: Path, **options: object) -> None:
+    def run(prefix: Path, **options: Any) -> None:
         tokenize([source], prefix, tokenizer_dir, on_error="skip", report=messages.append, **options)
 
     with pytest.raises(KeyboardInterrupt) as stopped:
@@ -175,7 +176,7 @@ def test_other_settings_are_refused_by_name(
     def interrupt(stats: Stats) -> None:
         raise KeyboardInterrupt
 
-    def run(*inputs: Path, **options: object) -> Stats:
+    def run(*inputs: Path, **options: Any) -> Stats:
         arguments = {"on_error": "skip", "report": quiet, **options}
         return tokenize(inputs, tmp_path / "out", tokenizer_dir, **arguments)
 
@@ -244,7 +245,7 @@ def test_rows_lost_of_a_table_are_counted_alike_over_restarts(
         if seen == 3:
             raise KeyboardInterrupt
 
-    def run(**options: object) -> Stats:
+    def run(**options: Any) -> Stats:
         arguments = {"on_error": "skip", "workers": workers, "report": messages.append, **options}
         return tokenize([path], tmp_path / "out", tokenizer_dir, **arguments)
 
@@ -295,7 +296,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(
     tokenize([source], tmp_path / "want", tokenizer_dir, on_error="skip", report=quiet)
     real, calls = shutil.copyfileobj, 0
 
-    def full(*args: object) -> None:
+    def full(*args: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 12:

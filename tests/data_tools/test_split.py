@@ -94,8 +94,8 @@ def test_refused_and_nothing_written(tmp_path: Path, command: Command, tree: Tre
     before = tree(tmp_path)
 
     def refused(message: str, source: Path, fraction: str = "0.5", **options: str | Path) -> None:
-        outputs = {"train": tmp_path / "train", "held-out": tmp_path / "held"} | options
-        arguments = [part for name, value in outputs.items() for part in (f"--{name}", value)]
+        outputs = {"train": tmp_path / "train", "held_out": tmp_path / "held"} | options
+        arguments = [part for name, value in outputs.items() for part in ("--" + name.replace("_", "-"), value)]
         status, out, err = command("split", source, "--fraction", fraction, *arguments)
         assert (status, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
         assert message in err
@@ -113,9 +113,9 @@ def test_refused_and_nothing_written(tmp_path: Path, command: Command, tree: Tre
         apart = (s for s in range(99) if held_out([[]], 0.5, s) == hollow_side != held_out([[5, 2]], 0.5, s))
         refused(message, half, seed=str(next(apart)))
     refused("in: both an input and the output", prefix, train=prefix)
-    refused("in: both an input and the output", prefix, **{"held-out": prefix})
-    refused("taken.bin exists", prefix, **{"held-out": tmp_path / "taken"})
-    refused("train: named for both sides", prefix, **{"held-out": tmp_path / "train"})
+    refused("in: both an input and the output", prefix, held_out=prefix)
+    refused("taken.bin exists", prefix, held_out=tmp_path / "taken")
+    refused("train: named for both sides", prefix, held_out=tmp_path / "train")
     refused("sequence lengths and byte offsets disagree", tmp_path / "damaged")
     refused("missing.idx: no such file", tmp_path / "missing")
 
@@ -126,7 +126,7 @@ def test_both_sides_appear_or_none(tmp_path: Path, tree: Tree, limit: int, fract
     """The system refuses this process large files: one side fits, the other's ids or index do not."""
     prefix = by_hand(tmp_path / "in", [[[i, 2]] for i in range(1000)])
     before = tree(tmp_path)
-    outputs = ["--train", tmp_path / "train", "--held-out", tmp_path / "held"]
+    outputs: list[str | Path] = ["--train", tmp_path / "train", "--held-out", tmp_path / "held"]
     failed = subprocess.run(
         [sys.executable, "-m", "data_tools", "split", prefix, *outputs, "--fraction", fraction],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -272,7 +273,7 @@ def test_refused_before_anything_is_written(
     (tmp_path / "taken.idx").touch()
     before = tree(tmp_path)
 
-    def refused(message: str, source: Path = good, output: str = "out", **options: object) -> None:
+    def refused(message: str, source: Path = good, output: str = "out", **options: Any) -> None:
         with pytest.raises(InputError, match=message):
             tokenize([source], tmp_path / output, options.pop("tokenizer_dir", tokenizer_dir), **options)
         assert tree(tmp_path) == before

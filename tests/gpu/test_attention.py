@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -44,11 +46,14 @@ def test_values_and_gradients(masked: bool, dtype: torch.dtype, tolerance: float
     mask = (later | (document[:, None] != document))[None, None] if masked else None
     on_gpu = [torch.randn(length, 2, n, 128, dtype=dtype, device="cuda").requires_grad_() for n in (8, 4, 4)]
     on_cpu = [t.detach().cpu().float().requires_grad_() for t in on_gpu]
-    a = scaled_dot_product(*on_gpu, None if mask is None else mask.cuda())
-    expected = plain(*on_cpu, mask)
+    q, k, v = on_gpu
+    a = scaled_dot_product(q, k, v, None if mask is None else mask.cuda())
+    q, k, v = on_cpu
+    expected = plain(q, k, v, mask)
     g = torch.randn_like(a)
     a.backward(g)
     expected.backward(g.cpu().float())
-    for ours, truth in [(a, expected), *((x.grad, y.grad) for x, y in zip(on_gpu, on_cpu, strict=True))]:
+    pairs: list[tuple[Any, Any]] = [(a, expected), *((x.grad, y.grad) for x, y in zip(on_gpu, on_cpu, strict=True))]
+    for ours, truth in pairs:
         error = (ours.detach().cpu().float() - truth).abs().max() / truth.abs().max()
         assert error < tolerance, error

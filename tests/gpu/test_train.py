@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +43,12 @@ def losses(data: dict, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Los
         folder = tmp_path_factory.getbasetemp() / name.replace(" ", "_")
         run_file = write_run(folder, small_run(folder, data, precision=precision, model__expert_backend=backend))
         for part, device in enumerate(devices, start=1):
-            command = [sys.executable, "pretrain_jetmoe.py", run_file, *([STOP] if part < len(devices) else [])]
+            command: list[str | Path] = [
+                sys.executable,
+                "pretrain_jetmoe.py",
+                run_file,
+                *([STOP] if part < len(devices) else []),
+            ]
             hidden = {**environment(), "CUDA_VISIBLE_DEVICES": device, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
             result = subprocess.run(command, cwd=REPO, env=hidden, capture_output=True, text=True, timeout=240)
             assert result.returncode == 0, result.stderr

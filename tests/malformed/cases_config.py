@@ -41,6 +41,10 @@ def _layout(ranks: str, changes: dict[str, Any], said: str) -> Case:
     return Case(f"layout of {ranks}, {changes}", make, said)
 
 
+def _at(key: str, path: str) -> Callable[[World], list[Any]]:
+    return lambda world: world.train("--dry-run", **{key: str(world / path)})
+
+
 def _arguments(name: str, make: Callable[[World], list[Any]], said: str) -> Case:
     return Case(f"arguments, {name}", make, said)
 
@@ -287,7 +291,7 @@ ENVIRONMENT = [
     *(
         Case(
             f"{key} {name}",
-            lambda world, key=key, path=path: world.train("--dry-run", **{key: str(world / path)}),
+            _at(key, path),
             f"{key.replace('__', '.')}: .* cannot be made in .*: {said}",
         )
         for key in ("output_dir", "data__cache")

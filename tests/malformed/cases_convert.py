@@ -153,7 +153,7 @@ def _config(name: str, value: Any, said: str) -> Case:
     names |= {"intermediate_size": "ffn_hidden_size"}
 
     def harm(world: World) -> None:
-        both = {key: value for key in (name, names.get(name, name))}
+        both = dict.fromkeys((name, names.get(name, name)), value)
         world.edit_json("hf/config.json", lambda content: content.update(both))
 
     return _from_hf(f"{name}={str(value)[:20]}", harm, rf"config\.json: {said}")

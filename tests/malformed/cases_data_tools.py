@@ -98,7 +98,7 @@ def _state(**changes: Any) -> Harm:
             "inputs": [_identity(path) for path in find_files([world / "corpus"])],
         }
         state = {**asdict(State(shards=1)), **changes}
-        empty = {name: "" for name in ("bin", "lengths", "skipped")}
+        empty = dict.fromkeys(("bin", "lengths", "skipped"), "")
         _partial(**{"settings.json": settings, "state.json": state}, **empty)(world)
 
     return make

@@ -136,8 +136,8 @@ class Good:
     def encoded(self) -> Path:
         """Two datasets, `one` and `two`, that the tokenizer has made."""
         folder = self.root / "encoded"
-        for name, source in (("one", "a"), ("two", "b")):
-            source = self.corpus / f"{source}.jsonl"
+        for name, texts in (("one", "a"), ("two", "b")):
+            source = self.corpus / f"{texts}.jsonl"
             self._made("jetmoe", "data", "tokenize", source, "--output", folder / name, "--tokenizer", self.tokenizer)
         return folder
 

@@ -57,10 +57,11 @@ def test_which_is_faster_depends_on_the_cpu_the_precision_and_the_length(
 ) -> None:
     monkeypatch.setattr(attention_on_cpu, "has_amx", lambda: amx)
     for length in (longest, longest + 1):
-        called = []
+        called: list[tuple[torch.Tensor, ...]] = []
         monkeypatch.setattr("jetmoe_megatron.model.attention.causal_attention", lambda *t, to=called: to.append(t))
         if length:
-            scaled_dot_product(*draw(length, 1, 2, 1, dtype), None)
+            q, k, v = draw(length, 1, 2, 1, dtype)
+            scaled_dot_product(q, k, v, None)
             assert len(called) == (length == longest)
 
 

@@ -54,10 +54,11 @@ def test_equal_to_each_document_alone(data: dict, world_of_one: None, reset_posi
     losses.sum().backward()
     together = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    apart = []
-    for text in documents():
-        if len(text) > 1:
-            apart.append(model(text[None, :-1], torch.arange(len(text) - 1)[None], None, labels=text[None, 1:])[0])
+    apart = [
+        model(text[None, :-1], torch.arange(len(text) - 1)[None], None, labels=text[None, 1:])[0]
+        for text in documents()
+        if len(text) > 1
+    ]
     torch.cat(apart).sum().backward()
     torch.testing.assert_close(losses, torch.cat(apart), rtol=1e-5, atol=1e-5)
     for name, parameter in model.named_parameters():

@@ -6,6 +6,7 @@ import math
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,10 @@ def test_swiglu(dtype: torch.dtype) -> None:
     activated, linear = truth.chunk(2, dim=-1)
     expected = activated / (1 + (-activated).exp()) * linear
     expected.backward(g.double())
-    tolerance = {"rtol": 3 * TOLERANCE[dtype], "atol": 3 * TOLERANCE[dtype]}
-    torch.testing.assert_close(y.double(), expected, **tolerance)
-    torch.testing.assert_close(x.grad.double(), truth.grad, **tolerance)
+    tolerance = 3 * TOLERANCE[dtype]
+    assert x.grad is not None
+    torch.testing.assert_close(y.double(), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(x.grad.double(), truth.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_permutation_counts_every_expert() -> None:
@@ -88,16 +90,17 @@ def test_permutation_counts_every_expert() -> None:
     assert torch.equal(expert_TK.flatten()[permutation.order_N], permutation.expert_N)
 
 
-def choose(precision: str = "fp32", parallel: dict | None = None, **model: object) -> str:
+def choose(precision: str = "fp32", parallel: dict | None = None, **model: Any) -> str:
     """The backend of a small model, on as many ranks as the layout has."""
-    shape = dict(num_layers=1, hidden_size=32, num_kv_heads=2, kv_channels=8, ffn_hidden_size=48, vocab_size=64)
-    tree = small_run(Path("unused"), {"code": "unused", "prose": "unused"}, model={**shape, **model})
+    shape = {"num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
+    model = {**shape, "vocab_size": 64, **model}
+    tree = small_run(Path("unused"), {"code": "unused", "prose": "unused"}, model=model)
     run = Run.model_validate({**tree, "precision": precision, "parallel": parallel or {}})
     world = math.prod(value for value in (parallel or {}).values() if isinstance(value, int))
     return choose_backend(run, resolve_layout(run, world)).name
 
 
-def refusal(precision: str = "bf16", parallel: dict | None = None, **model: object) -> str:
+def refusal(precision: str = "bf16", parallel: dict | None = None, **model: Any) -> str:
     with pytest.raises(UserError) as error:
         choose(precision, parallel, **model)
     return str(error.value)
@@ -112,7 +115,7 @@ def test_auto_without_a_gpu() -> None:
 
 
 # The widths of the whole model are even in all of these.
-UNEVEN = {
+UNEVEN: dict[str, tuple[dict[str, int], dict[str, Any], str | None]] = {
     "MLP": ({"tensor": 2, "expert_tensor": 1}, {"ffn_hidden_size": 36}, None),
     "MLP, split": ({"expert_tensor": 2}, {"ffn_hidden_size": 36}, "ffn_hidden_size / expert_tensor (36 / 2 = 18)"),
     "attention, replicated": ({"tensor": 2}, {"kv_channels": 6}, "num_kv_heads x kv_channels / tensor (12 / 2 = 6)"),

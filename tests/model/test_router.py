@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def formulas(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture
-def router(data: dict, world_of_one: None) -> torch.nn.Module:
+def router(data: dict, world_of_one: None) -> Any:
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
     _, model = build({"num_experts": 6, "top_k": 2}, data)
@@ -32,7 +34,7 @@ def router(data: dict, world_of_one: None) -> torch.nn.Module:
     return model.decoder.layers[0].mlp.router.train()
 
 
-def run_router(router: torch.nn.Module, x: Tensor) -> Tensor:
+def run_router(router: Any, x: Tensor) -> Tensor:
     router.losses.reset()
     router.zero_grad()
     gates, chosen = router(x)
@@ -41,7 +43,7 @@ def run_router(router: torch.nn.Module, x: Tensor) -> Tensor:
     return gates
 
 
-def test_values(router: torch.nn.Module) -> None:
+def test_values(router: Any) -> None:
     x = torch.randn(16, 3, 32)
     run_router(router, x)
     balance, z = formulas(x.flatten(0, 1) @ router.weight.T, 2)
@@ -51,7 +53,7 @@ def test_values(router: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("coefficients", [(0.01, 0.0), (0.0, 0.001), (0.3, 0.2)])
-def test_gradient_on_router_weights(router: torch.nn.Module, coefficients: tuple[float, float]) -> None:
+def test_gradient_on_router_weights(router: Any, coefficients: tuple[float, float]) -> None:
     router.config.moe_aux_loss_coeff, router.config.moe_z_loss_coeff = coefficients
     x = torch.randn(16, 3, 32)
     (run_router(router, x) * 0).sum().backward()  # no language loss: what is left are the auxiliary ones
@@ -61,14 +63,14 @@ def test_gradient_on_router_weights(router: torch.nn.Module, coefficients: tuple
     torch.testing.assert_close(router.weight.grad, weight.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_even_router_has_balance_1(router: torch.nn.Module) -> None:
+def test_even_router_has_balance_1(router: Any) -> None:
     with torch.no_grad():
         router.weight.zero_()
     run_router(router, torch.randn(8, 2, 32))
     assert float(router.losses.balance_loss) == pytest.approx(1.0)
 
 
-def test_z_loss_survives_huge_logits(router: torch.nn.Module) -> None:
+def test_z_loss_survives_huge_logits(router: Any) -> None:
     with torch.no_grad():
         router.weight.fill_(1e3)
     gates = run_router(router, torch.full((4, 1, 32), 1e2))
@@ -77,7 +79,7 @@ def test_z_loss_survives_huge_logits(router: torch.nn.Module) -> None:
     assert torch.isfinite(router.weight.grad).all()
 
 
-def test_nothing_is_counted_outside_of_training(router: torch.nn.Module) -> None:
+def test_nothing_is_counted_outside_of_training(router: Any) -> None:
     router.losses.reset()
     router.eval()
     router(torch.randn(4, 1, 32))
@@ -87,7 +89,7 @@ def test_nothing_is_counted_outside_of_training(router: torch.nn.Module) -> None
     assert router.losses.micro_batches == 0
 
 
-def test_counts_of_a_step_are_exact_in_bf16(router: torch.nn.Module) -> None:
+def test_counts_of_a_step_are_exact_in_bf16(router: Any) -> None:
     """Megatron casts the model, which 257 in bf16 would not survive."""
     router.bfloat16()
     router.counting = True
@@ -97,11 +99,16 @@ def test_counts_of_a_step_are_exact_in_bf16(router: torch.nn.Module) -> None:
     assert int(router.count_E.sum()) == 40 * 32 * 2
 
 
-def test_logits_in_fp32_without_an_fp32_copy_of_the_input(router: torch.nn.Module) -> None:
+def test_logits_in_fp32_without_an_fp32_copy_of_the_input(router: Any) -> None:
     x = torch.randn(16, 3, 32, dtype=torch.bfloat16).requires_grad_()
     router.weight.data = router.weight.data.bfloat16()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    kept: list[Tensor] = []
+
+    def keep(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         logits = router.gating(x)
     assert logits.dtype == torch.float32
     assert {t.dtype for t in kept} == {torch.bfloat16}
@@ -112,4 +119,5 @@ def test_logits_in_fp32_without_an_fp32_copy_of_the_input(router: torch.nn.Modul
     expected.backward(g)
     assert torch.equal(logits, expected)
     for ours, truth in ((x.grad, plain.grad), (router.weight.grad, weight.grad)):
+        assert truth is not None
         torch.testing.assert_close(ours, truth.bfloat16(), rtol=1e-2, atol=1e-6)

@@ -50,6 +50,9 @@ class Failing:
         self.calls += 1
         raise OSError("no space left on device")
 
+    def amend(self, step: int, values: Record) -> None:
+        raise AssertionError("a dropped writer is not amended")
+
     def close(self) -> None:
         raise AssertionError("a dropped writer is not closed")
 
@@ -219,7 +222,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wandb_records(file: Path) -> list:
     """The records of a .wandb file: LevelDB's log format after a header of 7 bytes, each one a protobuf message."""
-    from wandb.proto.wandb_internal_pb2 import Record as Message
+    from wandb.proto.wandb_internal_pb2 import Record as Message  # type: ignore[attr-defined]  # made when imported
 
     content, position, messages, pending = file.read_bytes(), 7, [], b""
     while position + 7 <= len(content):

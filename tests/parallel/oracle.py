@@ -209,7 +209,8 @@ def _chunk_pieces(chunk: Any, value_of: Callable[[Any], Tensor]) -> list[_Piece]
             if module.expert_group:
                 split(0, module.expert_group)
         elif getattr(parameter, "tensor_model_parallel", False):
-            split(parameter.partition_dim, parallel_state.get_tensor_model_parallel_group())
+            axis = parameter.partition_dim  # type: ignore[attr-defined]
+            split(axis, parallel_state.get_tensor_model_parallel_group())
         found.append(_Piece(name, tuple(shape), tuple(slices), value))
     return found
 

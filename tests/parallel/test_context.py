@@ -59,8 +59,8 @@ def train(tree: dict[str, Any], steps: int) -> Any:
 def test_context_parallel(ranks: int, parallel: dict[str, Any], changes: dict[str, Any]) -> None:
     truth = one_process(changes)
     split = oracle.joined(run_ranks(ranks, train, run_tree(parallel=parallel, **changes), 3))
-    for step, (ours, expected) in enumerate(zip(split.losses, truth.losses, strict=True)):
-        assert ours == pytest.approx(expected, rel=1e-5), f"step {step + 1}"
+    for step, (ours, loss) in enumerate(zip(split.losses, truth.losses, strict=True)):
+        assert ours == pytest.approx(loss, rel=1e-5), f"step {step + 1}"
     for name, expected in truth.gradients.items():
         error = oracle.relative_error(split.gradients[name], expected)
         assert error < 1e-5, f"gradient of {name}: relative error {error:.1e}"

@@ -108,8 +108,8 @@ def test_widths_that_no_grouped_matmul_takes_on_a_rank() -> None:
 
 
 def check_equal(split: Outcome, truth: Outcome) -> None:
-    for step, (ours, expected) in enumerate(zip(split.losses, truth.losses, strict=True)):
-        assert ours == pytest.approx(expected, rel=1e-5), f"step {step + 1}"
+    for step, (ours, loss) in enumerate(zip(split.losses, truth.losses, strict=True)):
+        assert ours == pytest.approx(loss, rel=1e-5), f"step {step + 1}"
     assert split.gradients.keys() == truth.gradients.keys()
     for name, expected in truth.gradients.items():
         error = relative_error(split.gradients[name], expected)

@@ -18,12 +18,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(REPO / "configs/quickstart", root / "configs/quickstart")
     data = root / "data/quickstart"
     texts = [data / "code.train.jsonl", data / "prose.train.jsonl"]
-    run = [(sys.executable, REPO / "scripts/quickstart_corpus.py", data)]
+    run: list[tuple[object, ...]] = [(sys.executable, REPO / "scripts/quickstart_corpus.py", data)]
     run.append(("jetmoe", "data", "tokenizer", *texts, "--vocab-size", 4096, "--output", data / "tokenizer"))
-    for text in texts:
-        run.append(
-            ("jetmoe", "data", "tokenize", text, "--output", text.with_suffix(""), "--tokenizer", data / "tokenizer")
-        )
+    tokenizer = ("--tokenizer", data / "tokenizer")
+    run += [("jetmoe", "data", "tokenize", text, "--output", text.with_suffix(""), *tokenizer) for text in texts]
     for arguments in run:
         result = command(*arguments, cwd=root)
         assert result.returncode == 0, result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def plateau(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> P
     return folder
 
 
-def branch(folder: Path, data: dict, source: Path, *overrides: str):  # noqa: ANN201
+def branch(folder: Path, data: dict, source: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     run = write_run(folder, small_run(folder, data, start_from=str(source)))
     return pretrain(1, run, *overrides)
 
@@ -281,7 +282,7 @@ def test_a_rollback_of_a_branch_with_another_seed(plateau: Path, tmp_path: Path,
     assert sum(saved["read"]["sequences"].values()) == len(read)
 
 
-def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{key}.")

@@ -44,7 +44,7 @@ def test_nothing_but_the_package_itself() -> None:
 
 def test_megablocks_is_built_around_its_traps(everything: str) -> None:
     lines = everything.splitlines()
-    built = [line for line in lines if "grouped_gemm==" in line or "megablocks" in line and "pip" in line]
+    built = [line for line in lines if "grouped_gemm==" in line or ("megablocks" in line and "pip" in line)]
     assert len(built) == 3
     for line in built:
         assert "--no-deps --no-build-isolation --no-cache-dir" in line

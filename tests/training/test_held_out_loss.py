@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -34,13 +35,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Pat
 def killed_while_it_measures() -> None:
     from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 
-    HeldOutLoss.measure = _kill  # type: ignore[method-assign]
+    patch.object(HeldOutLoss, "measure", _kill).start()
 
 
 def killed_when_a_checkpoint_has_its_name() -> None:
     from jetmoe_megatron.checkpoint import saver
 
-    saver.retain = _kill
+    patch.object(saver, "retain", _kill).start()
 
 
 def _kill(*arguments: Any) -> Any:
@@ -58,22 +59,23 @@ def stopped_in_step_8() -> None:
 def _stop_in_step(number: int) -> None:
     from jetmoe_megatron.training import loop
     from jetmoe_megatron.training.held_out_loss import HeldOutLoss
+    from jetmoe_megatron.training.step import compute_gradients
 
-    real, begun = loop.compute_gradients, []
+    begun = []
 
     def compute(*arguments: Any) -> Any:
         begun.append(1)
         if len(begun) == number:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
+        return compute_gradients(*arguments)
 
     def measure(*arguments: Any) -> Any:
         assert len(begun) < number, "the seconds that a batch system leaves are for the save"
         return original(*arguments)
 
     original = HeldOutLoss.measure
-    loop.compute_gradients = compute
-    HeldOutLoss.measure = measure  # type: ignore[method-assign]
+    patch.object(loop, "compute_gradients", compute).start()
+    patch.object(HeldOutLoss, "measure", measure).start()
 
 
 @pytest.mark.parametrize(

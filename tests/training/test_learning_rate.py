@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_published_recipe(tokens: int, expected: float) -> None:
 
 def test_decay_is_geometric_not_a_line() -> None:
     points = [JETMOE(10**12 + i * 25 * 10**9) for i in range(11)]
-    ratios = [b / a for a, b in zip(points, points[1:], strict=False)]
+    ratios = [b / a for a, b in pairwise(points)]
     assert max(ratios) == pytest.approx(min(ratios), rel=1e-9)
 
 

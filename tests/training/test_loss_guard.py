@@ -79,7 +79,7 @@ def test_the_budget_counts_within_the_window() -> None:
     for step in range(9, 30):
         guard.judge(step, "stable", NAN if step in (9, 10, 18, 19, 20) else 4.0, 1.0)
         actions.append((step, guard.action))
-    assert [step for step, action in actions if action == "stop"][0] == 20
+    assert next(step for step, action in actions if action == "stop") == 20
     assert guard.judge(21, "stable", 4.0, 1.0) is None
 
 

@@ -112,7 +112,13 @@ def test_signal_saves_and_asks_to_be_run_again(number: int, tmp_path: Path, data
 
 def test_signal_to_torchrun_saves_on_all_ranks(tmp_path: Path, data: dict) -> None:
     run_file = write_run(tmp_path, small_run(tmp_path, data, phases__0__tokens=256 * 2000))
-    launcher = [*TORCHRUN, "--nproc-per-node=2", "pretrain_jetmoe.py", str(run_file), "logging.every_steps=1"]
+    launcher: list[str | Path] = [
+        *TORCHRUN,
+        "--nproc-per-node=2",
+        "pretrain_jetmoe.py",
+        str(run_file),
+        "logging.every_steps=1",
+    ]
     process = subprocess.Popen(launcher, cwd=REPO, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     next(line for line in process.stdout if line.startswith("step"))
@@ -125,7 +131,7 @@ def test_signal_to_torchrun_saves_on_all_ranks(tmp_path: Path, data: dict) -> No
 
 def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path: Path, data: dict) -> None:
     tree = small_run(tmp_path, data, phases__0__tokens=10**6 // 256 * 256)
-    launcher = [*TORCHRUN, "--nproc-per-node=2", "pretrain_jetmoe.py", write_run(tmp_path, tree)]
+    launcher: list[str | Path] = [*TORCHRUN, "--nproc-per-node=2", "pretrain_jetmoe.py", write_run(tmp_path, tree)]
     process = subprocess.Popen(launcher, cwd=REPO, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     next(line for line in process.stdout if line.startswith("step"))
@@ -262,7 +268,7 @@ def test_bad_input_on_two_ranks_is_said_once(tmp_path: Path, data: dict) -> None
 def test_nothing_but_errors_goes_to_stderr(tmp_path: Path, data: dict) -> None:
     run_file = write_run(tmp_path, small_run(tmp_path, data))
     environment_of_a_user = {key: value for key, value in environment().items() if key != "PYTHONWARNINGS"}
-    line = [sys.executable, "pretrain_jetmoe.py", run_file]
+    line: list[str | Path] = [sys.executable, "pretrain_jetmoe.py", run_file]
     ended = subprocess.run(line, cwd=REPO, env=environment_of_a_user, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0 and ended.stderr == ""
 

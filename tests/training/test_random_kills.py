@@ -51,7 +51,8 @@ def test_killed_runs_compute_the_same_to_the_bit(name: str, tmp_path: Path, data
     ended = pretrain(ranks, files["killed"])
     assert ended.returncode == 0, ended.stderr
     assert losses(killed) == losses(whole)
-    assert compare_tensors(*(published(f / "checkpoints")[-1] for f in (whole, killed))).different == 0
+    last, other = (published(folder / "checkpoints")[-1] for folder in (whole, killed))
+    assert compare_tensors(last, other).different == 0
     assert not any(UNFINISHED in path.name for path in (killed / "checkpoints").iterdir())
 
 

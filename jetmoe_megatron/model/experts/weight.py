@@ -59,7 +59,10 @@ class ExpertLinear(nn.Module):
         return self.backend.linear(x_ND, self.weight.flatten(1, -2), count_E)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict[str, Any] | None = None
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
     ) -> ShardedStateDict:
         """Megatron's description of this slice: where it lies in the whole tensor and which ranks hold copies."""
         layers = len(sharded_offsets)  # a homogeneous block stacks its layers in front

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from tests.ranks import run_ranks
 from tests.support import REPO, small_run
@@ -33,13 +35,15 @@ def test_ranks_that_have_read_different_runs(data: dict) -> None:
 def seeing(folders: list[str]) -> str:
     from jetmoe_megatron.errors import SharedError
     from jetmoe_megatron.runtime.device import process_group
+    from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
     from jetmoe_megatron.training.ranks import same_run
 
-    same_run.SEEN_LATE_SECONDS = 0.5
     rank = int(os.environ["RANK"])
-    with process_group():
-        real = same_run.decided_by_rank_0
-        same_run.decided_by_rank_0 = lambda decide: Path(folders[rank]) / real(decide).name  # its own disk, so named
+
+    def on_its_own_disk(decide: Callable[[], Path]) -> Path:
+        return Path(folders[rank]) / decided_by_rank_0(decide).name
+
+    with process_group(), patch.multiple(same_run, SEEN_LATE_SECONDS=0.5, decided_by_rank_0=on_its_own_disk):
         try:
             same_run.check_ranks_share(Path(folders[rank]))
         except SharedError as error:
