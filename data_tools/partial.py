@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +83,7 @@ class Partial:
         with writing(self.folder):
             self._lock = _locked(self.folder)
         if foreign := [path for path in self.folder.iterdir() if not _OURS.fullmatch(path.name)]:
+            self._lock.close()
             raise InputError(f"{foreign[0]} is not of this program; move it away or choose another output")
         return self
 
@@ -237,11 +238,13 @@ class Partial:
 def _locked(folder: Path) -> IO[str]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # the process that held it has just ended and removed the folder
-            lock = open(folder / "lock", "w")
+        # FileNotFoundError: the process that held it has just ended and removed the folder
+        with suppress(FileNotFoundError), ExitStack() as opened:
+            lock = opened.enter_context(open(folder / "lock", "w"))
             if not try_lock(lock.fileno()):
                 raise InputError(f"{folder} is in use: another process is making this dataset")
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock")):
+                opened.pop_all()
                 return lock
 
 

@@ -1,9 +1,11 @@
 """Datasets that data_tools had no hand in."""
 
+import json
 import random
 import struct
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,15 @@ Documents = list[list[list[int]]]
 
 SENTENCES: Documents = [[[5, 6], [7], [8, 9, 2]], [[10, 2]], [[11], [], [2]], [[]], [[12, 13, 14, 2]]]
 _CODES = {1: "B", 2: "b", 3: "h", 4: "i", 5: "q", 8: "H"}
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    with open(path) as lines:
+        return [json.loads(line) for line in lines]
+
+
+def texts_of(path: Path) -> list[str]:
+    return [record["text"] for record in records(path)]
 
 
 def by_hand(prefix: Path, documents: Documents, code: int = 8) -> Path:

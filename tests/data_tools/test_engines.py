@@ -20,6 +20,7 @@ from data_tools.errors import InputError
 from data_tools.indexed import open_index
 from data_tools.inspect import inspect
 from data_tools.tokenize import tokenize
+from tests.data_tools.datasets import texts_of
 
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -34,7 +35,7 @@ def train(folder: Path, corpus: Path, change: Callable[[Tokenizer], None]) -> Pa
     trainer = trainers.BpeTrainer(
         vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator((json.loads(line)["text"] for line in corpus.open()), trainer)
+    tokenizer.train_from_iterator(iter(texts_of(corpus)), trainer)
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
@@ -95,7 +96,7 @@ def model(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A SentencePiece BPE with byte fallback, as Llama's was."""
     folder = tmp_path_factory.mktemp("sentencepiece")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(json.loads(line)["text"] for line in corpus.open()),
+        sentence_iterator=iter(texts_of(corpus)),
         model_prefix=str(folder / "tokenizer"),
         vocab_size=400,
         model_type="bpe",
@@ -142,7 +143,7 @@ def test_a_tokenizer_it_does_not_know_goes_to_the_reference(tmp_path: Path, corp
     tokenize([corpus], tmp_path / "out", folder, report=messages.append)
     assert messages == [f"note: {why}; encoding with tokenizers"]
     reference = Tokenizers(folder)
-    first = json.loads(corpus.open().readline())["text"]
+    first = texts_of(corpus)[0]
     found = open_index(tmp_path / "out").map_tokens()[: len(reference.encode([first])[0])]
     assert found.tolist() == reference.encode([first])[0].tolist()
 
@@ -292,7 +293,7 @@ def test_sentencepiece_refusals(tmp_path: Path, model: Path, corpus: Path) -> No
         open_reference(broken)
     assert "\n" not in str(caught.value)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(json.loads(line)["text"] for line in corpus.open()),
+        sentence_iterator=iter(texts_of(corpus)),
         model_prefix=str(tmp_path / "endless"),
         vocab_size=300,
         model_type="bpe",

@@ -1,11 +1,12 @@
 """The quickstart's corpus: which files it takes, and that nothing held out is in the training part."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.data_tools.datasets import records
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "quickstart_corpus.py"
 MAKE = f"""
@@ -19,7 +20,7 @@ MODULE = '"""{0}"""\n\n\nclass A:\n    def f(self):\n        """Second:\n\n     
 
 def make(root: Path, out_dir: Path) -> dict[str, list[dict[str, str]]]:
     subprocess.run([sys.executable, "-c", MAKE, str(root), str(out_dir)], check=True, capture_output=True)
-    return {path.stem: [json.loads(line) for line in path.open()] for path in out_dir.iterdir()}
+    return {path.stem: records(path) for path in out_dir.iterdir()}
 
 
 def test_files_and_docstrings(tmp_path: Path) -> None:
@@ -55,9 +56,7 @@ def test_the_standard_library(tmp_path: Path) -> None:
     size = {name: (tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in names}
     assert 5e6 < size["code.train"] < 40e6
     assert 5e5 < size["prose.train"] < 5e6
-    sources = {
-        name: {json.loads(line)["source"] for line in (tmp_path / "out" / f"{name}.jsonl").open()} for name in names
-    }
+    sources = {name: {record["source"] for record in records(tmp_path / "out" / f"{name}.jsonl")} for name in names}
     heldout = sources["code.heldout"] | sources["prose.heldout"]
     assert 0.01 < len(sources["code.heldout"]) / len(sources["code.train"]) < 0.1
     assert not heldout & (sources["code.train"] | sources["prose.train"])

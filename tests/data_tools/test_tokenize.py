@@ -24,6 +24,7 @@ from data_tools.indexed import open_index, read_index
 from data_tools.partial import Stats
 from data_tools.tokenize import tokenize
 from data_tools.tokenizer import load_tokenizer
+from tests.data_tools.datasets import texts_of
 
 Tree = Callable[[Path], list[str]]
 GOOD = b'{"text": "good"}'
@@ -52,7 +53,7 @@ def test_documents_are_what_auto_tokenizer_gives(
 ) -> None:
     prefix, stats = reference
     theirs = AutoTokenizer.from_pretrained(tokenizer_dir, split_special_tokens=True)
-    texts = [json.loads(line)["text"] for line in corpus.open()]
+    texts = texts_of(corpus)
     dataset = IndexedDataset(str(prefix))
     assert len(dataset) == len(texts) == stats.documents
     for i in range(0, len(texts), 7):
@@ -70,7 +71,7 @@ def test_files_are_those_of_the_published_format(
     """Written here by hand, with ids by `tokenizers` alone."""
     theirs = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
     theirs.encode_special_tokens = True
-    texts = [json.loads(line)["text"] for line in corpus.open()]
+    texts = texts_of(corpus)
     documents = [[*theirs.encode(text, add_special_tokens=False).ids, 2] for text in texts]
     count, sizes = len(documents), [len(document) for document in documents]
     starts = [2 * sum(sizes[:i]) for i in range(count)]
@@ -88,8 +89,8 @@ def test_files_are_those_of_megatrons_builder(
     tokenize([text_file], tmp_path / "ours", tokenizer_dir)
     theirs = AutoTokenizer.from_pretrained(tokenizer_dir, split_special_tokens=True)
     builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=DType.optimal_dtype(vocabulary))
-    for line in text_file.open():
-        ids = [*theirs.encode(json.loads(line)["text"]), 2]
+    for text in texts_of(text_file):
+        ids = [*theirs.encode(text), 2]
         builder.add_document(ids, [len(ids)])
     builder.finalize(str(tmp_path / "theirs.idx"))
     assert content(tmp_path / "ours") == content(tmp_path / "theirs")
@@ -197,7 +198,7 @@ def test_notes_do_not_fill_the_screen(tmp_path: Path, tokenizer_dir: Path) -> No
 def test_every_format_in_one_run(
     reference: tuple[Path, Stats], tmp_path: Path, tokenizer_dir: Path, corpus: Path
 ) -> None:
-    texts = [json.loads(line)["text"] for line in corpus.open()]
+    texts = texts_of(corpus)
     lines = corpus.read_bytes().splitlines(keepends=True)
     (tmp_path / "0.jsonl.zst").write_bytes(zstandard.compress(b"".join(lines[:500])))
     pq.write_table(pyarrow.table({"text": texts[500:1599]}), tmp_path / "1.parquet", row_group_size=100)
@@ -242,7 +243,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Pat
     for copies in (160, 480):
         path = tmp_path / f"in.{kind}"
         if kind == "parquet":
-            texts = [json.loads(line)["text"] for line in corpus.open()]
+            texts = texts_of(corpus)
             pq.write_table(pyarrow.table({"text": texts * copies}), path, row_group_size=10**9)
         else:
             content = corpus.read_bytes() * copies
@@ -255,7 +256,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer_dir: Pat
 @pytest.mark.slow
 def test_a_line_of_100_megabytes(tmp_path: Path, tokenizer_dir: Path, corpus: Path) -> None:
     """Longer than several shards, between lines of usual length."""
-    text = "".join(json.loads(line)["text"] for line in corpus.open()) * 240
+    text = "".join(texts_of(corpus)) * 240
     assert len(text) > 100e6
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n".join([GOOD, json.dumps({"text": text}).encode(), GOOD]))
