@@ -1,4 +1,4 @@
-"""Attention of one layer, forward and backward, through each kernel that is there."""
+"""Attention of one layer, forward and backward, through each available kernel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kernel_names() -> list[str]:
 
 
 def attention_step(name: str, run: Run) -> Step:
-    """Causal, groups of `top_k` query heads on each key-value head, laid out as the layer has them [S, B, heads, C]."""
+    """Causal, with `top_k` query heads for each key-value head, in the layout of the layer [S, B, heads, C]."""
     model, length, batch = run.model, run.batch.sequence_length, run.batch.micro_sequences
     dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
 

@@ -1,4 +1,4 @@
-"""What the step benchmarks hold against each other: the same model, batch and optimizer, made into a step to call."""
+"""What the step benchmarks compare: the same model, batch and optimizer, each as a step to call."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run_of(model: dict[str, Any], precision: str, length: int, sequences: int, *
 
 
 def random_batch(run: Run) -> MicroBatch:
-    """Tokens of no meaning: what the routers make of them is as uneven as fresh weights are."""
+    """Random tokens: the fresh weights of the routers decide how uneven the routing is."""
     sequences, length = run.batch.micro_sequences, run.batch.sequence_length
     text = torch.randint(run.model.vocab_size, (sequences, length + 1), generator=torch.Generator().manual_seed(1))
     return {
@@ -68,7 +68,7 @@ def random_batch(run: Run) -> MicroBatch:
 
 
 def our_step(run: Run, micro_batches: int = 1) -> Step:
-    """What the training loop does in a step, the reduction of its losses included."""
+    """What the training loop does in a step, including the reduction of its losses."""
     model = wrap_for_data_parallel(run, _build(run))
     optimizer, batch = build_optimizer(run, model), random_batch(run)
 
@@ -95,7 +95,7 @@ def bare_step(run: Run) -> Step:
 
 
 def _build(run: Run) -> list[GPTModel]:
-    """Weights drawn where they lie: on a CPU, as they are for training, billions of them take minutes."""
+    """Weights are drawn on the device: on a CPU, where training draws them, billions of them take minutes."""
     with patch.object(build, "initialize_weights", _draw):
         return build.build_model(run, resolve_layout(run, 1))
 
@@ -117,7 +117,7 @@ def hugging_face_step(run: Run, micro_batches: int = 1) -> Step:
     config.use_cache = False
     with torch.device(device()):
         model = JetMoeForCausalLM(config).to(dtype).train()
-    fused = True if torch.cuda.is_available() else None  # as its Trainer has it there
+    fused = True if torch.cuda.is_available() else None  # like its Trainer
     optimizer, batch = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused), random_batch(run)
 
     def step() -> None:

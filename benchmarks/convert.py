@@ -1,10 +1,10 @@
-"""How fast and in how little memory `jetmoe convert to-hf` writes a model of JetMoE-8B's size, beside `cp`.
+"""Speed and memory of `jetmoe convert to-hf` for a model of JetMoE-8B's size, compared with `cp`.
 
     python -m benchmarks.convert [--model configs/models/jetmoe_8b.yaml] [--folder /tmp] [--repeat 3] [--record]
 
-Writes a checkpoint with that many random weights, 17 GB for the 8B, and needs twice that of free disk; all of it is
-deleted at the end. Each round copies the checkpoint's tensors with `cp` and converts them with the command, both in
-processes of their own, from a cold file cache. `--record` writes the table to benchmarks/results/convert.md.
+Writes a checkpoint with random weights of that size, 17 GB for the 8B, and needs twice that of free disk. Everything is
+deleted at the end. Each round copies the checkpoint's tensors with `cp` and converts them with the command, each in a
+separate process and from a cold file cache. `--record` writes the table to benchmarks/results/convert.md.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Measured:
 
 
 class RandomWeights:
-    """The same numbers in another order for each tensor: drawing billions of them would take longer than the rest."""
+    """The same numbers in another order for each tensor: drawing billions of numbers would take most of the time."""
 
     dtype: torch.dtype | None = torch.bfloat16
 
@@ -105,7 +105,7 @@ def measure(model: Model, folder: Path, repeat: int) -> list[tuple[Measured, Mea
 
 
 def measure_return(folder: Path) -> dict[str, Measured]:
-    """`from-hf` of what `to-hf` has written last, and `verify` of the two, each once."""
+    """`from-hf` of the last output of `to-hf`, and `verify` of both, each once."""
     shutil.rmtree(folder / "checkpoint")
     out, back = str(folder / "out"), str(folder / "back")
     convert = [sys.executable, "-m", "jetmoe_megatron.cli", "convert"]
@@ -143,12 +143,12 @@ def table_of_return(model: Model, measured: dict[str, Measured]) -> str:
 
 
 def run(command: Sequence[str]) -> Measured:
-    """To the end, from the start of the process: imports count."""
+    """Measures the whole process, including its imports."""
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=REPO)
     peak = 0
     while (waited := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-        peak = max(peak, peak_of(process.pid))  # wait4's own would be that of this process, if it is larger
+        peak = max(peak, peak_of(process.pid))  # wait4's value includes the peak of this process
         time.sleep(0.02)
     seconds = time.perf_counter() - started
     if waited[1] != 0:
@@ -164,7 +164,7 @@ def peak_of(pid: int) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Write out what is dirty and drop the files from the file cache."""
+    """Write dirty pages to the disk and drop the files from the file cache."""
     os.sync()
     for file in folder.iterdir():
         if file.is_file():

@@ -2,8 +2,8 @@
 
     python -m benchmarks.cpu_attention [--threads 2] [--rounds 15] [--tiny] [--record]
 
-`model/attention_on_cpu.py` chooses between them by the figures of this. Each round runs both, one after the other, and
-gives a ratio; the medians stand whatever else the machine does. `--record` adds this machine's table to
+`model/attention_on_cpu.py` chooses between them by these figures. Each round runs both, one after the other, and gives
+a ratio, so that other work on the machine affects both. `--record` adds this machine's table to
 benchmarks/results/cpu_attention.md.
 """
 
@@ -41,12 +41,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--tiny", action="store_true", help="a length of no interest, to run the code")
+    parser.add_argument("--tiny", action="store_true", help="a tiny length, only to test the code")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
-    keep_freed_memory()  # both as for training
+    keep_freed_memory()  # both as in training
     choose_matmul()
     rows = ["| precision | tokens of a sequence | torch's kernel, ms | ours, ms | ratio | quartiles |"]
     rows.append("|---|---|---|---|---|---|")

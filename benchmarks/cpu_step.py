@@ -2,10 +2,9 @@
 
     python -m benchmarks.cpu_step [--threads 2] [--rounds 7] [--tiny] [--record]
 
-The same shapes, batch and threads for all, each in a process of its own as its users run it, one step each in turn, so
-that whatever else the machine does meets all of them. GFLOP/s count matmuls (config/flops.py).
-`--record` writes the tables to
-benchmarks/results/cpu_step.md.
+All have the same shapes, batch and threads. Each runs in a separate process, as its users run it. They take turns step
+by step, so that other work on the machine affects all of them. GFLOP/s count matmuls (config/flops.py). `--record`
+writes the tables to benchmarks/results/cpu_step.md.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ CONTESTANTS: dict[str, Callable[[Run], Step]] = {
     "bare": bare_step,
 }
 ATTENTION_ROUNDS = 9
-WARM_UP = 3  # steps: memory that is kept is asked for in the first
+WARM_UP = 3  # steps: the first ones allocate the memory that is then kept
 TINY = {**SHAPE, "num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
 
 
@@ -55,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tiny", action="store_true", help="a shape of no interest, to run the code")
+    parser.add_argument("--tiny", action="store_true", help="a tiny shape, only to test the code")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -82,7 +81,7 @@ def main() -> int:
 
 
 def measure(run: Run, rounds: int) -> tuple[list[str], list[str], list[str]]:
-    """Rows for each contestant, of the median of the rounds; for each part of our step; for attention alone."""
+    """Rows of three tables: the median of each contestant, the parts of our step, attention alone."""
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
     matmul_rates: list[float] = []
     with contextlib.ExitStack() as stack:
@@ -114,7 +113,7 @@ def measure(run: Run, rounds: int) -> tuple[list[str], list[str], list[str]]:
 
 
 class Worker:
-    """One contestant in a process of its own, which takes a step when it is asked to."""
+    """One contestant in a separate process, which takes a step on request."""
 
     def __init__(self, name: str, run: Run) -> None:
         context = multiprocessing.get_context("spawn")
@@ -137,7 +136,7 @@ class Worker:
 def _serve(pipe: Connection, name: str, run: Run, threads: int) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(threads)
-    # Which also chooses, for a process, what `transformers` by itself does without.
+    # The context also makes training's choices of memory and matmul library, which plain `transformers` runs without.
     with contextlib.nullcontext() if name == "transformers" else world_of_one():
         step = CONTESTANTS[name](run)
         answers = {

@@ -1,9 +1,9 @@
-"""The order of JetMoE-8B's whole run, 1.25T tokens in sequences of 4096: what it costs to build, and to start from.
+"""What it costs to build, and to open, the order of JetMoE-8B's whole run: 1.25T tokens in sequences of 4096.
 
     python -m benchmarks.data_order [--tokens-per-document 700] [--folder DIR]
 
-Makes data sets of the real sizes whose tokens are holes in sparse files, builds all indices as `jetmoe data prepare`
-does, and opens them again in a new process as training does. About 55 GB on disk, removed at the end, and 11 GiB of
+Makes data sets of the real sizes, whose tokens are holes in sparse files. Builds all indices as `jetmoe data prepare`
+does, and opens them in a new process as training does. Needs about 55 GB on disk, removed at the end, and 11 GiB of
 memory; less with longer documents.
 """
 
@@ -32,7 +32,7 @@ TOKENS = {"refinedweb": 600e9, "starcoder": 250e9, "pile": 90e9}  # others: 20e9
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens-per-document", type=int, default=700, help="a page of the web has about so many")
+    parser.add_argument("--tokens-per-document", type=int, default=700, help="700 is about one web page")
     parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
     parser.add_argument("--child", choices=["build", "start"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -59,7 +59,7 @@ def make(folder: Path, tokens_per_document: int) -> int:
     total = 0
     for number, (name, path) in enumerate(paths.items()):
         path.parent.mkdir()
-        count = int(TOKENS.get(name, 20e9)) // tokens_per_document + number  # no two alike
+        count = int(TOKENS.get(name, 20e9)) // tokens_per_document + number  # no two have the same size
         total += count
         lengths = np.full(count, tokens_per_document, np.int32)
         with open(f"{path}.idx", "wb") as file:  # uint16, one sequence per document

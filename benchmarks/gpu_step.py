@@ -1,9 +1,9 @@
-"""A training step of JetMoE-8B's layers on one GPU: every expert backend, beside `transformers` and Megatron-Core.
+"""A training step of JetMoE-8B's layers on one GPU: every expert backend, and `transformers` and Megatron-Core.
 
     python -m benchmarks.gpu_step [--layers N] [--sequences 2] [--micro-batches 4] [--record]
 
-Takes a few minutes, each model in a process of its own. Without a GPU it runs tiny shapes, to run the code. `--record`
-writes the tables to benchmarks/results/gpu_step.md, and only a GPU's.
+Takes a few minutes. Each model has a separate process. Without a GPU, it runs tiny shapes, only to test the code.
+`--record` writes the tables to benchmarks/results/gpu_step.md, and needs a GPU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TINY = {
 }
 BACKENDS = ("torch", "te", "te_fp8", "megablocks", "loop")
 TRANSFORMERS, LAYER, ATTENTION = "transformers", "MoE layer", "attention"
-# fp32 weights, gradients and both moments, bf16 weights; and what the backward pass of a token needs of a layer.
+# fp32 weights, gradients and both moments, bf16 weights; and what a layer keeps per token for the backward pass.
 BYTES_PER_WEIGHT, BYTES_PER_TOKEN_AND_LAYER = 18, 200_000
 LIMIT = 120  # seconds of one process
 
@@ -55,7 +55,7 @@ def main() -> int:
     arguments = parse_arguments()
     warnings.filterwarnings("ignore")
     if arguments.record and not torch.cuda.is_available():
-        raise SystemExit("--record: there is no GPU to record the figures of")
+        raise SystemExit("--record needs a GPU, and there is none")
     if arguments.only:
         with world_of_one():
             print(json.dumps(measure(arguments.only, arguments)))
@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=2, help="of 4096 tokens in a micro-batch")
     parser.add_argument("--micro-batches", type=int, default=4, help="for each optimizer step")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=9, help="what was not begun by then is not measured")
+    parser.add_argument("--minutes", type=float, default=9, help="what has not started by then is not measured")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--only", metavar="NAME", help="one of the processes: prints its figures as JSON")
     arguments = parser.parse_args()
@@ -110,7 +110,7 @@ def run_for(arguments: argparse.Namespace, backend: str = "auto") -> Run:
 
 
 def in_own_process(name: str, left: float) -> dict[str, Any]:
-    """A crash or a lack of memory of one leaves the others alone."""
+    """A crash or a lack of memory then does not affect the others."""
     if left <= 0:
         return {"failed": "no time was left"}
     command, limit = [sys.executable, "-m", "benchmarks.gpu_step", *sys.argv[1:], "--only", name], min(LIMIT, left)
@@ -147,7 +147,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def each(make: Callable[[str, Run], Step], names: list[str], arguments: argparse.Namespace) -> dict[str, float | str]:
-    """The seconds of each, or why there are none: what one cannot do leaves the others alone."""
+    """The seconds of each, or why there are none. If one fails, the others are measured."""
     result: dict[str, float | str] = {}
     for name in names:
         try:
@@ -155,12 +155,12 @@ def each(make: Callable[[str, Run], Step], names: list[str], arguments: argparse
         except Exception as error:  # whatever another library raises
             result[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         if arguments.only:
-            print(json.dumps(result), flush=True)  # the next one may crash
+            print(json.dumps(result), flush=True)  # the next may crash
     return result
 
 
 def timed(step: Step, rounds: int) -> float:
-    """Median seconds, after two to warm up."""
+    """Median seconds of a step, after two steps to warm up."""
     seconds = []
     for number in range(rounds + 2):
         _wait()
@@ -230,7 +230,7 @@ def groups_tables(models: dict[str, dict[str, Any]]) -> str:
 
 
 def layer_table(result: dict[str, Any], run: Run) -> str:
-    """Matmuls of the experts and the router."""
+    """The FLOPs are those of the matmuls of the experts and the router."""
     model = run.model
     weights = model.top_k * 3 * model.ffn_hidden_size * model.hidden_size + model.num_experts * model.hidden_size
     return _table(

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: kernels of the profiler, summed by what they are for."""
+"""Where the time of a step goes: the profiler's kernels, summed by purpose."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-# The first that matches a kernel's (on the CPU an operator's) name counts it.
+# A kernel (on the CPU, an operator) belongs to the first group whose pattern matches its name.
 GROUPS = {
-    "attention": r"flash|fmha|sdpa|attention|softmax_fwd|aten::(bmm|_softmax)",  # the last are those of ours on a CPU
+    "attention": r"flash|fmha|sdpa|attention|softmax_fwd|aten::(bmm|_softmax)",  # the last are ours on a CPU
     "grouped matmul": r"grouped|gmm|GroupProblemShape",
     "matmul": r"gemm|nvjet|cutlass|cublas|aten::(mm|addmm)|splitK",
     "gather and scatter": r"index|gather|scatter|_padded_copy|permute|sort|radix|searchsorted|scan",

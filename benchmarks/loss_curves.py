@@ -1,11 +1,11 @@
-"""Does fp8 learn as bf16 does? The same model on the same text, once for each way to do the expert matmuls.
+"""Does fp8 learn like bf16? Trains the same model on the same text, once with each backend of the expert matmuls.
 
     python -m benchmarks.loss_curves [--steps 200] [--record]
 
-Two bf16 backends show how far apart runs come that are equally good: rounding alone parts them. The text is the
-quickstart's, the source of Python's standard library, byte by byte. Each of three runs on a GPU is ended after three
-minutes. Without a GPU it trains a tiny model for a few steps, to run the code. `--record` writes the table to
-benchmarks/results/loss_curves.md, and only a GPU's.
+Two bf16 backends show how far equally good runs drift apart, by rounding alone. The text is the quickstart's, the
+source of Python's standard library, byte by byte. On a GPU there are three runs, and each is ended after three minutes.
+Without a GPU, it trains a tiny model for a few steps, only to test the code. `--record` writes the table to
+benchmarks/results/loss_curves.md, and needs a GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from scripts.quickstart_corpus import is_held_out, sources
 RESULT = REPO / "benchmarks/results/loss_curves.md"
 GPU = {"num_layers": 8, "hidden_size": 1024, "num_kv_heads": 8, "kv_channels": 128, "ffn_hidden_size": 2816}
 TINY = {"num_layers": 1, "hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48}
-END = 256  # of a document, after the 256 bytes
+END = 256  # the end-of-document id, after those of the 256 bytes
 VOCAB = 320
 PARTS = 10  # of a run, in the table
 LIMIT = 180  # seconds of one run
@@ -46,7 +46,7 @@ def main() -> int:
     arguments = parse_arguments()
     on_gpu = torch.cuda.is_available()
     if arguments.record and not on_gpu:
-        raise SystemExit("--record: there is no GPU to record the figures of")
+        raise SystemExit("--record needs a GPU, and there is none")
     backends = ("torch", "te", "te_fp8") if on_gpu else ("torch", "loop")
     results: dict[str, Metrics | str] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -119,7 +119,7 @@ def train(folder: Path, backend: str) -> Metrics | str:
     if ended.returncode != 0:
         return why_it_ended(ended)
     records = read_metrics(RunFolder(run).metrics)
-    shutil.rmtree(run)  # with its checkpoint of gigabytes
+    shutil.rmtree(run)  # its checkpoint has gigabytes
     return records
 
 
@@ -154,7 +154,7 @@ def _table(measured: dict[str, Metrics]) -> list[str]:
 
 
 def _cells(values: list[float]) -> str:
-    """The first as it is, the others with their difference to it."""
+    """The first value, and each other value with its difference to the first."""
     return " | ".join([f"{values[0]:.4f}", *(f"{value:.4f} ({value - values[0]:+.4f})" for value in values[1:])])
 
 

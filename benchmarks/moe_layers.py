@@ -1,4 +1,4 @@
-"""Megatron-Core's own MoE layer, with each of its expert classes, beside ours: forward and backward of one layer."""
+"""Megatron-Core's own MoE layer, with each of its expert classes, and ours: forward and backward of one layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OURS = "ours"
 
 
 def layer_names() -> list[str]:
-    """Those whose packages are here."""
+    """The layers whose packages are installed."""
     on_gpu = torch.cuda.is_available()
     needs = {"GroupedMLP": on_gpu and grouped_gemm_is_available(), "TEGroupedMLP": on_gpu and HAVE_TE}
     return [OURS, "SequentialMLP", *(name for name, present in needs.items() if present)]
@@ -56,7 +56,7 @@ def layer_step(name: str, run: Run) -> Step:
 def _layer(name: str, config: Any) -> MoELayer:
     if name == OURS:
         return MixtureOfMLPs(config, submodules=MoESubmodules(experts=GLUExperts, router=MLPRouter), layer_number=1)
-    # As Megatron's users would have it: everything fused that it can fuse.
+    # As Megatron's users would run it: everything fused that it can fuse.
     config.bias_activation_fusion = torch.cuda.is_available()
     config.moe_permute_fusion = torch.cuda.is_available() and HAVE_TE
     linear = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)

@@ -1,4 +1,4 @@
-"""Where the figures of a results file come from."""
+"""What a results file says about the origin of its figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def provenance() -> str:
-    """Commit, date, machine and torch, for a results file. $COMMIT names it where there are the files alone."""
+    """Commit, date, machine and torch, for a results file. Without a git repository, $COMMIT names the commit."""
     return (
         f"commit {os.environ.get('COMMIT') or _commit() or 'unknown'}, {date.today()}, {os.cpu_count()} CPU cores "
         f"({platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}"
@@ -32,7 +32,7 @@ def provenance() -> str:
 
 
 def _commit() -> str:
-    """`-dirty` if a file of it is changed, the results of benchmarks apart: one may be recorded after the other."""
+    """`-dirty` if a tracked file is changed. Benchmark results do not count: several may be recorded in a row."""
     if not (REPO / ".git").exists():
         return ""
     changed = _git("status", "--porcelain", "--untracked-files=no", ":/", ":!benchmarks/results")
@@ -44,7 +44,7 @@ def _git(*arguments: str) -> str:
 
 
 def versions() -> str:
-    """Of the packages that a GPU step may run through, of the driver and of CUDA, as far as they are there."""
+    """The versions of the packages that a GPU step may use, of the driver and of CUDA, if they are installed."""
     found = []
     for package in PACKAGES:
         try:

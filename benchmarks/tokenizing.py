@@ -1,11 +1,11 @@
-"""Measure `jetmoe data tokenize` beside the libraries below it and Megatron-LM's own tool, in one run.
+"""Compare `jetmoe data tokenize` with the libraries that it uses and with Megatron-LM's own tool, in one run.
 
     python -m benchmarks.tokenizing --work DIR [--megatron CHECKOUT] [--megabytes 100] [--workers 2] [--repeat 2]
 
 The corpus is the Python sources of the running interpreter's installed packages; the tokenizer, a BPE of 4096 ids,
-is trained on a part of it by our own command. Everything runs on the same cores in a process of its own, and must
-give the same token ids. Megatron-LM's tool is measured where a checkout is given; what it imports must be installed
-or on PYTHONPATH. Writes the table to benchmarks/results/tokenize.md.
+is trained on a part of it by our own command. Each runs on the same cores in a separate process, and all must give the
+same token ids. Megatron-LM's tool is measured if a checkout is given; what it imports must be installed or on
+PYTHONPATH. Writes the table to benchmarks/results/tokenize.md.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Row:
     seconds: float
     cpu_seconds: float  # of all its processes
     peak_bytes: int  # memory of its largest process
-    load: float  # of the machine as it began, over one minute
+    load: float  # of the machine at the start, mean of one minute
     digest: str  # of the token ids
 
 
@@ -93,14 +93,14 @@ def main(work: Path, megatron: Path | None, megabytes: int, workers: int, repeat
         rows.append(theirs(corpus))
     different = [row.name for row in rows if row.digest != rows[0].digest]
     if different:
-        raise SystemExit(f"other token ids than ours: {', '.join(different)}")
+        raise SystemExit(f"token ids differ from ours: {', '.join(different)}")
     report = describe(rows, text_bytes, documents, startup, megatron, megabytes, workers, repeat)
     RESULTS.write_text(report)
     print(report)
 
 
 def make_corpus(work: Path, limit: int) -> tuple[Path, int, int]:
-    """JSON lines of the first sources, about limit bytes of text; bytes of text and number of documents."""
+    """Write the first sources, about `limit` bytes of text, as JSON lines. Returns file, bytes of text, documents."""
     corpus = work / "corpus.jsonl"
     documents = text_bytes = 0
     with open(corpus, "w") as stream:
@@ -131,7 +131,7 @@ def make_tokenizer(work: Path, corpus: Path) -> Path:
 
 
 def plain(tokenizer: Path) -> Path:
-    """A copy that takes special tokens spelled in a text for text, as our command does."""
+    """A copy that encodes special tokens spelled in a text as plain text, as our command does."""
     folder = tokenizer.with_name("tokenizer-plain")
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
     config = folder / "tokenizer_config.json"
@@ -150,13 +150,13 @@ def measure_once(name: str, command: list[str], prefix: Path, environment: dict[
         raise SystemExit(f"failed: {' '.join(command)}")
     digest = hashlib.sha256(prefix.with_suffix(".bin").read_bytes()).hexdigest()
     cpu_seconds = usage.ru_utime + usage.ru_stime
-    if (timed := prefix.with_suffix(".seconds")).exists():  # of the call of a library alone
+    if (timed := prefix.with_suffix(".seconds")).exists():  # of a library's call only
         seconds, cpu_seconds = map(float, timed.read_text().split())
     return Row(name, seconds, cpu_seconds, usage.ru_maxrss * 1024, load, digest)
 
 
 def encode(name: str, corpus: Path, tokenizer: Path, prefix: Path) -> None:
-    """Encode all texts in memory by one library and note the time of that; then write the ids as we do."""
+    """Encode all texts in memory with one library and record that time. Then write the ids as our command does."""
     import numpy as np
 
     texts = [json.loads(line)["text"] for line in corpus.open("rb")]
@@ -275,8 +275,8 @@ if __name__ == "__main__":
         )
         parser.add_argument("--work", type=Path, required=True, help="folder for the corpus and all outputs")
         parser.add_argument("--megatron", type=Path, help="a checkout of Megatron-LM")
-        parser.add_argument("--megabytes", type=int, default=100, help="text to encode, if there is as much (100)")
+        parser.add_argument("--megabytes", type=int, default=100, help="text to encode, at most (100)")
         parser.add_argument("--workers", type=int, default=2, help="processes, and cores (2)")
-        parser.add_argument("--repeat", type=int, default=2, help="runs of each, of which the best counts (2)")
+        parser.add_argument("--repeat", type=int, default=2, help="runs of each; the best counts (2)")
         options = parser.parse_args()
         main(options.work.resolve(), options.megatron, options.megabytes, options.workers, options.repeat)

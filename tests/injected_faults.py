@@ -1,4 +1,4 @@
-"""Training in which a chosen rank fails at a chosen step. The package has no hooks for this: they are put in here.
+"""Training in which a chosen rank fails at a chosen step. The package has no hooks for this: they are patched in here.
 
 `pretrain_with` runs the real command; `install` serves a test that trains in its own processes.
 """

@@ -1,4 +1,4 @@
-"""Run a function on several real ranks over gloo, and give back what each returned."""
+"""Run a function on several real ranks over gloo, and return what each rank returned."""
 
 from __future__ import annotations
 

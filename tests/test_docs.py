@@ -1,4 +1,4 @@
-"""What the pages, docstrings and comments name is there: files, tests, settings, and what links lead to."""
+"""Files, tests, settings and links that pages, docstrings and comments name exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One version everywhere, and workflows that call what this repository calls CI."""
+"""One version number everywhere, and workflows that run this repository's own CI commands."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Ranks and commands that start in milliseconds: forks of a server process that has imported everything.
 
-A fork runs the `main` of a command with arguments, folder, environment and streams of its own, and ends with its exit
-status. What only a process of its own can show (imports, warnings, the launchers) is tested with one: `command` and
+A fork runs the `main` of a command with its own arguments, folder, environment and streams, and ends with its exit
+status. What only a separate process can show (imports, warnings, the launchers) is tested with one: `command` and
 `launched` in `tests/support.py`.
 """
 

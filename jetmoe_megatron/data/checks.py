@@ -1,4 +1,4 @@
-"""The checks of data files that Megatron leaves out. On local files they need neither torch nor Megatron."""
+"""Checks of data files that Megatron does not make. On local files they need neither torch nor Megatron."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jetmoe_megatron.config.run_folder import data_cache
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 
-_SCAN_SEQUENCES = 2**22  # a longer index would hold up the start: `jetmoe data prepare` goes through all of it
-_SCAN_TOKENS = 2**23  # token ids looked at before training; every batch is checked again when it is read
+_SCAN_SEQUENCES = 2**22  # checking a longer index would delay the start: `jetmoe data prepare` checks all of it
+_SCAN_TOKENS = 2**23  # token ids checked before training; every batch is checked again when it is read
 
 
 def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> None:
-    """Look at the tokenizer, and at every data file that the run will read.
+    """Check the tokenizer, and every data file that the run will read.
 
     Args:
-        look_inside: also at token ids, evenly over each file; one rank is enough for that.
-        thorough: at every entry of every index, however long that takes.
+        look_inside: also check token ids, evenly over each file; one rank is enough for that.
+        thorough: check every entry of every index, however long that takes.
 
     Raises:
         UserError, data_tools.errors.InputError: one line that names the file and what is wrong.
@@ -53,7 +53,7 @@ def check_data(run: Run, look_inside: bool = True, thorough: bool = False) -> No
 def _check_tokenizer(folder: Path, vocab_size: int) -> None:
     if not folder.is_dir():
         raise UserError(f"tokenizer: {folder} is not a folder")
-    from data_tools.engines import open_reference  # of packages that a machine that only trains need not have
+    from data_tools.engines import open_reference  # needs packages that a machine for training may lack
 
     size = open_reference(folder).vocab_size
     if size > vocab_size:

@@ -1,4 +1,4 @@
-"""Arrays that are costly to build, kept on disk: a folder of .npy files per key, there only when it is whole.
+"""Arrays that are costly to build, kept on disk: a folder of .npy files per key, which appears when it is complete.
 
 No pickled array is ever read.
 """
@@ -22,14 +22,14 @@ Build = Callable[[], dict[str, np.ndarray]]
 
 class IndexCache:
     def __init__(self, root: Path, report: Callable[[str], None] = lambda line: None, from_seconds: float = 0) -> None:
-        """report: is told of each key that was built and took `from_seconds` or more."""
+        """report: gets a line for each key whose build took `from_seconds` or more."""
         self.root, self.report, self.from_seconds = root, report, from_seconds
 
     def __contains__(self, key: str) -> bool:
         return (self.root / key).is_dir()
 
     def add(self, key: str, build: Build) -> None:
-        """Build what is missing. One process per cache folder calls it; a second one that does so loses nothing."""
+        """Build the key if it is missing. One process per cache folder calls it; a second one would do no harm."""
         if key in self:
             return
         path = self.root / key
@@ -55,10 +55,10 @@ class IndexCache:
             shutil.rmtree(aside, ignore_errors=True)
 
     def read(self, key: str, name: str, *shape: int) -> np.ndarray:
-        """A mapped array of integers. Raises UserError if it is not there, damaged, pickled or not of that shape."""
+        """A mapped array of integers. Raises UserError if it is missing, damaged, pickled or of another shape."""
         path = self.root / key / f"{name}.npy"
         try:
-            if not path.is_file():  # a pipe would be waited for
+            if not path.is_file():  # opening a pipe would block
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             array = np.lib.format.open_memmap(path, mode="r")
             if array.dtype.kind not in "iu" or array.shape != shape:
@@ -72,6 +72,6 @@ class IndexCache:
         return UserError(f"data.cache: {path} is damaged: delete {path.parent} ({what})")
 
     def check_values(self, key: str, name: str, values: np.ndarray, end: int) -> None:
-        """Raises UserError if values that are about to be used are not from 0 up to, not including, `end`."""
+        """Raises UserError unless all values, which are about to be used, are from 0 up to, not including, `end`."""
         if len(values) and not 0 <= values.min() <= values.max() < end:
             raise self.damage(key, name, f"values that are not from 0 to {end - 1}")

@@ -1,4 +1,4 @@
-"""What a run reads, kept in its checkpoints: a resumed run must read the same, or say that it wants another blend."""
+"""What a run reads, kept in its checkpoints. A resumed run must read the same data, or set `data.new_blend`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ledger:
 
     @property
     def reads_again(self) -> list[str]:
-        """Why a run that has read nothing of this blend yet reads every data set from its beginning; empty if not."""
+        """Why a run that begins this blend reads every data set from its beginning; empty if it does not."""
         return _other_order(self.past[-1]["blend"], self.blend) if self.past and self.read == self.began else []
 
     def back_to(self, kept: Position) -> Ledger:
@@ -47,7 +47,7 @@ class Ledger:
 
 
 def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
-    """Everything that the samples of a run are made of. Paths are not in it: data may move."""
+    """Everything that determines the samples of a run. Paths are not included, because data may move."""
     paths = {d.name: d.path for phase in run.phases for d in phase.data if d.weight > 0}
     documents = {"reset_positions": run.data.reset_positions, "mask_attention": run.data.mask_attention}
     return {
@@ -70,16 +70,16 @@ def fingerprint(run: Run, cache: Path) -> dict[str, Any]:
 def ledger_of(
     run: Run, blend: dict[str, Any], saved: dict[str, Any] | None, where: Path | None, told: Collection[str] = ()
 ) -> Ledger:
-    """The ledger that a run continues with: a new one, that of the checkpoint `where`, or a new blend after that.
+    """The ledger that a run continues with: a new one, that of the checkpoint `where`, or that with a new blend.
 
-    A data set whose content has changed counts as another one, of which nothing has been read; so does each of them
-    if another seed or sequence length puts all sequences in another order.
+    A data set with changed content counts as a new one, of which nothing was read. The same holds for all data sets if
+    another seed or sequence length changes the order of their sequences.
 
     Args:
         told: keys of `blend` that the caller refuses for the same reason.
 
     Raises:
-        UserError: the checkpoint's blend is another and `data.new_blend` does not allow it; names all that differs.
+        UserError: the checkpoint has another blend and `data.new_blend` does not allow it; names all differences.
     """
     if saved is None:
         return Ledger(blend)
@@ -91,8 +91,8 @@ def ledger_of(
         changes = [text for text in changes if text.split(" ")[0] not in told]
     if changes and not run.data.new_blend:
         raise UserError(
-            f"{where}: was trained on other data: {'; '.join(changes)}. Set it back, or go on with the new blend from "
-            "here: data.new_blend=true"
+            f"{where}: was trained on other data: {'; '.join(changes)}. Set it back, or continue with the new blend "
+            "from here: data.new_blend=true"
         )
     before: dict[str, str] = {}  # a data set that a blend leaves out may come back
     for one in (*ledger.past, {"blend": ledger.blend}):
@@ -108,7 +108,7 @@ def ledger_of(
 
 
 def _other_order(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What makes sequence n of a data set another one than before."""
+    """The differences that make sequence n of a data set a different one than before."""
     first, second = ({key: blend.get(key) for key in ("seed", "sequence_length")} for blend in (before, now))
     return differences(first, second)
 

@@ -1,7 +1,7 @@
-"""The samples of a whole run: each phase's mixture, one after the other.
+"""The samples of a whole run: the mixtures of its phases, one after the other.
 
-Each phase reads a data set on where the one before left it, so that nothing repeats before an epoch is over; so does a
-run that continues with another blend in the middle of a phase.
+Each phase continues a data set where the phase before stopped, so nothing repeats before an epoch is over. A run that
+changes its blend in the middle of a phase does the same.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Position:
 
 
 class Order:
-    """Which data set each sample of a phase comes from: Megatron's blend, of which each sample comes from the
-    data set that is furthest behind its weight."""
+    """Which data set each sample of a phase comes from. This is Megatron's blend: each sample comes from the data set
+    that is furthest behind its weight."""
 
     def __init__(self, weights: dict[str, float], size: int, cache: IndexCache) -> None:
         self.names, self.size, self.cache = list(weights), size, cache
@@ -49,13 +49,13 @@ class Order:
 
     def open(self) -> Order:
         """Map the arrays, which must have been built."""
-        # For each sample: its data set, as an index into `names`, and how often that was drawn before.
+        # For each sample: its data set, as an index into `names`, and how many earlier samples came from that.
         self.data_set: np.ndarray = self.cache.read(self.key, "data_set", self.size)
         self.place: np.ndarray = self.cache.read(self.key, "place", self.size)
         return self
 
     def at(self, row: int) -> tuple[str, int]:
-        """The data set of a sample, and how often that was drawn before."""
+        """The data set of a sample, and how many earlier samples came from that."""
         self._check(row, row + 1)
         return self.names[self.data_set[row]], int(self.place[row])
 
@@ -70,7 +70,7 @@ class Order:
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     def totals(self) -> dict[str, int]:
-        """The counts of the whole phase, without reading it: from where each data set comes last."""
+        """The counts of the whole phase, taken from the last sample of each data set, without reading all samples."""
         totals = dict.fromkeys(self.names, 0)
         window = 1024
         while self.size:
@@ -140,7 +140,7 @@ class RunSamples(torch.utils.data.Dataset[Sample]):
         return item
 
     def advance(self, position: Position, samples: int) -> Position:
-        """The position after so many samples more."""
+        """The position `samples` samples after `position`."""
         sequences, end = dict.fromkeys(self.sequences, 0) | position.sequences, position.sample + samples
         for stretch in self.stretches:
             first, last = position.sample - stretch.first, end - stretch.first
@@ -177,17 +177,16 @@ def orders(run: Run, cache: IndexCache, began: int = 0) -> Iterator[tuple[int, O
     for phase, start, end in zip(run.phases, [0, *ends], ends, strict=False):
         first = max(start, began)
         if first < end:
-            # In the order of their names, as the fingerprint has them: that of a file decides nothing.
+            # Sorted by name, as in the fingerprint: their order in the run file does not matter.
             weights = {d.name: d.weight for d in sorted(phase.data, key=lambda d: d.name) if d.weight > 0}
             yield first, Order(weights, end - first, cache)
 
 
 def build_epochs(needed: dict[Sequences, range], limit: float) -> None:
-    """Rank 0 writes the orders of epochs that the cache does not hold. All ranks call it, and open the first.
+    """Rank 0 writes the missing orders of epochs into the cache. All ranks call it, and open the first epochs.
 
     Raises:
-        UserError: on all ranks, if more than `limit` tokens would have to be gone through, or what the cache
-            holds is damaged.
+        UserError: on all ranks, if the missing epochs have more than `limit` tokens, or if the cache is damaged.
     """
     builds: list[Callable[[], None]] = []
     tokens = 0
@@ -195,7 +194,7 @@ def build_epochs(needed: dict[Sequences, range], limit: float) -> None:
         for epoch in dataset.missing(epochs):
             builds.append(partial(dataset.build, epoch))
             tokens += dataset.tokens
-            if tokens > limit:  # a slip in a phase's tokens can make it billions of epochs
+            if tokens > limit:  # a wrong number of tokens in a phase can mean billions of epochs
                 raise UserError(
                     f"data.build_limit_tokens: the indices of {tokens:,} tokens or more are missing in the cache, and "
                     f"training builds no more than {limit:,} itself: run `jetmoe data prepare "
@@ -208,7 +207,7 @@ def build_epochs(needed: dict[Sequences, range], limit: float) -> None:
 
 
 def on_rank_0(builds: list[Callable[[], None]]) -> None:
-    """Once all ranks are here, so that they have seen the same cache; the others wait until it is done."""
+    """Build on rank 0, after all ranks have looked at the same cache. The others wait until it is done."""
     several = torch.distributed.is_initialized()
     if several:
         torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""What a run will read, worked out before any training from the data sets' indices alone (`jetmoe data mix`)."""
+"""What a run will read, computed before training from the indices of the data sets only (`jetmoe data mix`)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Share:
     phase: str
     dataset: str
     share: float
-    tokens: int  # asked of it in this phase
+    tokens: int  # read in this phase
     available: int  # in one epoch
-    epochs: float  # read at the end of the phase, all phases so far together
+    epochs: float  # read by the end of the phase, in all phases so far
 
 
 def shares(run: Run, cache: Path) -> list[Share]:
@@ -54,7 +54,7 @@ def _tokens(path: str, cache: Path) -> int:
 
 
 def warnings(run: Run, rows: list[Share]) -> list[str]:
-    """One line for each data set that the whole run reads more often than `data.warn_epochs`, or is tested on."""
+    """One line for each data set that is also held out, or that the run reads more often than `data.warn_epochs`."""
     last = {row.dataset: row for row in rows}
     trained = {os.path.realpath(d.path): d.name for phase in run.phases for d in phase.data if d.weight > 0}
     seen = [(d.name, trained.get(os.path.realpath(d.path))) for d in run.evaluation.data]

@@ -1,4 +1,4 @@
-"""Build all indices of a run ahead of training, on a machine without GPUs (`jetmoe data prepare`)."""
+"""Build all indices of a run before training, on a machine without GPUs (`jetmoe data prepare`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jetmoe_megatron.data.step_batches import HELD_OUT_SEED
 
 
 def prepare(run: Run, cache: IndexCache, began: Position) -> None:
-    """Build what the cache does not hold: for training from `began` on, and for the held-out sets.
+    """Build what is missing in the cache, for training from `began` on and for the held-out sets.
 
     Raises:
         UserError, data_tools.errors.InputError: a data set or the cache cannot be used.

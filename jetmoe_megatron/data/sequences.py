@@ -1,8 +1,8 @@
 """One Megatron indexed dataset as an endless row of training sequences, epoch after epoch.
 
-Each epoch puts the documents in a new order, joins them, cuts them into sequences and shuffles these. Sequence n is
-fixed by the content, the seed and the sequence length alone: not by how much of the dataset a run reads, so that a
-change of the mixture repeats nothing and loses nothing.
+Each epoch puts the documents in a new order, joins them, cuts them into sequences and shuffles these. Sequence n
+depends only on the content, the seed and the sequence length, not on how much of the dataset a run reads. So a change
+of the mixture repeats nothing and loses nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.storage import content_key, count_tokens, open_dataset
 from jetmoe_megatron.errors import UserError
 
-_OPEN_EPOCHS = 2  # the one that is read and, around its end, the next
+_OPEN_EPOCHS = 2  # the current one and, around its end, the next
 
 
 class _Always(TypedDict):
@@ -49,7 +49,7 @@ class Sequences(torch.utils.data.Dataset[Sample]):
         self.indexed = open_dataset(path, cache.root)
         self.content = content_key(path, cache.root)
         self.tokens = count_tokens(self.indexed)
-        check_length(self.tokens, run.batch.sequence_length, path)  # of object storage nobody has looked before
+        check_length(self.tokens, run.batch.sequence_length, path)  # object storage was not checked before
         self.per_epoch = (self.tokens - 1) // run.batch.sequence_length
         self._epoch = lru_cache(_OPEN_EPOCHS)(self._open)
 
@@ -61,14 +61,14 @@ class Sequences(torch.utils.data.Dataset[Sample]):
         return item
 
     def epochs(self, first: int, last: int) -> range:
-        """Those that sequences `first` up to, not including, `last` lie in."""
+        """The epochs of sequences `first` up to, not including, `last`."""
         return range(first // self.per_epoch, -(-last // self.per_epoch))
 
     def missing(self, epochs: range) -> Iterator[int]:
         return (epoch for epoch in epochs if self._key(epoch) not in self.cache)
 
     def open(self, epoch: int) -> None:
-        """Raises UserError if its order is not in the cache, or damaged."""
+        """Raises UserError if the epoch's order is missing in the cache, or damaged."""
         self._epoch(epoch)
 
     def build(self, epoch: int) -> None:
@@ -121,7 +121,7 @@ class Sequences(torch.utils.data.Dataset[Sample]):
 
 
 class _CachedDataset(GPTDataset):
-    """Megatron's dataset over indices that are there already."""
+    """Megatron's dataset, with indices that were built before."""
 
     def __init__(
         self,
@@ -133,25 +133,25 @@ class _CachedDataset(GPTDataset):
         config: GPTDatasetConfig,
     ) -> None:
         self._arrays, self._cache, self._key = arrays, cache, key
-        all_documents: np.ndarray = np.empty(0, np.int32)  # written out they would be 4 bytes each; nothing reads them
+        all_documents: np.ndarray = np.empty(0, np.int32)  # the real list takes 4 bytes each, and nothing reads it
         super().__init__(indexed, path, all_documents, None, Split.train, config)
 
     def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, ...]:
         return self._arrays
 
     def _query_document_sample_shuffle_indices(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """Raises UserError if the sequence is not as long as it was when its place was worked out."""
+        """Raises UserError if the sequence has another length than when the index was built."""
         self._check(idx)
         try:
             text, documents = super()._query_document_sample_shuffle_indices(idx)
-        except ValueError as error:  # a place outside of the file
+        except ValueError as error:  # a position outside the file
             raise self._changed() from error
         if len(text) != self.config.sequence_length + 1:
             raise self._changed()
         return text, documents
 
     def _check(self, idx: int) -> None:
-        """Megatron would take what lies elsewhere in the file, or count from its end."""
+        """Raises UserError for wrong indices: with them Megatron would read another part of the file."""
         documents, sample_index, places = self._arrays
 
         def check(name: str, values: np.ndarray, end: int) -> None:
@@ -167,6 +167,6 @@ class _CachedDataset(GPTDataset):
 
     def _changed(self) -> UserError:
         return UserError(
-            f"{self.dataset_path}: is not the file that its order was built for: bring that one back, or delete "
+            f"{self.dataset_path}: is not the file that its order was built for: restore the old file, or delete "
             f"{self._cache.root / self._key} to read the new one"
         )

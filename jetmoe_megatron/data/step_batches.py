@@ -47,7 +47,7 @@ class StepBatches:
             dataset,
             batch_sampler=_Sampler(steps, micro_batches, micro_sequences, data_ranks, data_rank),
             num_workers=2 if on_gpu else 0,  # a GPU must not wait for the disk; a CPU has no core to spare
-            multiprocessing_context="fork" if on_gpu else None,  # others, of newer Pythons, copy all indices
+            multiprocessing_context="fork" if on_gpu else None,  # newer Pythons' default copies all indices
             worker_init_fn=ignore_stop,
             pin_memory=on_gpu,
         )
@@ -57,19 +57,19 @@ class StepBatches:
         try:
             while step_batches := [batch for _, batch in zip(range(self.micro_batches), batches, strict=False)]:
                 yield step_batches
-        except InputError as error:  # a worker's has its traceback before the message
+        except InputError as error:  # from a worker, with a traceback before the message
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
 def ignore_stop(worker: int) -> None:
-    """In a process that reads data: a SIGTERM for the whole job would end it, and so the rank, which is to save."""
+    """For a process that reads data: if SIGTERM to the whole job ended it, its rank would fail instead of saving."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @atexit.register
 def _end_readers() -> None:
-    """After an error that nobody caught they are still there. Python would send them SIGTERM, and wait for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes their end for a failure
+    """After an uncaught error the readers still run. Python would send them SIGTERM, which they ignore, and wait."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler treats their end as a failure
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
@@ -87,18 +87,18 @@ class _Sampler:
         return len(self.steps) * self.position[0]
 
 
-HELD_OUT_SEED = 0  # not the run's: the losses of runs with other seeds can be compared
+HELD_OUT_SEED = 0  # not the run's, so that the losses of runs with different seeds can be compared
 
 
 class HeldOutSamples(Dataset[Sample]):
     """The same random sequences of a held-out set in every run, filled up to whole micro-batches with masked copies."""
 
     def __init__(self, held_out: HeldOut, run: Run, layout: Layout, cache: IndexCache) -> None:
-        """Builds what the cache does not hold. All ranks call it."""
+        """Builds what is missing in the cache. All ranks call it."""
         self.sequences = Sequences(held_out.path, run, cache, HELD_OUT_SEED)
         build_epochs({self.sequences: range(1)}, run.data.build_limit_tokens)
         self.real = min(self.sequences.per_epoch, run.evaluation.sequences)
-        # Interleaved pipeline stages want whole rounds of micro-batches.
+        # Interleaved pipeline stages need whole rounds of micro-batches.
         rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
         self.micro_batches = rounds * -(-self.real // (rounds * layout.data * run.batch.micro_sequences))
 

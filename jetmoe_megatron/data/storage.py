@@ -1,7 +1,7 @@
 """Open an indexed dataset, on disk or in object storage (`s3://bucket/prefix`, `msc://profile/prefix`).
 
-Megatron's own readers read object storage: the index is copied into a local folder, tokens are fetched as they are
-read. The copy is used as long as it lies there: delete it when the object has changed.
+Megatron's own readers read object storage: the index is copied into a local folder, and tokens are fetched when they
+are read. An existing copy is used without a check: delete it if the object has changed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def fetch_index(path: str, folder: Path) -> Path:
         try:
             cache_index_file(f"{path}.idx", str(aside))
             os.replace(aside, local)
-        except Exception as error:  # botocore's and the file system's have nothing else in common
+        except Exception as error:  # botocore's and the file system's have no other base in common
             raise UserError(f"{path}.idx: cannot be read ({error})") from error
         finally:
             aside.unlink(missing_ok=True)
@@ -61,13 +61,13 @@ def open_dataset(path: str, folder: Path) -> IndexedDataset:
     if not in_object_storage(path):
         return IndexedDataset(path)
     fetch_index(path, folder)
-    dataset = IndexedDataset.__new__(IndexedDataset)  # whose __init__ would fetch the index again, under its readers
+    dataset = IndexedDataset.__new__(IndexedDataset)  # its __init__ would overwrite the index that others read
     dataset.initialize(path, multimodal=False, mmap=False, object_storage_config=_config(folder))
     return dataset
 
 
 def count_tokens(indexed: IndexedDataset) -> int:
-    """From the end of the index, without reading the rest of it."""
+    """The number of tokens, from the end of the index without reading the rest of it."""
     if not len(indexed):
         return 0
     pointer, length, _ = indexed.index[len(indexed) - 1]
@@ -77,8 +77,8 @@ def count_tokens(indexed: IndexedDataset) -> int:
 def content_key(path: str, folder: Path) -> str:
     """A short hash of a dataset: the size of its index and, on disk, of its tokens, and samples spread over both.
 
-    A small file is read whole. In a large one a change of a thousandth of it is seen, such as shards joined in a
-    different order; a smaller one may not be.
+    A small file is read completely. In a large file, a change of a thousandth of it is noticed, for example shards
+    joined in a different order. A smaller change may be missed.
     """
     digest = hashlib.sha256()
     files = [fetch_index(path, folder)] if in_object_storage(path) else [f"{path}.idx", f"{path}.bin"]

@@ -1,9 +1,10 @@
-"""torchrun for workers that are told to stop by a signal and say how they ended by their exit status.
+"""torchrun for workers that stop on a signal and report by their exit status how they ended.
 
     python -m jetmoe_megatron.launch.elastic <the arguments of torchrun>
 
-torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback whatever status
-they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to the workers and exits as they did.
+torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback, whatever status
+they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to the workers and exits with their
+status.
 
 Source: torch.distributed.run and torch.distributed.elastic.agent.server, of which the parts used here (`run`,
 `_monitor_workers`, `_exit_barrier`) are the same in torch 2.10 to 2.13.
@@ -45,7 +46,7 @@ PROGRAM = "jetmoe_megatron.launch.elastic"
 # Starting the workers again at once (--max-restarts) would not help after these.
 DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.RUN_ME_AGAIN)
 
-# What torch logs of each failed and closed worker would bury the one line that tells why.
+# torch's log lines for each failed and closed worker would hide the one line that says why.
 NOISE = ("failed (exitcode", "Sending process", "Error waiting on exit barrier")
 
 
@@ -66,7 +67,7 @@ class _SignalRelay:
                 worker.send_signal(signum)
 
     def retire(self) -> None:
-        """From here on nothing is left to stop, and a late signal must not change the exit status."""
+        """Nothing is left to stop now, and a late signal must not change the exit status."""
         self._set_handler(signal.SIG_IGN)
 
     def _set_handler(self, handler: Any) -> None:
@@ -76,7 +77,7 @@ class _SignalRelay:
 
 
 class _PatientAgent(LocalElasticAgent):
-    """torch's agent of one node, but workers that are about to exit 75 are left to do so."""
+    """torch's agent of one node, but it lets workers finish that are about to exit 75."""
 
     def __init__(self, relay: _SignalRelay, met: threading.Event, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,7 +111,7 @@ def _peek_exit_code(pid: int) -> int | None:
     """The exit code of a child (negative: its signal), None while it runs; torch can still collect it afterwards."""
     try:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # collected, and torch goes on only while every collected one is 0
+    except ChildProcessError:  # collected, and torch continues only if every collected code is 0
         return 0
     if ended is None:
         return None
@@ -118,7 +119,7 @@ def _peek_exit_code(pid: int) -> int | None:
 
 
 def _culprits(exit_codes: Sequence[int], passed_on: Collection[int]) -> list[int]:
-    """The exit codes that neither 75 nor our or torch's signals account for."""
+    """The exit codes that are not explained by 75, by our signals or by torch's."""
     # A worker that dies of a signal passed on to it had no handler yet, hence nothing to save.
     accounted_for = {ExitStatus.RUN_ME_AGAIN, *(-signum for signum in passed_on)}
     if ExitStatus.RUN_ME_AGAIN in exit_codes:
@@ -135,8 +136,8 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
         passed_on: the signals that the launcher had passed on to its workers.
 
     Returns:
-        2 or 3 if any worker exited with it; 75 if all were stopped; else the code of the first that was not, 128+n for
-        signal n.
+        2 or 3 if any worker exited with it; 75 if all were stopped; otherwise the code of the first worker that was
+        not stopped, 128+n for signal n.
     """
     for code in (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS):
         if code in exit_codes:
@@ -148,7 +149,7 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
 
 
 def _give_up(met: threading.Event, endpoint: str) -> None:
-    """Where something else listens at the endpoint, torch waits for its answer for ever, deaf to signals."""
+    """If another program listens at the endpoint, torch waits for its answer without end and ignores signals."""
     if not met.wait(NODES_MEET):
         _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {NODES_MEET / 60:.0f} minutes")
         os._exit(1)
@@ -162,7 +163,7 @@ def _report_failures(error: ChildFailedError, passed_on: Collection[int]) -> int
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in failures]
     status = exit_status(codes, passed_on)
-    if status not in (*DECIDED, ExitStatus.LOST_RANKS):  # there the workers have said all there is to say
+    if status not in (*DECIDED, ExitStatus.LOST_RANKS):  # for these, the workers have printed the reason
         code = _culprits(codes, passed_on)[0]
         rank, failure = failures[codes.index(code)]
         how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if every worker exited 0; 75 also for a stop signal while waiting for other nodes; 1 if the nodes did not
-        find, or lost, one another; otherwise as `exit_status`.
+        find each other, or lost each other; otherwise as `exit_status`.
 
     Raises:
         SystemExit: with status 2, after a usage message, if the arguments are wrong.
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = f"python -m {PROGRAM}"
     args = parser.parse_args(argv)
     ours = {signum.name for signum in STOP_SIGNALS}
-    args.log_dir = args.log_dir or os.devnull  # else torch leaves an empty folder among the temporary ones
+    args.log_dir = args.log_dir or os.devnull  # without it, torch leaves an empty temporary folder
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
 
     relay, met = _SignalRelay(), threading.Event()

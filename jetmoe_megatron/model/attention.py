@@ -1,13 +1,13 @@
 """The mixture of attention heads (arXiv 2404.07413, section 2.3), instead of Megatron's self-attention.
 
-Each expert has its own query and output projections; keys and values are shared by all of them. A token's K chosen
-experts give it K groups of query heads. Head h of every group attends to key-value head h:
+Each expert has its own query and output projections; all experts share the keys and values. The K experts chosen for a
+token give it K groups of query heads. Head h of every group attends to key-value head h:
 
     q_j = W_q[e_j] u            o = sum_j gate_j * W_o[e_j] a_j + bias
     k, v = W_kv u               a_j = softmax(rope(q_j) rope(k)^T / sqrt(d)) v
 
-To a grouped-query kernel that is the order [kv head, slot], while tokens carry [slot, kv head]: hence the transposes,
-the first of which is part of the rotation.
+A grouped-query kernel needs the query heads in the order [kv head, slot]; tokens carry them as [slot, kv head]. Hence
+the two transposes. The first is part of the rotation.
 
 Tensor parallelism splits the heads, and with them the rows of every W_q and the columns of every W_o.
 
@@ -66,7 +66,7 @@ class MixtureOfAttention(MegatronModule):
         experts, hidden = config.num_moe_experts, config.hidden_size
         width = config.num_query_groups * config.kv_channels
         moe_groups = get_default_pg_collection()
-        # Sharding them costs four exchanges of rows a layer, see docs/parallelism.md; the MLP's cost two.
+        # Sharded attention experts cost four exchanges of rows per layer, MLP experts two (docs/parallelism.md).
         self.expert_group = moe_groups.ep if config.shard_attention_experts and moe_groups.ep.size() > 1 else None
         groups: dict[str, Any] = {
             "expert_group": self.expert_group,
@@ -76,7 +76,7 @@ class MixtureOfAttention(MegatronModule):
         self.router = submodules.router(config=config, pg_collection=moe_groups)
         self.linear_q = ExpertLinear(config, (experts, width, hidden), tensor_axis=1, **groups)
         self.linear_out = ExpertLinear(config, (experts, hidden, width), tensor_axis=2, **groups)
-        # Rows lie as [kv head, key or value, channel], so that a contiguous slice of them is a slice of the heads.
+        # Rows are ordered [kv head, key or value, channel], so a contiguous slice of rows is a slice of heads.
         self.linear_kv = ColumnParallelLinear(
             hidden,
             2 * width,
@@ -87,7 +87,7 @@ class MixtureOfAttention(MegatronModule):
             disable_grad_reduce=True,
             tp_group=pg_collection.tp,
         )
-        # It is given the whole sequence, and the gather's backward sums the input gradients of all tensor ranks.
+        # It gets the whole sequence; the gather's backward pass sums the input gradients of all tensor ranks.
         self.linear_kv.sequence_parallel = False
         self.bias = output_bias(config)
         self.core_attention = _core_attention(config, layer_number, pg_collection)
@@ -124,7 +124,7 @@ class MixtureOfAttention(MegatronModule):
         return output, self.bias
 
     def backward_dw(self) -> None:
-        """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""
+        """Megatron's hook for a delayed weight gradient. Does nothing: ours is computed in the backward pass."""
 
     def _attend(self, q_TKA: Tensor, kv_SBX: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""
@@ -138,7 +138,7 @@ class MixtureOfAttention(MegatronModule):
         return a_SBKNC.reshape(sequence * batch, slots, heads * channels)
 
 
-# Without the one that holds S x S scores: a shape that none of these can serve is an error, not a slow surprise.
+# The kernel that holds S x S scores is left out: a shape that none of these supports is an error, not a slow run.
 GPU_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -146,7 +146,7 @@ CoreAttention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGroupCollection) -> CoreAttention:
     """Attention of queries [S, B, G, C] over keys and values [S, B, N, C], with a mask or None -> [S, B, D].
 
-    A sequence that is split over context-parallel ranks goes round by Transformer Engine's ring, causal.
+    With context parallelism, it is Transformer Engine's ring exchange, causal only.
     """
     if config.context_parallel_size == 1:
         return scaled_dot_product
@@ -157,11 +157,11 @@ def _core_attention(config: JetMoEConfig, layer_number: int, groups: ProcessGrou
 
 
 def scaled_dot_product(q_SBGC: Tensor, k_SBNC: Tensor, v_SBNC: Tensor, mask: Tensor | None) -> Tensor:
-    """Fused kernels, which never hold S x S scores: torch's, but for causal attention on a CPU where ours is faster.
+    """Attention by a fused kernel, which never holds S x S scores: torch's, or ours where it is faster (CPU, causal).
 
-    On a GPU cuDNN's, which torch prefers on Hopper, and the flash kernel let groups of heads share keys and values as
-    they are. Flash takes no mask, neither takes fp32; the one that takes both wants keys and values once for each head
-    (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+    On a GPU, the flash kernel and cuDNN's, which torch prefers on Hopper, let groups of heads share keys and values
+    without a copy. Flash takes no mask, and neither takes fp32. The kernel that takes both needs keys and values
+    repeated for each query head (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
     if mask is None and not q_SBGC.is_cuda and is_faster(q_SBGC.shape[0], q_SBGC.dtype):
         return causal_attention(q_SBGC, k_SBNC, v_SBNC)

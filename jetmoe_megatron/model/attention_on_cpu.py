@@ -1,10 +1,10 @@
-"""Causal attention on a CPU: matmuls over blocks of queries, and where torch's own kernel is faster.
+"""Causal attention on a CPU: matmuls over blocks of queries, and the lengths for which they beat torch's kernel.
 
-A block sees all of its keys at once, so that nothing is carried from block to block. Scores are in fp32, and made again
-for the gradients (Dao et al., arXiv 2205.14135, algorithm 4, with blocks of queries alone).
+A block of queries sees all its keys at once, so nothing is carried from block to block. Scores are in fp32, and are
+computed again for the gradients (Dao et al., arXiv 2205.14135, algorithm 4, with blocks of queries only).
 
 Letters: S sequence, B micro-batch, N key-value heads, K query heads of each, H = N * K, C channels; G = B * N and
-R = S * K, as to a matmul the K heads are but more rows.
+R = S * K, because to a matmul the K heads are only more rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import Tensor
 from jetmoe_megatron.runtime.matmul import has_amx
 
 _QUERIES = 128  # positions in a block
-_SCORES = 2**22  # at work at a time: 16 MB
-# The longest sequences that it is faster for, from docs/performance.md. Nothing is timed in a run, so that a resumed
-# one on the same kind of CPU computes alike.
+_SCORES = 2**22  # held at a time: 16 MB
+# The longest sequences for which ours is faster, from docs/performance.md. A run does not measure this, so that a
+# resumed run on the same kind of CPU computes the same numbers.
 _LONGEST = {
     "AMX": {torch.float32: 0, torch.bfloat16: 128},
     "other": {torch.float32: 1024, torch.bfloat16: 2048},
@@ -28,7 +28,7 @@ _LONGEST = {
 
 
 def is_faster(length: int, dtype: torch.dtype) -> bool:
-    """Whether `causal_attention` is, on this CPU, than torch's kernel, over sequences of so many tokens."""
+    """Whether `causal_attention` is faster than torch's kernel on this CPU, for sequences of `length` tokens."""
     return length <= _LONGEST["AMX" if has_amx() else "other"][dtype]
 
 
@@ -59,7 +59,7 @@ class _CausalAttention(torch.autograd.Function):
         dq_GRC = torch.empty_like(q_GRC)
         dk_GSC, dv_GSC = (torch.zeros_like(t, dtype=torch.float32) for t in (k_GSC, v_GSC))
         for rows, keys in _blocks(q_GRC, k_GSC):
-            # Copies without gaps: a matmul would make its own of each operand, the slow way.
+            # Contiguous copies: without them, each matmul copies its operands, more slowly.
             q, g = q_GRC[rows].contiguous(), g_GRC[rows].contiguous()
             k, v = k_GSC[keys].contiguous(), v_GSC[keys].contiguous()
             p = _probabilities(q, k, slots)
@@ -84,7 +84,7 @@ def _blocks(q_GRC: Tensor, k_GSC: Tensor) -> Iterator[tuple[tuple[slice, slice],
 
 
 def _probabilities(q: Tensor, k: Tensor, slots: int) -> Tensor:
-    """Of queries [heads, queries * slots, C] over keys [heads, keys, C], the last of which stand where they stand."""
+    """Of queries [heads, queries * slots, C] over keys [heads, keys, C]. The queries have the last keys' positions."""
     scores = (q.float() * q.shape[2] ** -0.5) @ k.float().mT
     queries = q.shape[1] // slots
     later = torch.full((queries, queries), float("-inf")).triu(1).repeat_interleave(slots, 0)

@@ -18,11 +18,11 @@ from jetmoe_megatron.model.fusion import can_fuse
 # (transformers/models/jetmoe/modeling_jetmoe.py: `JetMoeRMSNorm(config.hidden_size)`), so training does too.
 LAYER_NORM_EPS = 1e-6
 
-# What the names in a run file mean here. One that the schema has and a table has not is a KeyError.
+# What the names in a run file mean here. A name that the schema allows but a table lacks is a KeyError.
 _DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
-    # Norms too could be recomputed, but Megatron asks for Transformer Engine there (random.py:589).
+    # Norms could be recomputed too, but Megatron needs Transformer Engine for that (random.py:589).
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
@@ -32,7 +32,7 @@ _IS_GLOBAL = {"micro_batch": False, "global_batch": True}
 
 @dataclass
 class JetMoEConfig(TransformerConfig):
-    """Megatron-Core's config and the few things it has no field for."""
+    """Megatron-Core's config, plus the few settings that it has no field for."""
 
     final_norm_eps: float = 1e-5
     expert_backend: str = "torch"
@@ -49,7 +49,7 @@ def _leave_as_it_is(weight: torch.Tensor) -> None:
 
 
 def _stages(run: Run) -> list[list[str]] | None:
-    """Megatron's description of uneven stages: what each one holds, in pipeline order."""
+    """Megatron's description of uneven stages: what each stage holds, in pipeline order. None if stages are even."""
     layers = run.parallel.layers_per_stage
     if layers is None or len(layers) == 1:
         return None
@@ -68,11 +68,11 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         kv_channels=model.kv_channels,
         num_query_groups=model.num_kv_heads,
         num_attention_heads=model.num_kv_heads * model.top_k,
-        # One number of experts and one k for both kinds: Hugging Face's JetMoE config has one of each.
+        # Both kinds of experts have the same number and the same k, as in Hugging Face's JetMoE config.
         num_moe_experts=model.num_experts,
         moe_router_topk=model.top_k,
-        # Ours is always the softmax over the chosen logits. With one of them Megatron accepts no False here, as the
-        # gate is then 1 and the router learns from its auxiliary losses alone; that is what JetMoE's formula says.
+        # Our gate is always the softmax over the chosen logits. With top-1, Megatron refuses False here: the gate is
+        # then 1, and the router learns from its auxiliary losses only. That is what JetMoE's formula says.
         moe_router_pre_softmax=model.top_k == 1,
         moe_router_dtype="fp32",
         moe_router_load_balancing_type="aux_loss",
@@ -86,13 +86,14 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         final_norm_eps=model.norm_eps,
         add_bias_linear=False,
         bias_dropout_fusion=can_fuse(),
-        # Its gradient is in bf16 whatever the logits are (fused_cross_entropy.py:98).
+        # The fused kernel's gradient is in bf16, whatever the dtype of the logits (fused_cross_entropy.py:98).
         cross_entropy_loss_fusion=run.precision == "bf16" and can_fuse(),
-        # Transformer Engine's, for what Megatron's token dispatcher sends. Local rows have `permutation.py`.
+        # Transformer Engine's kernels, for rows that Megatron's token dispatcher sends. Local rows use
+        # `permutation.py`.
         moe_permute_fusion=layout.expert * layout.expert_tensor > 1 and _has_transformer_engine(),
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        # `initial_weights.py` draws the weights. Megatron's own pass must run all the same: it marks which are split.
+        # `initial_weights.py` draws the weights. Megatron's own pass must still run: it marks which are split.
         init_method=_leave_as_it_is,
         output_layer_init_method=_leave_as_it_is,
         params_dtype=dtype,
@@ -102,7 +103,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         sequence_parallel=layout.sequence_parallel,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
-        # Batched transfers mix up a stage's two neighbours where both are one rank, as with two interleaved stages.
+        # Batched transfers confuse a stage's two neighbours if both are the same rank, as with two interleaved stages.
         overlap_p2p_comm=layout.virtual_pipeline > 1,
         batch_p2p_comm=layout.virtual_pipeline == 1,
         batch_p2p_sync=False,  # a wait for the whole GPU after each transfer, for versions of torch before 2.0

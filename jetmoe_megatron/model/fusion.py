@@ -1,4 +1,4 @@
-"""Several elementwise operations as one GPU kernel. Without a GPU a fused function is the plain one it was made of."""
+"""Several elementwise operations as one GPU kernel. Without a GPU, a fused function is the plain function."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 def fused(function: Callable[..., T]) -> Callable[..., T]:
-    """`function` through torch.compile when its first argument lies on a GPU. It has no gradient:
+    """`function`, through torch.compile if its first argument is on a GPU.
 
-    callers write the backward pass."""
+    The result has no gradient: callers write the backward pass.
+    """
 
     @functools.cache
-    def compiled() -> Callable[..., T]:  # not before it is called: the compiler takes seconds to import
+    def compiled() -> Callable[..., T]:  # only when it is called: importing the compiler takes seconds
         return torch.compile(function)
 
     @functools.wraps(function)
@@ -31,7 +32,7 @@ def fused(function: Callable[..., T]) -> Callable[..., T]:
 
 @functools.cache
 def can_fuse() -> bool:
-    """Whether a kernel can be compiled here. That takes triton and a C compiler, which a bare machine may lack."""
+    """Whether a kernel can be compiled here. That needs triton and a C compiler, which a bare machine may lack."""
     if not torch.cuda.is_available():
         return False
     try:

@@ -1,7 +1,7 @@
 """Initial weights that depend on the seed and the parameter's name alone, never on the parallel layout.
 
-Every matrix is normal(0, init_std) as `initializer_range` of the released config says; norms are 1, biases 0.
-Each rank draws the whole of a matrix (of one expert's matrix) from a generator of its own and keeps its slice.
+Every matrix is drawn from normal(0, init_std), like `initializer_range` of the released config; norms are 1, biases 0.
+Each matrix (each expert's matrix) has its own generator: a rank draws the whole matrix and keeps its slice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def initialize_weights(model: GPTModel, seed: int, std: float) -> None:
 
 
 def global_named_parameters(model: GPTModel) -> list[tuple[str, Tensor]]:
-    """Parameters under the names they would have in one process: layers by their number in the whole model.
+    """The parameters, by the names they would have in one process: a layer has its number in the whole model.
 
     The copy of the tied embedding that the last pipeline stage keeps has the embedding's name.
     """

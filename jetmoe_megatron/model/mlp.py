@@ -24,26 +24,26 @@ class MixtureOfMLPs(MoELayer):
         self.bias = output_bias(config)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """[S, B, H] -> the same and the bias [H], which TransformerLayer adds, unless `postprocess` has."""
+        """[S, B, H] -> the same, and the bias [H] for TransformerLayer to add; None if `postprocess` has added it."""
         output, _ = super().forward(hidden_states, **kwargs)
         return output, None if self.config.overlap_moe_expert_parallel_comm else self.bias
 
-    # Megatron's overlap of the exchange with another micro-batch takes the steps of this layer one by one, and goes
-    # round `forward` (models/gpt/fine_grained_callables.py:544).
+    # Megatron's overlap of the exchange with another micro-batch calls the steps of this layer one by one. It does not
+    # call `forward` (models/gpt/fine_grained_callables.py:544).
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Rows from all ranks -> the outputs of this rank's experts, and no bias."""
         if self.config.overlap_moe_expert_parallel_comm and self.num_local_experts == 1:
-            # What was received is freed, as if sorting by experts had copied it (pipeline_parallel/utils.py:238).
+            # Megatron frees the received rows as if sorting by expert had copied them (pipeline_parallel/utils.py:238).
             hidden_states = hidden_states.clone()
         return super().routed_experts_compute(hidden_states, probs)
 
     def postprocess(self, output: Tensor, shared_expert_output: None) -> Tensor:
-        """The experts' outputs, back in their places [S, B, H]; with the bias where `forward` is gone round."""
+        """The experts' outputs, back in their places [S, B, H]; with the bias if `forward` is not called."""
         output = super().postprocess(output, shared_expert_output)
         if not self.config.overlap_moe_expert_parallel_comm:
             return output
-        for wait_for_weights in self._forward_pre_hooks.values():  # DDP's, which a call of the layer would run
+        for wait_for_weights in self._forward_pre_hooks.values():  # DDP's hooks, which a call of the layer would run
             wait_for_weights(self, ())
         return output + self.bias
 

@@ -1,7 +1,7 @@
-"""Rows of tokens in the order of their experts and back: torch's way, which every backend can use.
+"""Sorts rows of tokens by expert and puts them back, with torch operations that every backend can use.
 
-Both functions have the other's forward as their backward: gradients are gathered, never added atomically, so that they
-are the same in every run.
+The backward pass of each function is the forward pass of the other. Gradients are gathered, never added atomically, so
+they are the same in every run.
 
 Letters: T tokens, K top-k, N = T * K rows, E experts, D width.
 """
@@ -22,14 +22,14 @@ from jetmoe_megatron.model.fusion import fused
 class Permutation:
     """The order that sorts the (token, slot) pairs by expert, and where each expert's rows end. All on the device."""
 
-    order_N: Tensor  # which pair, token * K + slot, a row is
-    inverse_N: Tensor  # which row a pair is
-    expert_N: Tensor  # of each row: sorted
+    order_N: Tensor  # the pair, token * K + slot, of each row
+    inverse_N: Tensor  # the row of each pair
+    expert_N: Tensor  # the expert of each row, sorted
     end_E: Tensor  # int32
 
     @staticmethod
     def by_expert(expert_TK: Tensor, num_experts: int) -> Permutation:
-        """Nothing in it waits for the host, as `bincount` would."""
+        """Does not make the host wait for the device, as `bincount` would."""
         expert_N, order_N = expert_TK.flatten().sort(stable=True)
         inverse_N = torch.empty_like(order_N)
         inverse_N[order_N] = torch.arange(order_N.numel(), device=order_N.device)
@@ -44,12 +44,12 @@ class Permutation:
 
 
 def gather(x_TD: Tensor, permutation: Permutation, slots: int) -> Tensor:
-    """Each token once for each of its slots, sorted by expert: [T, D] -> [N, D]. One slot: a plain permutation."""
+    """One row for each slot of each token, sorted by expert: [T, D] -> [N, D]. One slot: a plain permutation."""
     return _Gather.apply(x_TD, permutation.order_N, permutation.inverse_N, slots)
 
 
 def scatter(y_ND: Tensor, gate_TK: Tensor | None, permutation: Permutation, slots: int) -> Tensor:
-    """Back to the tokens, and the sum over their slots, weighted by the gates if there are any: [N, D] -> [T, D]."""
+    """Rows back to their tokens, summed over slots, weighted by the gates if there are any: [N, D] -> [T, D]."""
     if gate_TK is None:
         return _Scatter.apply(y_ND, permutation.order_N, permutation.inverse_N, slots)
     return _WeightedScatter.apply(y_ND, gate_TK, permutation.order_N, permutation.inverse_N)
@@ -71,7 +71,7 @@ def _weighted_sums(y_ND: Tensor, gate_TK: Tensor, inverse_N: Tensor) -> Tensor:
 
 
 def _over_slots(y_TKD: Tensor) -> Tensor:
-    """`sum(1)`, which is several times slower on a CPU over so short a dimension."""
+    """The same as `sum(1)`, which is several times slower on a CPU for such a short dimension."""
     return functools.reduce(torch.add, y_TKD.unbind(1))
 
 
@@ -79,7 +79,7 @@ def _over_slots(y_TKD: Tensor) -> Tensor:
 def _weighted_sums_gradients(
     g_TD: Tensor, y_ND: Tensor, gate_TK: Tensor, order_N: Tensor, inverse_N: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of the rows [N, D] and of the gates [T, K]."""
+    """The gradients of the rows [N, D] and of the gates [T, K]."""
     g_ND = g_TD.index_select(0, order_N // gate_TK.shape[1])
     dot_N = (g_ND * y_ND).sum(-1, dtype=gate_TK.dtype)
     gate_N = gate_TK.flatten().index_select(0, order_N)

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al., arXiv 2104.09864): the turn, and angles that start again with each document.
+"""Rotary positions (Su et al., arXiv 2104.09864): the rotation, and angles that start again at each document.
 
 Letters: S sequence, B micro-batch, K slots, N heads of a slot, C channels.
 """
@@ -16,9 +16,9 @@ from jetmoe_megatron.model.fusion import fused
 
 
 def turn(x_SBKNC: Tensor, angles: Tensor) -> Tensor:
-    """Turn each head by its position's angles, and order the heads as [N, K]: -> [S, B, N * K, C].
+    """Rotate each head by the angles of its position, and order the heads as [N, K]: -> [S, B, N * K, C].
 
-    angles: [S, 1 or B, 1, C] in fp32, both halves of C alike, as Megatron's embedding gives them.
+    angles: [S, 1 or B, 1, C] in fp32, the same in both halves of C, as Megatron's embedding gives them.
     """
     half = angles[..., : angles.shape[-1] // 2].unsqueeze(2)
     return _Turn.apply(x_SBKNC, half.cos().to(x_SBKNC.dtype), half.sin().to(x_SBKNC.dtype))
@@ -50,7 +50,7 @@ class _Turn(torch.autograd.Function):
 
 
 class PositionedRotaryEmbedding(RotaryEmbedding):
-    """Megatron's own takes a token's place in the sequence for its position. This one looks at `position_ids`."""
+    """Megatron's embedding uses a token's place in the sequence as its position. This one uses `position_ids`."""
 
     position_ids_BS: Tensor
 
@@ -69,7 +69,7 @@ def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
         use_cpu_initialization=model.config.use_cpu_initialization,
     )
 
-    preprocess = model._preprocess  # which `forward` calls, and what overlaps the exchange of experts without it
+    preprocess = model._preprocess  # called by `forward`, and without it by the overlapped exchange of experts
 
     def take_positions(*arguments: Any, position_ids: Tensor, **more: Any) -> Any:
         rotary.position_ids_BS = position_ids
@@ -80,8 +80,8 @@ def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
 
 
 def forget_angles() -> None:
-    """Clear Megatron's cache of angles (rotary_pos_embedding.py:177), to be called when a model is given up.
+    """Clear Megatron's cache of angles (rotary_pos_embedding.py:177). Call it when a model is no longer needed.
 
-    The cache holds the module that made them, and through the hooks that gather weights the whole model.
+    The cache keeps the module that made the angles and, through the hooks that gather weights, the whole model.
     """
     RotaryEmbedding.forward.cache_clear()

@@ -20,18 +20,18 @@ from jetmoe_megatron.model.router_losses import RouterLosses, balance_and_z
 
 
 class Router(TopKRouter):
-    """Megatron's router with its logits in fp32 and its losses attached and recorded as written above.
+    """Megatron's router, but with logits in fp32, and with losses that are attached and recorded here.
 
-    Megatron's own records are kept by name in a module global, and its z-loss is never reduced over ranks.
+    Megatron records its losses by name in a module global, and never reduces its z-loss over ranks.
     """
 
-    kind: str  # "moa" (attention) or "moe" (MLP): how its losses are named in the metrics
+    kind: str  # "moa" (attention) or "moe" (MLP): the prefix of its losses in the metrics
 
     def __init__(self, config: JetMoEConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.losses = RouterLosses()
         self.counting = False  # in the pass before a step with losses.scope: global_batch
-        # Integers: Megatron casts what is floating-point to bf16, which cannot count beyond 256.
+        # Integers: Megatron casts floating-point buffers to bf16, which cannot count beyond 256.
         self.register_buffer("count_E", torch.zeros(config.num_moe_experts, dtype=torch.int64), persistent=False)
 
     def gating(self, input: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Router(TopKRouter):
 
 
 class _Gating(torch.autograd.Function):
-    """`x @ w.T` in fp32, forward and backward, of which only the input as it came is kept, not its copy in fp32."""
+    """`x @ w.T` in fp32, forward and backward. It keeps the input in its own dtype, not the copy in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x_SBH: Tensor, w_EH: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class MLPRouter(Router):
 
 
 def routers(model: list[DistributedDataParallel]) -> Iterator[Router]:
-    """Of all chunks of this pipeline stage."""
+    """The routers in all chunks of this pipeline stage."""
     for chunk in model:
         for module in chunk.modules():
             if isinstance(module, Router):

@@ -1,7 +1,7 @@
-"""Balance loss and z-loss of the routers: the one place where both formulas and their scaling stand.
+"""Balance loss and z-loss of the routers: the one place with both formulas and their scaling.
 
-In the metrics those of the attention routers are `moa_balance_loss` and `moa_z_loss`, those of the MLP routers
-`moe_balance_loss` and `moe_z_loss`.
+In the metrics, the losses of the attention routers are `moa_balance_loss` and `moa_z_loss`, and those of the MLP
+routers `moe_balance_loss` and `moe_z_loss`.
 
 For the logits s [T, E] of one router, over the T tokens of one micro-batch (arXiv 2404.07413, equations 10 to 12):
 
@@ -13,16 +13,16 @@ A perfectly even router has balance = 1. The training loss is
 
     L = L_lm + sum over routers ( c_balance * balance + c_z * z )
 
-the sum over all routers of both kinds, two in each layer, as the authors' training code has it, averaged over
-micro-batches and data-parallel ranks like L_lm. Both terms enter the gradient through Megatron's
+with the sum over all routers of both kinds, two in each layer, as in the authors' training code. The terms are
+averaged over micro-batches and data-parallel ranks, like L_lm. Both enter the gradient through Megatron's
 MoEAuxLossAutoScaler, which carries the same scale as the main loss on every pipeline stage. With sequence
-parallelism a rank has T / tp tokens: its partial terms add up over the tensor-parallel group.
+parallelism a rank has T / tp tokens, and the partial terms of the ranks add up over the tensor-parallel group.
 
-With `losses.scope: micro_batch` f_i counts the T * K assignments of the micro-batch, on all its ranks: the loss does
-not depend on tensor, pipeline and expert parallelism or recomputation, but on what is in one micro-batch.
-With `global_batch` f_i counts those of the whole step. As balance is linear in P_i, its mean over micro-batches is then
-that of the global batch, however it is split. The counts must be known before the first backward pass: they come
-from a forward pass of their own (`training/step.py`).
+With `losses.scope: micro_batch`, f_i counts the T * K assignments of the micro-batch, on all its ranks. The loss does
+not depend on tensor, pipeline or expert parallelism or on recomputation, but it depends on what is in a micro-batch.
+With `global_batch`, f_i counts the assignments of the whole step. Balance is linear in P_i, so its mean over
+micro-batches is then that of the global batch, however that is split. The counts must be known before the first
+backward pass, so they come from a separate forward pass (`training/step.py`).
 
 Letters: T local tokens, E experts, K top-k.
 """
@@ -40,19 +40,19 @@ from jetmoe_megatron.model.fusion import fused
 
 @dataclass
 class RouterLosses:
-    """Sums over the micro-batches since the last `reset`, before their coefficients, of this rank's share."""
+    """This rank's share of the losses, without coefficients, summed over the micro-batches since the last `reset`."""
 
     balance_loss: Tensor | float = 0.0
     z_loss: Tensor | float = 0.0
-    load_imbalance: Tensor | float = 0.0  # what the busiest expert gets, where 1 is an even share
-    micro_batches: float = 0.0  # a tensor-parallel rank counts as a part of one
+    load_imbalance: Tensor | float = 0.0  # the busiest expert's load; 1 is an even share
+    micro_batches: float = 0.0  # each of the n ranks that share a micro-batch counts 1 / n
 
     def reset(self) -> None:
         self.balance_loss, self.z_loss, self.load_imbalance, self.micro_batches = 0.0, 0.0, 0.0, 0.0
 
 
 def balance_and_z(logits_TE: Tensor, share_E: Tensor) -> tuple[Tensor, Tensor]:
-    """Both losses of the logits and the share f of the assignments, over this rank's tokens."""
+    """Both losses over this rank's tokens, from the logits and each expert's share f of the assignments."""
     return _BalanceAndZ.apply(logits_TE, share_E)
 
 

@@ -17,7 +17,7 @@ from jetmoe_megatron.model.router import AttentionRouter, MLPRouter
 
 
 def layer_spec() -> ModuleSpec:
-    """x + attention(norm(x)), then x + mlp(norm(x)); the norms stand alone because routers and experts read both."""
+    """x + attention(norm(x)), then x + mlp(norm(x)). Norms are separate: router and experts both read their output."""
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -35,6 +35,6 @@ def layer_spec() -> ModuleSpec:
 
 def block_spec(num_layers: int) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage and the final norm, which only the last stage builds."""
-    # It warns that it does not know MixtureOfMLPs, once for each layer (transformer_layer.py:368).
+    # Megatron warns, once per layer, that it does not know MixtureOfMLPs (transformer_layer.py:368).
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     return TransformerBlockSubmodules(layer_specs=[layer_spec()] * num_layers, layer_norm=FinalRMSNorm)

@@ -1,8 +1,8 @@
-"""Which rows go to which expert, and to which rank, worked out once per layer.
+"""Which rows go to which expert, and to which rank, computed once per layer.
 
-A layer whose experts have two linear layers with something in between (queries, attention, outputs) sends its rows
-out and back twice, by the same plan. Without an expert-parallel group nothing is sent, and nothing waits for the host
-unless the backend wants its counts there.
+Attention lies between the two linear layers of its experts (queries and outputs), so such a layer sends its rows out
+and back twice, by the same plan. Without an expert-parallel group nothing is sent, and the host does not wait for the
+device unless the backend needs the counts on the host.
 
 Letters: T tokens, K top-k, E experts of the whole layer, L local experts, R expert-parallel ranks, D width.
 """
@@ -43,7 +43,7 @@ class Dispatch:
             self.count_L = self.count_L.cpu()
 
     def rows_of_tokens(self, x_TD: Tensor) -> Tensor:
-        """Each token once for each of its slots: [T, D] -> rows sorted by local expert."""
+        """One row for each slot of each token: [T, D] -> rows sorted by local expert."""
         return self._send(self.backend.gather(x_TD, self.permutation, self.slots))
 
     def rows_of_slots(self, x_TKD: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ class Dispatch:
 
 
 class LocalTokenDispatcher(MoETokenDispatcher):
-    """In the place of Megatron's token dispatcher where all of a layer's experts are on the rank.
+    """Replaces Megatron's token dispatcher if all experts of a layer are on the rank.
 
-    Megatron's waits for the host in every layer, and its combination adds atomically, in another order each time.
+    Megatron's makes the host wait in every layer, and its combination adds atomically, in a different order each time.
     """
 
     def __init__(self, config: Any, pg_collection: Any) -> None:
@@ -104,7 +104,7 @@ class LocalTokenDispatcher(MoETokenDispatcher):
         return hidden_states, probs
 
     def dispatch_postprocess(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor, None]:
-        """The rows, their number for each expert, and no gates: they wait for the combination."""
+        """The rows, their number for each expert, and None: the gates are applied in the combination."""
         self.gate_TK = probs
         return hidden_states, self.dispatch.count_L, None
 

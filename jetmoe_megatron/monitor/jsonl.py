@@ -19,17 +19,17 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class JsonLines:
-    """Lines that the disk refuses wait, and are written when it has room again."""
+    """While the disk is full, lines wait in memory. They are written when there is room again."""
 
     def __init__(self, path: Path, resume_after_step: int) -> None:
         """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill.
 
         Raises:
-            OSError: not for want of room.
+            OSError: the file cannot be written, for another reason than a full disk.
         """
         self.path, self.waiting = path, b""
         self.file: FileIO | None = None
-        self._amended: tuple[int, Record] | None = None  # values that a step's line is still to be given
+        self._amended: tuple[int, Record] | None = None  # values that wait to be added to a step's line
         self._warned = False
         self._end = _end_of(path, resume_after_step)
         self._try()
@@ -39,7 +39,7 @@ class JsonLines:
         self._try()
 
     def amend(self, step: int, values: Record) -> None:
-        """Add values to the line that a step has already."""
+        """Add values to a step's existing line."""
         self._amended = (step, values)
         self._try()
 
@@ -61,7 +61,7 @@ class JsonLines:
             if error.errno not in _NO_ROOM:
                 raise
             if not self._warned:
-                print(f"warning: {self.path}: {error.strerror}: its lines wait", file=sys.stderr, flush=True)
+                print(f"warning: {self.path}: {error.strerror}: lines wait in memory", file=sys.stderr, flush=True)
             self._warned = True
 
     def _flush(self) -> None:
@@ -81,14 +81,14 @@ class JsonLines:
             self.waiting = b""
         except OSError:
             with contextlib.suppress(OSError):
-                self.file.truncate(whole)  # of half a line
+                self.file.truncate(whole)  # removes half a line
             raise
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """One line each, all of them or, after a kill or an OSError, what the file held before.
+    """Replace the file by one line for each record. After a kill or an OSError it has its old content.
 
-    They may be read from it meanwhile.
+    The records may come from a generator that reads the same file.
     """
     with replacing(path) as file:
         file.writelines(_line(record) for record in records)
@@ -109,7 +109,7 @@ def _end_of(path: Path, step: int) -> int:
 
 
 def each_record(path: Path) -> Iterator[dict[str, Any]]:
-    """The valid records of the file, if there is one; cut-off and broken lines are left out. One is held at a time."""
+    """The valid records of the file, if it exists, one at a time. Cut-off and broken lines are left out."""
     return (record for _, record in _each_line(path) if record)
 
 
@@ -131,7 +131,7 @@ def _each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def _is_shallow(value: Any, levels: int = 4) -> bool:
-    """As all that is written here. What is nested too deeply could be read, and not written again."""
+    """Whether the value is nested no deeper than what is written here. A deeper one could be read but not written."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return all(levels > 1 and _is_shallow(entry, levels - 1) for entry in inner)
 

@@ -14,7 +14,7 @@ class Writer(Protocol):
         """Take the record of one step; `step` counts from 1."""
 
     def amend(self, step: int, values: Record) -> None:
-        """Take more values of the step that was written last, by the process before."""
+        """Take more values of the last step that the previous process wrote."""
 
     def close(self) -> None: ...
 
@@ -23,7 +23,7 @@ class Monitor:
     """A no-op on ranks that have no writers."""
 
     def __init__(self, builders: list[Callable[[], Writer]]) -> None:
-        """A writer that cannot even be built, say for want of a network, is left out with a warning."""
+        """A writer that cannot be built, for example without a network, is left out with a warning."""
         self.writers: list[Writer] = []
         for build in builders:
             try:

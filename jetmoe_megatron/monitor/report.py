@@ -25,7 +25,7 @@ def report(folder: Path) -> str:
         raise UserError(f"{metrics}: no steps recorded; is {folder} a run folder?")
     try:
         rows = _numbers(first, records)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:  # of whole numbers beyond every float
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # for integers too large for a float
         raise UserError(f"{metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
     checkpoint, exported = newest_whole(files.checkpoints), newest(files.exports)
     rows += [("checkpoint", str(checkpoint))] if checkpoint else []

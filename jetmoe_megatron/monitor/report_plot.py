@@ -10,7 +10,7 @@ from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError, printable
 from jetmoe_megatron.monitor.jsonl import each_record
 
-_POINTS = 2000  # of a curve at most: what lies between is left out
+_POINTS = 2000  # of a curve at most: points between them are left out
 
 
 def draw_curves(folder: Path, path: Path) -> None:

@@ -9,8 +9,8 @@ from jetmoe_megatron.monitor.monitor import Record
 
 class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
-        """What an earlier process wrote of later steps than `step` is not shown any more."""
-        from torch.utils.tensorboard import SummaryWriter  # an extra, as wandb
+        """What an earlier process wrote for steps after `step` is no longer shown."""
+        from torch.utils.tensorboard import SummaryWriter  # an optional package, like wandb
 
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 

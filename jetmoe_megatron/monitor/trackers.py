@@ -20,7 +20,7 @@ from jetmoe_megatron.monitor.wandb import WeightsAndBiases
 
 
 def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
-    """Rank 0 writes, and begins the run folder; the others have no writers. The run goes on after `step`."""
+    """Rank 0 writes, and creates the run folder; the others have no writers. The run continues after `step`."""
     if rank != 0:
         return Monitor([])
     folder = RunFolder.of(run)
@@ -38,7 +38,7 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
 
 
 def _write_config(path: Path, run: Run) -> None:
-    """On a disk without room the one of the start before stays."""
+    """On a full disk, the file of the previous start stays."""
     try:
         with replacing(path) as file:
             file.write(dump_run(run).encode())

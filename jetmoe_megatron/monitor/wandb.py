@@ -1,4 +1,4 @@
-"""Weights & Biases: everything that is in metrics.jsonl, under the same names."""
+"""Weights & Biases: the content of metrics.jsonl, under the same names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jetmoe_megatron.monitor.monitor import Record
 
 class WeightsAndBiases:
     def __init__(self, run: Run, folder: Path) -> None:
-        import wandb  # an extra: training/preflight.py has seen that it is installed
+        import wandb  # an optional package: training/preflight.py has checked that it is installed
 
         self.run = wandb.init(
             project=run.logging.wandb_project,
@@ -27,7 +27,7 @@ class WeightsAndBiases:
         self.run.log(record, step=int(record["step"]))
 
     def amend(self, step: int, values: Record) -> None:
-        self.run.log(values, step=step + 1)  # wandb takes nothing for a step that has passed
+        self.run.log(values, step=step + 1)  # wandb takes no values for a past step
 
     def close(self) -> None:
         self.run.finish()

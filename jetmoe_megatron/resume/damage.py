@@ -20,7 +20,7 @@ from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 
 
 def set_damaged_aside(run: Run) -> None:
-    """Check the newest checkpoint byte by byte until one is whole. All ranks call it."""
+    """Check checkpoints byte by byte, the newest first, and rename them until one is whole. All ranks call it."""
     root = RunFolder.of(run).checkpoints
     while checkpoint := decided_by_rank_0(partial(newest, root)):
         damage = _find_damage_together(checkpoint)
@@ -49,10 +49,10 @@ def refuse_damaged_source(run: Run, start: StartPoint) -> None:
 
 
 def _find_damage_together(checkpoint: Path) -> str | None:
-    """Each rank looks at its share of the files; all learn of the first that is bad.
+    """Each rank checks its share of the files. Returns on all ranks the first damage, or None.
 
     Raises:
-        SharedError: some rank cannot read a file, whatever is in it.
+        SharedError: a rank cannot read a file (permission or I/O error).
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own: tuple[str | None, str | None] = (None, None)  # what is damaged, what cannot be read

@@ -1,4 +1,4 @@
-"""In what a run may differ from the checkpoint that it continues, and how to get what it may not."""
+"""What a run may change against the checkpoint that it continues, and what to do about the rest."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jetmoe_megatron.config.schema import Model, Run, Section
 
 
 class _Way(IntEnum):
-    """How a run gets another value of a key than a checkpoint has: a later one serves for the keys of the earlier."""
+    """How to change a key against the checkpoint. A later way also works for the keys of the earlier ways."""
 
-    NOTHING = 0  # the losses to come do not depend on it
+    NOTHING = 0  # nothing to do: later losses do not depend on it
     OPTION = 1  # checkpoint.may_change
-    BRANCH = 2  # a run of its own that starts from the checkpoint: the position in the data means something else
-    WEIGHTS = 3  # a run of its own that starts from the weights alone
-    NEW = 4  # none: it is another model
+    BRANCH = 2  # another run that starts from the checkpoint: the position in the data means something else
+    WEIGHTS = 3  # another run that starts from the weights only
+    NEW = 4  # impossible: it is another model
 
 
-# Of a key the longest beginning that is here counts.
+# The longest listed prefix of a key counts.
 _WAYS = {
     "seed": _Way.BRANCH,
     "model": _Way.NEW,
@@ -42,7 +42,7 @@ _WAYS = {
 
 
 def other_keys(saved: Section, run: Run, sections: Iterable[str] = SavedRun.model_fields) -> dict[str, str]:
-    """Each key in which `run` differs from what was saved and may not, with what it was and is."""
+    """Each key that `run` may not change but did, with a text that shows its old and new value."""
     now, permitted = run.model_dump(), tuple(run.checkpoint.may_change)
     before = saved.model_dump()
     found = [pair for section in sections for pair in _differences(section, before[section], now[section])]
@@ -50,7 +50,7 @@ def other_keys(saved: Section, run: Run, sections: Iterable[str] = SavedRun.mode
 
 
 def refusal(checkpoint: Path, others: dict[str, str], run: Run) -> str:
-    """One line for what `other_keys` found: all of it, and what to do, which the next command accepts."""
+    """One line with all that `other_keys` found and what to do. The next command accepts what it proposes."""
     way = max(map(_way, others))
     if way is _Way.OPTION:
         advice = f"permit it with checkpoint.may_change=[{','.join(others)}]"
@@ -67,7 +67,7 @@ def refusal(checkpoint: Path, others: dict[str, str], run: Run) -> str:
 
 
 def _in_its_phase(run: Run) -> str:
-    """`phase` would end the phase before once more, and begin the whole of this one."""
+    """Overrides instead of `phase`, which would end the phase before again and begin this one from its start."""
     if run.phase is None:
         return ""
     ended = run.phase - 2
@@ -75,10 +75,10 @@ def _in_its_phase(run: Run) -> str:
 
 
 def other_model(weights: Path, run: Run) -> dict[str, str]:
-    """As `other_keys`, for a checkpoint of weights alone: the keys of the shape. Of a few its tensors do not tell.
+    """Like `other_keys`, for the shape of a checkpoint of weights only. Its tensors do not show all of these keys.
 
     Raises:
-        UserError: what it says of its model cannot be read.
+        UserError: the file that describes its model cannot be read.
     """
     file = weights / MODEL_FILE
     if not file.is_file():
@@ -100,7 +100,7 @@ def _under(key: str, prefixes: tuple[str, ...]) -> bool:
 
 
 def _differences(key: str, saved: Any, now: Any) -> list[tuple[str, str]]:
-    """(key, what it was and is) of each value that differs."""
+    """(key, a text with its old and new value) of each value that differs."""
     # Data has its own fingerprint.
     if key.endswith(".data") or _way(key) is _Way.NOTHING:
         return []

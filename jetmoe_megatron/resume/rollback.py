@@ -1,7 +1,7 @@
-"""Back to the newest checkpoint, and on with other data: what came between, up to the bad step, is not read again.
+"""Back to the newest checkpoint, to continue with other data: what was read since, up to the bad step, is left out.
 
-A rollback is a resume that finds a note. The note replaces the position in the data that the checkpoint holds, for as
-long as that checkpoint is the newest, so that a run that is killed before its next one resumes the same way.
+A rollback is a resume that finds a note. As long as that checkpoint is the newest, the note replaces its position in
+the data. So a run that is killed before its next checkpoint resumes in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jetmoe_megatron.errors import UserError
 
 
 class _Notes(RootModel[dict[str, Note]]):
-    """`rollbacks.json`: for the tokens of a checkpoint what replaces its progress."""
+    """`rollbacks.json`: the number of tokens of a checkpoint, and what replaces its progress."""
 
     @model_validator(mode="after")
     def _at_their_places(self) -> _Notes:
@@ -33,7 +33,7 @@ class _Notes(RootModel[dict[str, Note]]):
 
 
 def roll_back(folder: RunFolder, tokens: int, ledger: Ledger, guard: dict[str, Any]) -> None:
-    """Leave the note. All ranks call it, when no save is under way.
+    """Write the note. All ranks call it, while no save is running.
 
     Args:
         tokens: of the checkpoint at which a resume would begin now.
@@ -49,12 +49,12 @@ def roll_back(folder: RunFolder, tokens: int, ledger: Ledger, guard: dict[str, A
 
 
 def read_rollback(folder: RunFolder, tokens: int) -> dict[str, Any]:
-    """What replaces the progress of the checkpoint at so many tokens; nothing if none was rolled back to it."""
+    """What replaces the progress of the checkpoint at `tokens` tokens; empty if no rollback led there."""
     return _read(folder.rollbacks).get(str(tokens), {})
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if file.exists() and not file.is_file():  # a pipe would be waited for
+    if file.exists() and not file.is_file():  # opening a pipe would block
         raise UserError(f"{file}: is no file: move it away")
     try:
         return _Notes.model_validate_json(file.read_bytes()).model_dump(exclude_unset=True)
@@ -63,7 +63,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValidationError) as error:
         problem = first_problem(error)
         raise UserError(
-            f"{file}: damaged ({problem}): restore it, or delete it to read again what was rolled back over"
+            f"{file}: damaged ({problem}): restore it, or delete it to read the data again that was left out"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A run that begins at a checkpoint of another one (`start_from`), which stays as it is."""
+"""A run that begins at a checkpoint of another run (`start_from`). The other run is not changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jetmoe_megatron.resume.may_change import other_keys, other_model, refusal
 
 
 def apply_start_from(run: Run) -> Run:
-    """With `start_from` and `phase`: the phase before `phase` ends at the checkpoint, however long it was meant to be.
+    """With `start_from` and `phase`: the phase before `phase` ends at the checkpoint, whatever its configured length.
 
     Raises:
         UserError: `start_from` cannot be used for that.
@@ -36,14 +36,17 @@ def apply_start_from(run: Run) -> Run:
         source = decided if decided and decided.is_dir() else source_of(run.start_from)
         decided = source
         _refuse_other_model(source, run)
-    run = run.model_copy(update={"start_from": str(decided or run.start_from)})  # whatever is saved there from now on
+    run = run.model_copy(update={"start_from": str(decided or run.start_from)})  # whatever is saved there later
     if run.phase is None:
         return run
     if not is_of_training(source):
-        raise UserError(f"phase: {source} was made of a Hugging Face model and has no phases: leave phase out")
+        raise UserError(f"phase: {source} was converted from a Hugging Face model and has no phases: remove phase")
     progress = read_progress(source)
     if own is not None and "branched_at" not in progress:
-        raise UserError(f"start_from: output_dir has {source}, which began at no other run: choose another output_dir")
+        raise UserError(
+            f"start_from: output_dir has {source}, of a run that did not begin at another run's checkpoint: choose "
+            "another output_dir"
+        )
     tokens = progress["tokens"] if own is None else progress["branched_at"]
     if not 2 <= run.phase <= len(run.phases):
         raise UserError(f"phase: {run.phase} is not a phase after the first one of {len(run.phases)}")
@@ -58,7 +61,7 @@ def apply_start_from(run: Run) -> Run:
 
 
 def _decided_before(run: Run) -> Path | None:
-    """What this run took of the run folder `start_from` when it was started before: there may be a newer one by now."""
+    """What an earlier start of this run took from the run folder `start_from`, which may have a newer one by now."""
     assert run.start_from is not None
     if not RunFolder.of(run).config.is_file():
         return None
@@ -71,7 +74,7 @@ def _decided_before(run: Run) -> Path | None:
 
 
 def source_of(path: str) -> Path:
-    """A checkpoint, or a run folder, which means its newest one."""
+    """The checkpoint at `path`; for a run folder, its newest whole one."""
     source, damage = newest_whole_of(Path(path))
     if damage and os.environ.get("RANK", "0") == "0":
         print(f"warning: start_from: {damage}", file=sys.stderr, flush=True)
@@ -97,7 +100,7 @@ def _refuse_other_model(source: Path, run: Run) -> None:
 
 
 def no_whole_steps(run: Run, tokens: int, layout: Layout | None) -> str | None:
-    """What is wrong if a checkpoint at so many tokens lies between two steps of `run`, and which batches would do."""
+    """None if a checkpoint at `tokens` tokens is at a step of `run`; otherwise a text with the batch sizes that fit."""
     batch = run.batch
     if tokens % batch.global_tokens == 0:
         return None

@@ -1,4 +1,4 @@
-"""Where a run goes on: at its newest whole checkpoint, at one that it starts from, or at the beginning."""
+"""Where a run continues: at its newest whole checkpoint, at the one that it starts from, or at the beginning."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from jetmoe_megatron.resume.start_from import no_whole_steps, source_of
 @dataclass(frozen=True)
 class StartPoint:
     checkpoint: Path | None
-    weights_only: bool  # of it: the optimizer and everything else begin anew
+    weights_only: bool  # the checkpoint gives weights only; the optimizer and all else start at zero
     progress: dict[str, Any]  # `tokens` consumed, and what else the checkpoint holds
     ledger: Ledger
 
 
 def find_start_point(run: Run, layout: Layout | None = None) -> StartPoint:
-    """Looks at names, sizes and small files; no process group is needed.
+    """Reads names, sizes and small files only, and needs no process group.
 
     Args:
-        layout: which batches a message may propose; without it, any.
+        layout: messages propose only batch sizes that fit it; None: any size.
 
     Raises:
-        UserError: one line that says why the run may not go on from there.
+        UserError: one line that says why the run may not continue from there.
     """
     folder = RunFolder.of(run)
     checkpoint, weights_only, allowed = newest_whole(folder.checkpoints), False, run
@@ -52,7 +52,8 @@ def find_start_point(run: Run, layout: Layout | None = None) -> StartPoint:
             )
     elif left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
         raise UserError(
-            f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or begin anew in another output_dir"
+            f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or start from the beginning in "
+            "another output_dir"
         )
     elif run.start_from is not None:
         checkpoint = source_of(run.start_from)
@@ -70,8 +71,8 @@ def find_start_point(run: Run, layout: Layout | None = None) -> StartPoint:
         ledger = ledger_of(allowed, fingerprint(run, data_cache(run)), saved, where, told)
     except UserError as error:
         refusals.append(str(error))
-    if refusals:  # all at once: each names the option that permits it
+    if refusals:  # all at once; each names the option that permits it
         raise UserError("; ".join(refusals))
-    if saved and saved["blend"] != ledger.blend:  # the guard's window holds losses of the old one
+    if saved and saved["blend"] != ledger.blend:  # the guard's window holds losses of the old blend
         progress.pop("guard", None)
     return StartPoint(checkpoint, weights_only, progress, ledger)

@@ -1,4 +1,4 @@
-"""The time, as logs have it."""
+"""The time, in the format of the logs."""
 
 from __future__ import annotations
 

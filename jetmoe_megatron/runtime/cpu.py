@@ -1,8 +1,8 @@
 """Megatron-Core 0.16.1 on a machine without a GPU.
 
-Megatron-Core takes CUDA for granted. `install()` answers the calls it makes while it trains on the CPU over gloo;
-nothing is patched on import, and nothing at all where a GPU is present. Each entry names the line of
-megatron/core that needs it, and `tests/runtime/test_cpu.py` fails when another version needs another one.
+Megatron-Core assumes CUDA. `install()` replaces the CUDA calls that it makes while it trains on the CPU over gloo.
+Importing this module patches nothing, and with a GPU nothing is ever patched. Each entry names the line of
+megatron/core that needs it. `tests/runtime/test_cpu.py` fails if another version needs other entries.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def install() -> None:
     """Let Megatron-Core run on the CPU. Call it once, before a process group or a model exists.
 
     Raises:
-        RuntimeError: if a GPU is present: there Megatron-Core runs as it is.
+        RuntimeError: if a GPU is present, where Megatron-Core needs no adapter.
     """
     global _installed
     if torch.cuda.is_available():
@@ -84,7 +84,7 @@ def install() -> None:
 
 
 def _type_as_cuda(original: Any) -> Any:
-    """optimizer.py:671 and distrib_optimizer.py:361 sort parameters by 'torch.cuda.FloatTensor' and the like."""
+    """optimizer.py:671 and distrib_optimizer.py:361 sort parameters by type names like 'torch.cuda.FloatTensor'."""
 
     @functools.wraps(original)
     def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -95,9 +95,9 @@ def _type_as_cuda(original: Any) -> Any:
 
 
 class _Overlay:
-    """A module as one module of Megatron-Core sees it: some names replaced, for that module alone.
+    """A module as one module of Megatron-Core sees it: some names are replaced, for that module only.
 
-    Replacing torch.tensor itself would reach other libraries: transformers' loading compares it by identity.
+    Replacing torch.tensor itself would affect other libraries: transformers' loading compares it by identity.
     """
 
     def __init__(self, module: Any, **replaced: Any) -> None:
@@ -135,8 +135,10 @@ def _reduce_scatter(own: torch.Tensor, parts: list[torch.Tensor], group: Any) ->
 
 
 def _without_transformer_engine() -> None:
-    """optimizer/__init__.py:12, optimizer.py:15, clip_grads.py:10, distrib_optimizer.py:21: where it can be imported,
-    Megatron takes its optimizer and norms, which need a GPU."""
+    """If Transformer Engine can be imported, Megatron uses its optimizer and norms, which need a GPU.
+
+    Source: optimizer/__init__.py:12, optimizer.py:15, clip_grads.py:10, distrib_optimizer.py:21.
+    """
     from megatron.core import optimizer as optimizers
     from megatron.core import utils
     from megatron.core.optimizer import clip_grads, distrib_optimizer, optimizer
@@ -159,7 +161,7 @@ def _patch_megatron() -> None:
     from megatron.core.transformer.moe import token_dispatcher
 
     _without_transformer_engine()
-    # They write device='cuda' out: optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
+    # These lines hard-code device='cuda': optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
     factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
     for module in (optimizer, clip_grads, schedules, utils):
         module.torch = _Overlay(torch, **factories)
@@ -177,7 +179,7 @@ def _patch_megatron() -> None:
     random._set_cuda_rng_state = _set_cpu_rng_state
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
 
-    # token_dispatcher.py:882 turns its all-to-all split sizes into numpy only when they lie on a GPU.
+    # token_dispatcher.py:882 converts its all-to-all split sizes to numpy only if they are on a GPU.
     original = token_dispatcher.maybe_move_tensor_to_cpu
 
     def split_sizes_on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

@@ -27,7 +27,7 @@ def device() -> torch.device:
 
 
 def peak_memory() -> dict[str, float]:
-    """`peak_memory_gb`, what tensors of this rank have held on its GPU at most; nothing on a CPU."""
+    """`peak_memory_gb`, the most memory that this rank's tensors have held on its GPU; empty on a CPU."""
     return {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if has_gpu() else {}
 
 
@@ -36,7 +36,7 @@ def process_group(timeout_minutes: float = 30) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
 
     Raises:
-        SystemExit: over gloo, with status 4 after naming the ranks that died, or kept the others waiting so long.
+        SystemExit: over gloo, with status 4, after naming the ranks that died or did not answer in time.
     """
     end_with_this_process()
     stop_with_launcher()
@@ -56,7 +56,7 @@ def process_group(timeout_minutes: float = 30) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if has_gpu():  # NCCL would wait for all ranks, which wait for this one, before the error is told
+        if has_gpu():  # before showing the error, NCCL would wait for all ranks, which wait for this one
             raise
         if isinstance(error, RuntimeError) and is_lost_connection(error):
             name_lost_ranks(error)

@@ -17,17 +17,17 @@ from jetmoe_megatron.stopping import LOST_RANKS_ANSWER, STORE_ANSWERS, ExitStatu
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """gloo gives up with a plain RuntimeError that names a file of its own."""
+    """gloo gives up with a plain RuntimeError that names one of gloo's source files."""
     return isinstance(error, torch.distributed.DistError) or "gloo/" in str(error)
 
 
 def name_lost_ranks(error: RuntimeError) -> NoReturn:
-    """Leave the process group and exit with status 4, after a line of one rank on stderr.
+    """Leave the process group and exit with status 4. One rank prints a line on stderr.
 
-    A rank that gives up says so in the rendezvous store, and closes its connections, which makes those that wait for
-    it give up as well. A rank that has not said so within a few seconds died or hangs.
+    A rank that gives up says so in the rendezvous store and closes its connections, so that the ranks that wait for it
+    give up too. A rank that has not said so within a few seconds died or hangs.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that has noticed as well
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from a launcher that has noticed too
     gave_up = threading.Timer(STORE_ANSWERS, _leave, [error])  # the store may be on the other side of a cut network
     gave_up.daemon = True
     gave_up.start()

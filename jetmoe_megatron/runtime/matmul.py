@@ -1,4 +1,4 @@
-"""Which library multiplies matrices on a CPU, and whether it can in bf16."""
+"""Which library multiplies matrices on a CPU, and whether it has a kernel for bf16."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def choose_matmul() -> None:
-    """oneDNN on AMD's CPUs with AVX-512, where MKL, torch's usual one, runs at half its rate.
+    """Choose oneDNN on AMD's CPUs with AVX-512, where MKL, torch's default, runs at half its speed.
 
-    torch's switch for it is `medium`, which also lets oneDNN round to bf16 where it has a fast matmul for that: hence
-    the test. Ranks and resumed runs on the same kind of CPU choose alike.
+    torch's switch for oneDNN is `medium`. It also lets oneDNN round to bf16 on CPUs with a fast bf16 matmul, so a test
+    decides. Ranks and resumed runs on the same kind of CPU make the same choice.
     """
     if by_onednn(torch.float32) or not _mkl_is_slow():
         return
@@ -28,7 +28,7 @@ def by_onednn(dtype: torch.dtype) -> bool:
 
 
 def bf16_is_slow() -> bool:
-    """Whether this CPU has no kernel for bf16 matmuls: plain loops take many times as long as fp32 ones."""
+    """Whether this CPU has no kernel for bf16 matmuls: then plain loops take many times as long as fp32 matmuls."""
     return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
@@ -47,5 +47,5 @@ def _rounds() -> bool:
 
 
 def has_amx() -> bool:
-    """Whether this CPU has Intel's tiles for matrices. torch's own kernels take them where there are any."""
+    """Whether this CPU has Intel's matrix tiles. torch's own kernels use them if there are any."""
     return torch.cpu._is_amx_tile_supported()

@@ -10,8 +10,8 @@ _AT_ONCE = 2**26  # bytes
 
 
 def keep_freed_memory() -> None:
-    """glibc gives a tensor's pages back when it is freed, and a page that is new takes longer than what is computed on
-    it. Other C libraries are left as they are.
+    """By default, glibc returns a tensor's pages when it is freed, and getting a new page takes longer than computing
+    on it. Other C libraries are not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

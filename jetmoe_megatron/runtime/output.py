@@ -1,5 +1,5 @@
-"""Output that nobody can take any more does not end a run: its terminal is closed, its pipe has lost its reader (Ctrl-C
-ends a `tee` too), its disk is full."""
+"""Output that cannot be written does not end a run: the terminal is closed, the reader of a pipe has ended (Ctrl-C ends
+a `tee` too), or the disk is full."""
 
 from __future__ import annotations
 

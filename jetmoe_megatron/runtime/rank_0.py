@@ -1,4 +1,4 @@
-"""What one rank decides for all of them."""
+"""What rank 0 decides for all ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def decided_by_rank_0(decide: Callable[[], T]) -> T:
-    """What `decide` returns on rank 0, on all ranks: others may see an older state of a network file system.
+    """Returns on all ranks what `decide` returns on rank 0: others may see an older state of a network file system.
 
     Raises:
-        SharedError: on all ranks, what was wrong on rank 0.
+        SharedError: on all ranks, with the error of rank 0.
     """
     answer: list[Any] = [None, None]
     if torch.distributed.get_rank() == 0:

@@ -1,3 +1,3 @@
-"""Folders on a network file system, which shows the nodes' files to one another with a delay."""
+"""Folders on a network file system, where a node sees the files of other nodes with a delay."""
 
 SEEN_LATE_SECONDS = 60.0

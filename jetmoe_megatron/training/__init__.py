@@ -1,1 +1,1 @@
-"""The training loop (`loop.py`) and the parts it turns."""
+"""The training loop (`loop.py`) and its parts."""

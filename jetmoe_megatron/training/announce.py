@@ -14,7 +14,7 @@ from jetmoe_megatron.runtime.clock import utc_now
 
 
 def announce(checkpoint: Path | None, step: int) -> None:
-    """All ranks call it. step: how many are done."""
+    """All ranks call it. step: the number of steps that are done."""
     hosts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(hosts, platform.node())
     if torch.distributed.get_rank() == 0:

@@ -18,9 +18,9 @@ _DONE = {"skip": "step skipped", "rollback": "rolling back"}
 def record_bad_step(
     path: Path, step: int, reason: str, guard: Guard, metrics: StepMetrics, before: Position, after: Position
 ) -> None:
-    """One line more in the file `path` and one on stderr. A disk that is full does not stop the run.
+    """Add a line to the file `path`, and print one on stderr. A full disk does not stop the run.
 
-    before, after: what had been read before and after the step.
+    before, after: what was read before and after the step.
     """
     if torch.distributed.get_rank() != 0:
         return
@@ -45,5 +45,5 @@ def _line(step: int, reason: str, guard: Guard) -> str:
         among = f"{len(guard.bad)} bad steps within {guard.options.window}"
         return f"error: {what}: {among} are more than guard.budget ({guard.options.budget}): stopped, nothing saved"
     if guard.action == "stop":
-        return f"error: {what}: stopped, nothing saved; guard.on_bad_step=skip or rollback would go on"
+        return f"error: {what}: stopped, nothing saved; guard.on_bad_step=skip or rollback would continue"
     return f"warning: {what}: {_DONE[guard.action]}"

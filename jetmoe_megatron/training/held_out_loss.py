@@ -16,13 +16,13 @@ from jetmoe_megatron.training.step import evaluate
 
 
 def is_due(run: Run, step: int, last: bool) -> bool:
-    """After so many steps, the last ones or not. Without held-out data never."""
+    """Whether to measure after `step` steps; `last`: these are all. Without held-out data, never."""
     every = run.evaluation.every_steps
     return bool(run.evaluation.data) and (last or (every > 0 and step % every == 0))
 
 
 def is_owed(run: Run, step: int, last: bool) -> bool:
-    """Whether a stop left no time to measure after the step where the run continues: its line has no such loss."""
+    """Whether the line of `step`, where the run continues, lacks the loss because a stop left no time to measure it."""
     lines = each_record(RunFolder.of(run).metrics) if is_due(run, step, last) else ()
     return any(record["step"] == step and "held_out_loss" not in record for record in lines)
 

@@ -1,12 +1,12 @@
 """The learning rate as a pure function of consumed tokens (arXiv 2404.07413, section 4.2).
 
-Linear warm-up from initial_lr_ratio * max_lr over the first warmup_tokens; each phase then goes on from where the
-one before ended, by its shape (`config/learning_rate_shapes.py`): `constant` stays there, `exponential` multiplies by
-final_lr_ratio over its tokens, evenly in t:
+Linear warm-up from initial_lr_ratio * max_lr over the first warmup_tokens. Each phase then continues from the rate at
+which the phase before ended, with its shape (`config/learning_rate_shapes.py`): `constant` keeps the rate,
+`exponential` multiplies it by final_lr_ratio over the tokens t of the phase:
 
     lr(t) = lr_at_start_of_phase * final_lr_ratio ** (t / tokens_of_phase)
 
-With a constant phase first that is max_lr * final_lr_ratio ** (t / decay_tokens).
+After a constant phase, that is max_lr * final_lr_ratio ** (t / decay_tokens).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LearningRate:
 
     @classmethod
     def of(cls, run: Run, layout: Layout) -> LearningRate:
-        """A phase's shape spans the whole steps that it is rounded up to."""
+        """The shape of a phase spans its tokens, rounded up to whole steps."""
         phase_tokens = [steps * run.batch.global_tokens for steps in layout.phase_steps]
         return cls(
             max_lr=run.optimizer.max_lr,

@@ -45,9 +45,9 @@ def train(run: Run, layout: Layout) -> int:
         check_ranks_share(folder.root)
         while (status := _train(run, layout, stop)) is None:
             forget_angles()
-            gc.collect()  # the model of before the rollback: it and its hooks hold one another
+            gc.collect()  # the model from before the rollback: it and its hooks refer to each other
     if status == ExitStatus.RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
-        print(f"stopped at {newest(folder.checkpoints)}: run the same command again to go on", flush=True)
+        print(f"stopped at {newest(folder.checkpoints)}: run the same command again to continue", flush=True)
     return status
 
 
@@ -78,8 +78,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         state.monitor.amend(step, state.held_out.measure(model))
     batches, stopping = state.batches(run, layout, range(step, last_step)), False
     bad: str | None = None
-    stall: Record = {}  # of the save after the step before
-    while step < last_step and not stopping:  # a stop is obeyed only where all ranks agree on it
+    stall: Record = {}  # of the save after the previous step
+    while step < last_step and not stopping:  # a stop counts only after all ranks agreed on it
         started = time.perf_counter()
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         losses, grad_norm = compute_gradients(model, optimizer, next(batches))
@@ -112,9 +112,9 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
-        if is_due(run, step, last=step == last_step) and not stopping:  # there may be seconds to save in
+        if is_due(run, step, last=step == last_step) and not stopping:  # a stop leaves time for the save only
             record |= state.held_out.measure(model)
-        state.monitor.log(record)  # before the save: a checkpoint that has its name has the lines of all its steps
+        state.monitor.log(record)  # before the save, so that a published checkpoint has the lines of all its steps
         started, ending = time.perf_counter(), stopping or step == last_step
         if ending or state.save_points.is_due(step):
             settle_weights(model)

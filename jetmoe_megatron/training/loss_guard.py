@@ -1,15 +1,15 @@
-"""Is a step fit to be learned from? A rule on numbers alone, so that all ranks, given the same ones, decide alike.
+"""Is a step good enough to learn from? The rule uses numbers only: ranks with the same numbers decide the same.
 
-A step is bad if its loss or gradient norm is NaN or infinite, or spikes: is above
+A step is bad if its loss or its gradient norm is NaN or infinite, or a spike: a value above
 
     median + spike_factor * 1.4826 * MAD
 
-of the last `window` good steps, where MAD is the median distance from the median and 1.4826 makes it the standard
-deviation of a normal distribution; neither is moved by a few outliers. Both numbers are tested: the loss shows the
-harm when it is done, the gradient norm before the update that does it. The norm varies by factors, so it is tested as
-a logarithm.
+of the last `window` good steps. MAD is the median distance from the median; the factor 1.4826 makes it the standard
+deviation of a normal distribution. A few outliers change neither. Both numbers are tested: the gradient norm spikes
+before the update that does harm, the loss after it. The norm varies by factors, so its logarithm is tested.
 
-A window that is not full decides nothing. A new phase begins with an empty one: its mixture has a loss of its own.
+A window that is not full decides nothing. A new phase begins with an empty window, because its mixture has another
+loss.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Guard:
         return {key: value for key, value in asdict(self).items() if key != "options"}
 
     def back_to(self, saved: dict[str, Any] | None) -> Guard:
-        """With a checkpoint's window. What the budget counts stays, so that a run that cannot get past a place ends."""
+        """With a checkpoint's window, but the present count of bad steps: a run that cannot get past a place ends."""
         return replace(Guard.load(self.options, saved), bad=self.bad)
 
     def judge(self, step: int, phase: str, loss: float, grad_norm: float) -> str | None:
-        """Take the step into account. Returns what is wrong with it, or None for a good one."""
+        """Take the step into account. Returns what is wrong with it, or None if it is good."""
         if phase != self.phase:
             self.phase, self.losses, self.log_norms = phase, [], []
         log_norm = math.log(max(grad_norm, sys.float_info.min))
@@ -64,7 +64,7 @@ class Guard:
 
     @property
     def action(self) -> str:
-        """What is to be done about the step that was bad just now: "stop", "skip" or "rollback"."""
+        """What to do about the step that was just judged bad: "stop", "skip" or "rollback"."""
         return "stop" if self.is_exhausted else self.options.on_bad_step
 
     def _wrong(self, name: str, shown: float, value: float, window: list[float]) -> str | None:

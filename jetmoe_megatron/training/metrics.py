@@ -20,20 +20,20 @@ _OF_A_ROUTER = ("balance_loss", "z_loss", "load_imbalance")
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """As `metrics.jsonl` has them, under these names.
+    """The numbers of a step in `metrics.jsonl`, under these names.
 
-    Those of routers are means over the routers of a kind, micro-batches and data-parallel ranks, the losses before
+    Router numbers are means over the routers of a kind, micro-batches and data-parallel ranks; the losses are without
     their coefficients (`model/router_losses.py`).
     """
 
-    lm_loss: float  # nats per token of the global batch; NaN where none has a loss, as `data.mask_loss` may have it
+    lm_loss: float  # nats per token of the global batch; NaN if `data.mask_loss` leaves no token with a loss
     moa_balance_loss: float
     moa_z_loss: float
-    moa_load_imbalance: float  # what the busiest expert gets, where 1 is an even share
+    moa_load_imbalance: float  # the busiest expert's load; 1 is an even share
     moe_balance_loss: float
     moe_z_loss: float
     moe_load_imbalance: float
-    grad_norm: float  # before clipping; the mean of the ranks, which have the same unless something is wrong on one
+    grad_norm: float  # before clipping; the mean over ranks, which differ only if something is wrong
 
     def dump(self) -> dict[str, float]:
         return asdict(self)
@@ -67,7 +67,7 @@ def _mean_loss(total: Mapping[str, float]) -> float:
 
 
 def _loss_sums(losses: list[Tensor]) -> dict[str, Tensor]:
-    """From one tensor rank of the last stage; zero on the others."""
+    """The sums of this rank: from one tensor rank of the last stage, zero on the others."""
     own = torch.zeros(2, device=device(), dtype=torch.float64)
     if losses and parallel_state.get_tensor_model_parallel_rank() == 0:
         own += torch.stack(losses).sum(0)
@@ -75,7 +75,7 @@ def _loss_sums(losses: list[Tensor]) -> dict[str, Tensor]:
 
 
 def _router_sums(model: list[DistributedDataParallel]) -> dict[str, Tensor]:
-    """Over this rank's routers of each kind."""
+    """The sums over this rank's routers of each kind."""
     sums = {}
     for kind in KINDS:
         own = [router.losses for router in routers(model) if router.kind == kind]

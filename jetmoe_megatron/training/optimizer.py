@@ -49,7 +49,7 @@ def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[Distributed
 
 
 def _is_distributed(run: Run) -> bool:
-    """One rank has nobody to share the optimizer's state with, and Megatron would copy all gradients and weights."""
+    """One rank shares the optimizer's state with no other, and Megatron would copy all gradients and weights."""
     dense = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     return run.parallel.distributed_optimizer and max(dense, parallel_state.get_expert_data_parallel_world_size()) > 1
 
@@ -87,7 +87,7 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
     if USING_PYTORCH_OPTIMIZER:
         clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = _l2_norm, _scale
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
-    for group in optimizer.param_groups:  # Megatron's scheduler does this, which is not used here
+    for group in optimizer.param_groups:  # done by Megatron's scheduler, which is not used here
         group["weight_decay"] = options.weight_decay * group["wd_mult"]
     for part in optimizer.chained_optimizers:
         if isinstance(part.optimizer, torch.optim.AdamW):
@@ -96,31 +96,31 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
 
 
 def _prepare(adamw: torch.optim.AdamW) -> None:
-    """Its state is there before the first step, so that a checkpoint can be saved or loaded then."""
+    """Create its state before the first step, so that a checkpoint can be saved or loaded then."""
     for group in adamw.param_groups:
-        group["fused"] = True  # one kernel instead of a dozen passes; Megatron has no way to ask for it
+        group["fused"] = True  # one kernel instead of a dozen passes; Megatron has no option for it
         for parameter in group["params"]:
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             adamw.state[parameter] = {"step": torch.tensor(0.0, device=parameter.device), **zeros}
 
 
 def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
-    """Megatron's own (utils.py:1200), without Transformer Engine and Apex, waits for the GPU once for each tensor.
+    """Replaces Megatron's own (utils.py:1200, without Transformer Engine and Apex), which waits once per tensor.
 
-    On a CPU torch adds up squares one after another, in fp32: ten million of them are wrong in the fourth digit.
+    On a CPU, torch adds squares one by one in fp32: the sum of ten million is wrong in the fourth digit.
     """
     parts = [part for t in tensors[0] for part in ([t] if t.is_cuda else _in_parts(t.flatten()))]
     return torch.nn.utils.get_total_norm(parts).unsqueeze(0), None
 
 
 def _in_parts(x: Tensor) -> list[Tensor]:
-    """Few numbers whose norm is that of the vector `x`: the norms of equal parts of it, and what is left over."""
+    """Few numbers whose norm is that of the vector `x`: the norms of equal parts of it, and its remaining numbers."""
     whole = len(x) - len(x) % _SUMMED_AT_ONCE
     return [torch.linalg.vector_norm(x[:whole].view(-1, _SUMMED_AT_ONCE), dim=1), x[whole:]]
 
 
 def _scale(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], scale: float) -> None:
-    """In place, where Megatron's own (utils.py:1211) makes a copy of each gradient and copies it back."""
+    """Scale in place. Megatron's own (utils.py:1211) makes a copy of each gradient and copies it back."""
     torch._foreach_mul_(tensors[1], scale)
 
 

@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a run before any rank waits for another one."""
+"""Everything that can be found wrong with a run before any rank waits for other ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     if rank == 0:
         if again := start.ledger.reads_again:
             print(
-                f"warning: {start.checkpoint}: the data is in another order since ({'; '.join(again)}), so every data "
+                f"warning: {start.checkpoint}: the order of the data has changed ({'; '.join(again)}), so every data "
                 "set is read from its beginning again",
                 flush=True,
             )
@@ -63,19 +63,19 @@ def _check_writers(run: Run) -> None:
 
 
 def _check_output(run: Run) -> None:
-    """A data cache may be one that others have made, and that cannot be written."""
+    """An existing data cache may be read-only: others may have made it."""
     folder, cache = RunFolder.of(run), data_cache(run)
     _check_can_write(folder.root, "output_dir")
     _check_can_write(folder.checkpoints, "output_dir")
     if _where_it_would_be(cache, "data.cache") != cache:
         _check_can_write(cache, "data.cache")
     for file in (folder.config, folder.metrics, folder.bad_steps):
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # opening a pipe would block
             raise UserError(f"output_dir: {file} is {'a folder' if file.is_dir() else 'no file'}")
 
 
 def _check_can_write(path: Path, key: str) -> None:
-    """Makes what is missing of the folder, under a name of its own that other ranks do not see, and removes it."""
+    """Creates the missing folders of the path, under a name that only this rank uses, and removes them."""
     root = _where_it_would_be(path, key)
     aside = root / f".check-{secrets.token_hex(4)}"
     try:
@@ -87,7 +87,7 @@ def _check_can_write(path: Path, key: str) -> None:
 
 
 def _where_it_would_be(path: Path, key: str) -> Path:
-    """The folder, or the nearest one above that exists."""
+    """The folder, or the nearest folder above it that exists."""
     while not os.path.lexists(path):
         path = path.parent
     if not path.is_dir():

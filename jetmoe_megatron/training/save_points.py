@@ -1,4 +1,4 @@
-"""At which steps a run saves, and which checkpoints stay for good."""
+"""At which steps a run saves, and which checkpoints are never deleted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SavePoints:
         self._ends = set(accumulate(layout.phase_steps))
 
     def is_due(self, step: int) -> bool:
-        """step: how many are done."""
+        """step: the number of steps that are done."""
         return step in self._ends or self._passes(self._options.every_tokens, step)
 
     def is_permanent(self, tokens: int) -> bool:

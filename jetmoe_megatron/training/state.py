@@ -1,4 +1,4 @@
-"""All that the training loop turns, built at the beginning of a run or from the checkpoint where it goes on."""
+"""All parts of the training loop, built at the beginning of a run or from the checkpoint where it continues."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainingState:
 
     @classmethod
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
-        """All ranks call it. step: how many are done."""
+        """All ranks call it. step: the number of steps that are done."""
         folder, rank = RunFolder.of(run), torch.distributed.get_rank()
         cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout))
@@ -55,7 +55,7 @@ class TrainingState:
         if start.checkpoint:
             load = load_weights if start.weights_only else load_checkpoint
             load(start.checkpoint, model, optimizer)
-        # A rollback moves the end on, maybe into an epoch that nobody has prepared: not a reason to stop.
+        # After a rollback, the run reads further, maybe into an epoch that was not prepared. It must not stop there.
         limit = math.inf if start.ledger.rolled_back else run.data.build_limit_tokens
         samples = RunSamples(run, cache, start.ledger.began, limit)
         held_out = HeldOutLoss(run, layout, cache)
@@ -85,7 +85,7 @@ class TrainingState:
         return iter(StepBatches(self.samples, steps, *micro, layout.data, rank))
 
     def close(self) -> None:
-        """Wait for what goes on beside the training."""
+        """Wait for the work that runs beside the training."""
         self.saver.poll(wait=True)
         self.monitor.close()
         self.exports.wait()

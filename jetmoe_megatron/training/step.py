@@ -1,7 +1,7 @@
-"""One training step in two halves, one evaluation: Megatron's forward-backward schedule around the model.
+"""A training step in two halves, and an evaluation, with Megatron's forward-backward schedule around the model.
 
-Between the halves the step's numbers are reduced (`metrics.py`) and judged (`loss_guard.py`); without the second half
-nothing has changed.
+Between the halves, the numbers of the step are reduced (`metrics.py`) and judged (`loss_guard.py`). Without the second
+half, no weight changes.
 
 Letters: B micro-batch, S sequence.
 """
@@ -31,7 +31,7 @@ from jetmoe_megatron.training.optimizer import set_learning_rate
 def compute_gradients(
     model: list[DistributedDataParallel], optimizer: MegatronOptimizer, batches: list[MicroBatch]
 ) -> tuple[list[Tensor], float]:
-    """Forward and backward over this rank's micro-batches. Weights and moments stay as they are.
+    """Forward and backward over this rank's micro-batches. Weights and moments do not change.
 
     Returns:
         The (loss sum, tokens) pairs of the micro-batches, on the last pipeline stage, and the gradient norm before
@@ -53,7 +53,7 @@ def compute_gradients(
 def update_weights(optimizer: MegatronOptimizer, gradient_norm: float, learning_rate: float) -> None:
     """Clip the gradients of `compute_gradients` and step.
 
-    Source: megatron/core/optimizer/optimizer.py, ChainedOptimizer.step, from where it has the norm.
+    Source: megatron/core/optimizer/optimizer.py, ChainedOptimizer.step, after it has computed the norm.
     """
     set_learning_rate(optimizer, learning_rate)
     for part in optimizer.chained_optimizers:
@@ -75,7 +75,7 @@ def evaluate(model: list[DistributedDataParallel], batches: list[MicroBatch]) ->
 
 @torch.no_grad()
 def _count_assignments(model: list[DistributedDataParallel], batches: list[MicroBatch]) -> None:
-    """How many tokens of the whole step each router sends to each expert, as the balance loss wants to know."""
+    """Count how many tokens of the whole step each router sends to each expert, for the balance loss."""
     own = list(routers(model))
     for router in own:
         router.counting = True
@@ -100,9 +100,9 @@ def _run_schedule(model: list[DistributedDataParallel], batches: list[MicroBatch
 
 
 def _tokens_of_a_micro_batch(batches: list[MicroBatch]) -> Tensor:
-    """How many tokens have a loss, on average over the micro-batches of all ranks that read other data.
+    """The number of tokens with a loss, on average over the micro-batches of all ranks that read different data.
 
-    Divided by this, and not by its own count, each micro-batch gives every token of the step the same weight.
+    Each micro-batch is divided by this and not by its own count, so that all tokens of the step have the same weight.
     """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     own = torch.stack([batch["loss_mask"].sum(dtype=torch.float64) for batch in batches]).sum()
@@ -115,8 +115,8 @@ def _tokens_of_a_micro_batch(batches: list[MicroBatch]) -> Tensor:
 def _forward_step(
     mean_tokens: Tensor, batches: Iterator[MicroBatch], model: Any, return_schedule_plan: bool = False
 ) -> tuple[Any, Any]:
-    """What the schedule runs: the losses [B, S] and what makes one of them, or their plan for it to interleave."""
-    batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it replaces what is in the dict it is given
+    """What the schedule runs. Returns the losses [B, S], or a plan for it to interleave, and how to reduce them."""
+    batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it changes the dict that it is given
     batch = {key: value.to(device(), non_blocking=True) for key, value in batch.items()}
     mask = _hidden(batch["document"]) if "document" in batch else None
     forward = model.build_schedule_plan if return_schedule_plan else model
@@ -132,7 +132,7 @@ def _hidden(document_BS: Tensor) -> Tensor:
 
 
 def _loss(mask_BS: Tensor, mean_tokens: Tensor, loss_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Megatron divides the first by the second and by the number of micro-batches; the third is for the record."""
+    """Megatron divides the first by the second and by the number of micro-batches; the third is for the metrics."""
     total = (loss_BS.float() * mask_BS).sum()
     one = torch.ones_like(mean_tokens, dtype=torch.int)
     return total / mean_tokens.clamp(min=1e-6), one, torch.stack([total.detach(), mask_BS.sum()])

@@ -1,4 +1,4 @@
-"""A disk that fills while a checkpoint is written: said, the run goes on, and what was published stays."""
+"""If the disk fills during a save, a line says so, the run continues, and published checkpoints stay."""
 
 from __future__ import annotations
 

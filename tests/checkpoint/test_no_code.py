@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint runs code: crafted files, with checksums to match, and pickles that are nearly right."""
+"""Nothing in a checkpoint runs code: crafted files with checksums that match, and pickles that are nearly right."""
 
 from __future__ import annotations
 

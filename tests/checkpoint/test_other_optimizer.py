@@ -1,7 +1,7 @@
-"""What torch's AdamW has learned is taken over by the optimizers of Transformer Engine and Apex, and the reverse.
+"""The optimizers of Transformer Engine and Apex load the state of torch's AdamW, and the reverse.
 
-Those run on a GPU alone, but a checkpoint of theirs is read on a CPU. A stand-in keeps its state as they do: moments
-that are not there before the first step, and one count of steps in each group.
+Those run on a GPU only, but their checkpoints can be read on a CPU. A stand-in keeps its state as they do: no moments
+before the first step, and one count of steps per group.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A piece of a tensor is found by rules of our own: what torch.save writes, and nothing else."""
+"""Our own rules find a piece of a tensor: they accept what torch.save writes, and nothing else."""
 
 from __future__ import annotations
 

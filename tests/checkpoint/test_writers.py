@@ -1,4 +1,4 @@
-"""What goes wrong on one rank, or in one process, while a checkpoint is written is known to all, and they go on."""
+"""If one rank or one process fails while a checkpoint is written, all ranks learn of it and continue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of docs/configuration.md are made of the schema, and say of every key what it means."""
+"""The tables of docs/configuration.md are generated from the schema, and explain every key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks of a layout save and load, for tests of the conversion."""
+"""What the ranks of a layout save and load, for tests of the conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark of conversion in small: the whole of it runs, and memory does not grow with the model."""
+"""The benchmark of conversion on a small model: all of it runs, and memory does not grow with the model."""
 
 from __future__ import annotations
 

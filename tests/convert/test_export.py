@@ -1,4 +1,4 @@
-"""Exports during training: due at the first checkpoint past each multiple, never in training's way."""
+"""Exports during training: due at the first checkpoint past each multiple, without stopping training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files to the byte: against the safetensors library, and against what is published of JetMoE-8B."""
+"""The files, byte by byte: equal to those of the safetensors library, and to what is published of JetMoE-8B."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export behaves as the model trained: loaded by plain transformers, it gives Megatron's logits."""
+"""An export behaves like the trained model: loaded by plain transformers, it gives Megatron's logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verify` says whether two models are the same, and where they differ the most."""
+"""`verify` says whether two models are the same, and where they differ most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A data set that was made again is told from the old one, and never read by the order of the old one."""
+"""A rebuilt data set is distinguished from the old one, and never read with an index of the old one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sequence says about its documents, against Megatron's own masks; and that all layouts obey it."""
+"""What a sequence says about its documents equals Megatron's own masks, and all layouts follow it."""
 
 from __future__ import annotations
 

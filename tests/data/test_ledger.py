@@ -1,4 +1,4 @@
-"""A checkpoint knows what it was trained on: the ledger, the refusal of another blend, and going on with one."""
+"""A checkpoint knows what it was trained on: the ledger, the refusal of another blend, and how to allow one."""
 
 from __future__ import annotations
 

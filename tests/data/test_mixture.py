@@ -1,4 +1,4 @@
-"""The samples of a run: shares, order, reading on across phases, and the count of tokens."""
+"""The samples of a run: shares, order, the continuation across phases, and the count of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that come late see a cache in another state than the first one saw."""
+"""A rank that looks late sees the cache in another state than the first rank did, and reads the same."""
 
 from __future__ import annotations
 

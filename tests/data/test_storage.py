@@ -1,4 +1,4 @@
-"""Data sets in object storage, read by Megatron's own S3 reader from a server of this machine."""
+"""Data sets in object storage, read by Megatron's own S3 reader from a server on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run as a program: makes a dataset again and again, killed at each step that reaches the disk, then once more.
+"""Run as a program. For each step that reaches the disk: makes a dataset, killed at that step, then runs to the end.
 
     python -m tests.data_tools.crash_driver FOLDER TOKENIZER [--overwrite]
 

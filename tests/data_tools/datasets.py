@@ -1,4 +1,4 @@
-"""Datasets that data_tools had no hand in."""
+"""Datasets that are made without data_tools."""
 
 import json
 import random

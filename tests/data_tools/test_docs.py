@@ -1,4 +1,4 @@
-"""The commands of docs/data.md work on what the tools it names write."""
+"""The commands of docs/data.md work on the output of the tools that the page names."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Engines give the ids of the libraries that define them, and the fast one is given up where it does not."""
+"""Engines give the ids of the libraries that define them. If the fast engine does not, it is not used."""
 
 import json
 import random

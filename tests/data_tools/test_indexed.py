@@ -1,4 +1,4 @@
-"""The indexed format against Megatron's own builder and reader."""
+"""The indexed format, compared with Megatron's own builder and reader."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Merging against Megatron's own `add_index`."""
+"""Merging, compared with Megatron's own `add_index`."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""What comes from files reaches a terminal spelled out."""
+"""Control and invisible characters from files are spelled out on a terminal."""
 
 import os
 import subprocess

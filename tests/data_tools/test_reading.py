@@ -1,4 +1,4 @@
-"""Shards to texts: every line once, in order, with its number, from every format; and what is broken, by its line."""
+"""Shards to texts: every line once, in order, with its number, from every format. Broken lines are named by number."""
 
 import gzip
 import json

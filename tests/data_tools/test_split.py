@@ -1,4 +1,4 @@
-"""Held-out sets: which documents, chosen by nothing but their content, and nothing lost."""
+"""Held-out sets: documents are chosen by their content only, and none is lost."""
 
 import random
 import resource

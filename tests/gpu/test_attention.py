@@ -1,4 +1,4 @@
-"""Attention goes through a fused kernel on the GPU too, in every form: no S x S scores, the values of the formula."""
+"""On a GPU too, every form of attention uses a fused kernel: no S x S scores, and the values of the formula."""
 
 from __future__ import annotations
 

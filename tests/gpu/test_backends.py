@@ -1,4 +1,4 @@
-"""Every backend whose package is here against the loop, forward and backward, with uneven and empty experts."""
+"""Every installed backend, compared with the loop: forward and backward, with uneven and empty experts."""
 
 from __future__ import annotations
 

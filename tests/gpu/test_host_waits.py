@@ -1,4 +1,4 @@
-"""How often the host waits for the GPU, counted: never in a layer with torch's grouped matmul; as often in any step."""
+"""How often the host waits for the GPU: never in a layer with torch's grouped matmul, and equally often in any step."""
 
 from __future__ import annotations
 

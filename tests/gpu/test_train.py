@@ -1,4 +1,4 @@
-"""Real runs on one GPU: every backend learns as a CPU does, and a checkpoint goes on on the other device."""
+"""Real runs on one GPU: every backend learns as on a CPU, and a checkpoint continues on the other device."""
 
 from __future__ import annotations
 

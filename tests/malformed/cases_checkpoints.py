@@ -1,4 +1,4 @@
-"""Checkpoints: damaged, changed with checksums to match, of another run; and what lies where they should be."""
+"""Checkpoints: damaged, changed with checksums that match, of another run; and other things in their place."""
 
 from __future__ import annotations
 
@@ -287,7 +287,11 @@ def _link_to_nothing(world: World) -> list[Any]:
 PLACES = [
     Case("a copy under a later name", _renamed, "tokens_1280: .*1024 tokens"),
     Case("resume: never", _never, "checkpoint.resume: never, but .*tokens_1024 exists"),
-    Case("phase of a run that has gone on", _own_phase, "began at no other run: choose another output_dir"),
+    Case(
+        "phase of a run that has gone on",
+        _own_phase,
+        "did not begin at another run's checkpoint: choose another output_dir",
+    ),
     Case(
         "a file with its name",
         _only(OLDER, b"x"),

@@ -1,4 +1,4 @@
-"""`jetmoe report`, and commands that there are not."""
+"""`jetmoe report`, and commands that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers, as a run, as `jetmoe data tokenize` and as `jetmoe convert to-hf` are given them."""
+"""Tokenizers that are given to a run, to `jetmoe data tokenize` and to `jetmoe convert to-hf`."""
 
 from __future__ import annotations
 

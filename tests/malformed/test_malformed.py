@@ -1,4 +1,4 @@
-"""Whatever is wrong with what a command is given: one line that names it, exit status 2, and no file changed."""
+"""Any malformed input of a command gives one line that names it and exit status 2, and no file is changed."""
 
 from __future__ import annotations
 

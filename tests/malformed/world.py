@@ -1,4 +1,4 @@
-"""A folder with everything that a command may be given, all of it good, for a case to spoil."""
+"""A folder with a valid input of every kind, in which a case breaks one thing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend of the expert matmuls against the loop, over routings of every kind. Needs no process group."""
+"""Compares a backend of the expert matmuls with the loop, for every kind of routing. Needs no process group."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """MegaBlocks' Python and Triton code on a CPU: run as a program, with Triton's interpreter switched on before anything
 imports Triton. Exit status 0: equal to the loop; 3: a package is missing.
 
-What only a GPU has is answered for here: the matmul of `grouped_gemm`, the extension `megablocks_ops`, of which the
+What only a GPU has is replaced here: the matmul of `grouped_gemm`, the extension `megablocks_ops`, of which the
 dropless path calls nothing, and Triton's autotuner, which would time its candidates on a GPU.
 """
 

@@ -1,7 +1,7 @@
 """Transformer Engine's Python on a CPU, with its grouped matmul written out: run as a program.
 
-What is tested is how `experts/te.py` lends one parameter to Transformer Engine's module as a weight for each expert,
-and that gradients come back through it. Exit status 0: equal to the loop; 3: it is not installed.
+It tests how `experts/te.py` lends one parameter to Transformer Engine's module as a weight for each expert, and that
+gradients come back through it. Exit status 0: equal to the loop; 3: Transformer Engine is not installed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents that share a sequence, kept apart: as if each had been alone."""
+"""Documents that share a sequence and are kept apart give the same as each document alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop against plain matmuls of every token, every backend against the loop, and which backend a device gets."""
+"""The loop equals plain matmuls of every token, every backend equals the loop, and which backend a device gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The backends that need a GPU, as far as a CPU can run them. Each in a process of its own, as they patch packages."""
+"""The backends that need a GPU, as far as a CPU can run them. Each has its own process, because it patches packages."""
 
 from __future__ import annotations
 

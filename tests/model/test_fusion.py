@@ -1,4 +1,4 @@
-"""What torch.compile makes of the fused functions equals the functions, and takes each as one graph."""
+"""The fused functions give the same with torch.compile as without, and each compiles to one graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model against Hugging Face's JetMoE: same weights, same logits, same gradient of every parameter."""
+"""The model equals Hugging Face's JetMoE: same weights, same logits, same gradient of every parameter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Angles that Megatron keeps must not keep the model."""
+"""Megatron's cache of angles must not keep the model alive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The auxiliary losses against their formulas, written out again, in value and in the gradient of the router."""
+"""The auxiliary losses equal their formulas, written out again, in value and in the gradient of the router."""
 
 from __future__ import annotations
 

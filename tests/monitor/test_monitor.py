@@ -99,7 +99,7 @@ def test_lines_wait_for_a_disk_that_is_full(tmp_path: Path, capsys: pytest.Captu
             assert [r["step"] for r in read_metrics(path)] == [1] and path.read_bytes().endswith(b"\n")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert capsys.readouterr().err == f"warning: {path}: No space left on device: its lines wait\n"
+    assert capsys.readouterr().err == f"warning: {path}: No space left on device: lines wait in memory\n"
     monitor.log(record(4))
     monitor.close()
     assert read_metrics(path) == [record(step) for step in (1, 2, 3, 4)]
@@ -116,7 +116,7 @@ def test_lines_wait_for_a_disk_that_was_full_at_a_resume(tmp_path: Path, capsys:
         monitor.log(record(3))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "its lines wait" in capsys.readouterr().err
+    assert "lines wait in memory" in capsys.readouterr().err
     monitor.log(record(4))
     monitor.close()
     assert read_metrics(path) == [record(step) for step in (1, 2, 3, 4)]
@@ -159,7 +159,7 @@ def test_an_amendment_waits_for_a_disk_that_is_full(tmp_path: Path, capsys: pyte
         monitor.log(record(3))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert capsys.readouterr().err.count("its lines wait") == 1
+    assert capsys.readouterr().err.count("lines wait in memory") == 1
     monitor.log(record(4))
     monitor.close()
     assert read_metrics(path) == [record(1), record(2, held_out_loss=4.0), record(3), record(4)]

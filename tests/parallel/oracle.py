@@ -1,4 +1,4 @@
-"""Train a few steps in some layout and put every gradient and weight together again, to hold against one process."""
+"""Train a few steps in a layout and join the parts of every gradient and weight, to compare them with one process."""
 
 from __future__ import annotations
 

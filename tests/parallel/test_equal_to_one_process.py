@@ -1,6 +1,7 @@
 """Every layout computes the same model: losses of three steps, every gradient, and the weights afterwards.
 
-The truth is one process with plain AdamW, no recomputation and, for what does not depend on the split, one micro-batch.
+The reference is one process with plain AdamW and no recomputation. It has one micro-batch where the split into
+micro-batches does not matter.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Megatron's overlap of the experts' exchange with another micro-batch changes the order of additions alone.
+"""Megatron's overlap of the experts' exchange with another micro-batch changes only the order of additions.
 
-Megatron offers it in bf16 only, where that order shows; here its schedule is asked for behind its back, in fp32.
+Megatron allows it in bf16 only, where that order shows. These tests bypass its check and use the schedule in fp32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run that begins at another one's checkpoint, and what a resumed run may change."""
+"""A run that begins at a checkpoint of another run, and what a resumed run may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adapter answers exactly what the pinned Megatron-Core asks of CUDA."""
+"""The adapter replaces exactly what the pinned Megatron-Core uses of CUDA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that has lost the others ends, also where nothing answers. Naming them: tests/training/test_rank_dies.py."""
+"""A rank that has lost the others ends, even if nothing answers. Their names: tests/training/test_rank_dies.py."""
 
 from __future__ import annotations
 

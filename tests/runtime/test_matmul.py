@@ -1,4 +1,4 @@
-"""oneDNN multiplies fp32 matrices where MKL is slow, and never rounds them; bf16 matmuls by plain loops are told."""
+"""oneDNN multiplies fp32 matrices where MKL is slow, and never rounds them. Slow bf16 matmuls give a warning."""
 
 from __future__ import annotations
 

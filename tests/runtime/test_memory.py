@@ -1,4 +1,4 @@
-"""Pages that were asked for once are not asked for again."""
+"""A process requests each page of memory from the kernel only once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installer's commands, and the script that runs everything there is for a GPU, as far as they go without one."""
+"""The installer's commands, and the script that runs all GPU checks, as far as they run without a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every line of metrics.jsonl, with its held-out loss, whatever ends the run and when."""
+"""metrics.jsonl has every line, with its held-out loss, whatever ends the run and when."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What AdamW does beside following the gradients."""
+"""What AdamW does besides following the gradients."""
 
 from __future__ import annotations
 

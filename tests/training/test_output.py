@@ -1,4 +1,4 @@
-"""A run does not end with those who read its output: a pipe whose reader has gone, a full disk under its log."""
+"""A run survives if its output cannot be written: a pipe without a reader, a full disk under its log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs in which something goes wrong on one rank, and what becomes of them."""
+"""Whole runs in which something goes wrong on one rank, and how they end."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_stop_ends_the_run_with_status_3_and_one_line(tmp_path: Path, data: dict
     result = pretrain_with([Fault("loss", 3)], 2, run_file, "guard.on_bad_step=stop")
     assert result.returncode == 3
     assert result.stderr.splitlines() == [
-        "error: step 3: lm_loss is nan: stopped, nothing saved; guard.on_bad_step=skip or rollback would go on"
+        "error: step 3: lm_loss is nan: stopped, nothing saved; guard.on_bad_step=skip or rollback would continue"
     ]
     assert [p.name for p in published(tmp_path / "run/checkpoints")] == ["tokens_256", "tokens_512"]
 

@@ -1,4 +1,4 @@
-"""What a step asks the host to wait for does not grow with layers and micro-batches: here as far as a CPU shows it."""
+"""How often a step makes the host wait does not grow with layers and micro-batches, as far as a CPU shows it."""
 
 from __future__ import annotations
 

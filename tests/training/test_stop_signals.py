@@ -1,4 +1,4 @@
-"""Requests to stop, counted in a process of their own. What a run does with them: test_pretrain.py."""
+"""Requests to stop, counted in a separate process. What a run does with them: test_pretrain.py."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The expert matmuls: one interface, one file per backend.
 
-A backend computes `y = x @ w[e].T` for rows sorted by expert, and brings rows into that order and back. `loop.py` is
-the reference the others are tested against. Which there are stands in `config/expert_backends.py`, and which of them
-`auto` takes in `choose_backend.py`.
+A backend computes `y = x @ w[e].T` for rows sorted by expert. It also sorts the rows and puts them back. `loop.py` is
+the reference that the tests compare the others with. `config/expert_backends.py` lists the backends, and
+`choose_backend.py` chooses one for `auto`.
 
 Letters: T tokens, K top-k, N = T * K rows, D input width, F output width, E local experts.
 """
@@ -27,7 +27,7 @@ class Backend:
     grouped_linear: `(x_ND, w_EFD, count_E) -> y_NF`; expert e owns the next `count_E[e]` rows; N >= 1.
     gather: `(x_TD, permutation, slots) -> x_ND`, see `permutation.gather`.
     scatter: `(y_ND, gate_TK or None, permutation, slots) -> y_TD`, see `permutation.scatter`.
-    counts_on_host: whether grouped_linear reads `count_E` on the host: one wait for the device in each routed layer.
+    counts_on_host: whether grouped_linear reads `count_E` on the host: one wait for the device per routed layer.
     """
 
     grouped_linear: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -36,7 +36,7 @@ class Backend:
     counts_on_host: bool = False
 
     def linear(self, x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:
-        """`grouped_linear`, or an empty result in the graph: not every kernel takes no rows at all."""
+        """`grouped_linear`. Without rows, an empty result in the graph, because not every kernel accepts zero rows."""
         return (self.grouped_linear if x_ND.shape[0] else loop.grouped_linear)(x_ND, w_EFD, count_E)
 
 

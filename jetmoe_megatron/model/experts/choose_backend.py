@@ -1,4 +1,4 @@
-"""Which backend `model.expert_backend` means on this device, for the widths that this layout leaves to a rank."""
+"""Which backend `model.expert_backend` means on this device, for the widths that a rank has in this layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Choice:
 def choose_backend(run: Run, layout: Layout) -> Choice:
     """
     Raises:
-        UserError: if a backend was asked for by name and cannot serve on this device or these shapes.
+        UserError: if the run file names a backend that cannot serve on this device or for these shapes.
     """
     name = run.model.expert_backend
     if name != "auto":
@@ -68,9 +68,9 @@ def why_not(name: str, run: Run, layout: Layout) -> str | None:
 
 
 def _widths(run: Run, layout: Layout) -> dict[str, int]:
-    """Of the matmuls of one rank, of both kinds of experts, by the keys that they come from.
+    """The widths of one rank's matmuls, for both kinds of experts, by the keys of the run file that they come from.
 
-    Splitting experts over ranks (`parallel.expert`, `attention_experts`) leaves their widths as they are.
+    Splitting experts over ranks (`parallel.expert`, `attention_experts`) does not change their widths.
     """
     model = run.model
     wholes = {
@@ -90,7 +90,7 @@ def _missing(name: str) -> str | None:
     try:
         for module in backend.packages:
             importlib.import_module(module)
-    except (ImportError, OSError) as error:  # a shared library that is not there is an OSError
+    except (ImportError, OSError) as error:  # a missing shared library is an OSError
         reason = str(error).splitlines()[0]
         return f"cannot be imported ({reason}): {INSTALL} {backend.install}, or use auto, torch or loop"
     return None

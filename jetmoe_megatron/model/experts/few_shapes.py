@@ -1,8 +1,8 @@
 """bf16 matmuls of experts on a CPU, in few shapes.
 
-For each shape that is new to it oneDNN compiles a kernel, which takes as long as a small expert's matmul and megabytes
-of memory; and how many rows an expert has is new in every step. So a matmul takes whole blocks of rows, with some of
-the next expert's at its end: their results are written over by that expert's own, or multiplied by zero.
+oneDNN compiles a kernel for each new shape. That takes as long as a small expert's matmul, and megabytes of memory. The
+number of rows of an expert is new in every step. So each matmul takes whole blocks of rows, and its last block may
+contain rows of the next expert. Their results are overwritten by that expert's own, or multiplied by zero.
 
 Letters: N rows, D input width, F output width, E experts.
 """
@@ -48,7 +48,7 @@ def _product(x_ND: Tensor, w_EDF: Tensor, counts: list[int]) -> Tensor:
 
 
 def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Each expert's first row, the one after its last, and the one after its last block."""
+    """For each expert: its first row, the row after its last row, and the row after its last block."""
     start = 0
     for count in counts:
         yield start, start + count, start + -(-count // _BLOCK) * _BLOCK
@@ -56,6 +56,6 @@ def _spans(counts: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _rows(x_ND: Tensor, start: int, end: int) -> Tensor:
-    """The rows, and zeros after the last."""
+    """Rows `start` up to, not including, `end`; zeros where there are no more rows."""
     missing = end - x_ND.shape[0]
     return torch.nn.functional.pad(x_ND[start:], (0, 0, 0, missing)) if missing > 0 else x_ND[start:end]

@@ -1,4 +1,4 @@
-"""The experts of the MLP: SwiGLU, each token through its own (arXiv 2404.07413, equation 4)."""
+"""The experts of the MLP: SwiGLU, for each token that of its chosen experts (arXiv 2404.07413, equation 4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jetmoe_megatron.model.experts.weight import ExpertLinear
 
 
 class GLUExperts(MegatronModule):
-    """In the place of Megatron's GroupedMLP, behind its token dispatcher."""
+    """Replaces Megatron's GroupedMLP, which follows its token dispatcher."""
 
     def __init__(self, num_local_experts: int, config: JetMoEConfig, pg_collection: ProcessGroupCollection) -> None:
         super().__init__(config=config)
@@ -23,7 +23,7 @@ class GLUExperts(MegatronModule):
             "tensor_group": pg_collection.expt_tp,
             "replica_group": pg_collection.expt_dp,
         }
-        # The two halves lie on an axis of their own, so that splitting the width splits both alike.
+        # The two halves are a separate axis, so that splitting the width splits both halves in the same way.
         self.linear_in = ExpertLinear(config, (experts, 2, ffn, hidden), tensor_axis=2, **groups)
         self.recompute_activation = (
             config.recompute_granularity == "selective" and "moe_act" in config.recompute_modules
@@ -34,11 +34,11 @@ class GLUExperts(MegatronModule):
         """
         Args:
             x_ND: dispatched tokens, sorted by local expert.
-            count_E: how many of them each local expert has.
+            count_E: the number of rows of each local expert.
             gate_N: the router's weight of each row; None if the combination applies it.
 
         Returns:
-            The outputs [N, hidden] and None, as MoELayer takes no bias from its experts.
+            The outputs [N, hidden], and None because MoELayer takes no bias from its experts.
         """
         x_N2F = self.linear_in(x_ND, count_E)
         if self.recompute_activation:
@@ -50,4 +50,4 @@ class GLUExperts(MegatronModule):
         return y_ND if gate_N is None else y_ND * gate_N.unsqueeze(-1).to(y_ND.dtype), None
 
     def backward_dw(self) -> None:
-        """Megatron's hook for a delayed weight gradient: ours is computed in the backward pass."""
+        """Megatron's hook for a delayed weight gradient. Does nothing: ours is computed in the backward pass."""

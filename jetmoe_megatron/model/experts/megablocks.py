@@ -1,6 +1,6 @@
 """MegaBlocks' dropless path (arXiv 2211.15841): its gather, grouped matmul and weighted scatter.
 
-Its layers are left aside: they bring a router, losses and an expert-parallel exchange of their own, which collide with
+Its layers are not used: they have their own router, losses and expert-parallel exchange, which conflict with
 Megatron-Core's. Its block-sparse matmuls refuse triton 3.2 and newer (megablocks/layers/arguments.py:78).
 """
 
@@ -13,7 +13,7 @@ from jetmoe_megatron.model.permutation import Permutation
 
 
 def grouped_linear(x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:
-    """`y = x @ w[e].T` for each expert's rows. Returns [N, F]. The counts must lie on the host (grouped_gemm.cu)."""
+    """`y = x @ w[e].T` for each expert's rows. Returns [N, F]. The counts must be on the host (grouped_gemm.cu)."""
     return grouped_gemm_util.ops.gmm(x_ND.contiguous(), w_EFD, count_E.long(), trans_b=True)
 
 

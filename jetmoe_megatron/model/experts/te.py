@@ -1,6 +1,6 @@
-"""Transformer Engine's grouped linear layer, which Megatron-Core's TEGroupedMLP is made of.
+"""Transformer Engine's grouped linear layer, which Megatron-Core's TEGroupedMLP uses.
 
-Its module owns one weight per expert. Here they are views of the one parameter, put in its place for each call.
+Its module owns one weight per expert. Here these weights are views of our one parameter, set before each call.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def linear(x_ND: Tensor, w_EFD: Tensor, counts: list[int]) -> Tensor:
     for expert, w_FD in enumerate(w_EFD.unbind(0)):
         setattr(module, f"weight{expert}", w_FD)
     y_NF = module(x_ND, counts)
-    for expert in range(len(w_EFD)):  # else they keep this layer, and through its hooks the model, until the next call
+    for expert in range(len(w_EFD)):  # they would keep this layer, and through its hooks the model, alive
         setattr(module, f"weight{expert}", None)
     return y_NF
 
 
 @functools.cache
 def _module(experts: int, width_out: int, width_in: int, dtype: torch.dtype) -> te.GroupedLinear:
-    """One for all layers of a shape, without weights of its own."""
+    """One module for all layers of a shape, without weights."""
     module = te.GroupedLinear(experts, width_in, width_out, bias=False, params_dtype=dtype, device="meta")
     for expert in range(experts):
         delattr(module, f"weight{expert}")

@@ -8,7 +8,7 @@ from transformer_engine.common.recipe import Float8CurrentScaling
 
 from jetmoe_megatron.model.experts.te import linear
 
-_ROWS = 16  # fp8 matmuls want each expert's rows to be a multiple of this
+_ROWS = 16  # fp8 matmuls need the number of rows of each expert to be a multiple of this
 
 
 def grouped_linear(x_ND: Tensor, w_EFD: Tensor, count_E: Tensor) -> Tensor:

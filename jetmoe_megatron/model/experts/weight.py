@@ -18,8 +18,8 @@ from jetmoe_megatron.model.experts import open_backend
 class ExpertLinear(nn.Module):
     """One linear layer for each expert, `weight` of shape [local experts, *rows, in] with rows flattened on use.
 
-    The experts are split over `expert_group`, and one dimension of each expert's matrix over `tensor_group`. As it is
-    a plain slice in both, a checkpoint holds one plain tensor [experts, *rows, in] that any layout can load.
+    The experts are split over `expert_group`, and one dimension of each expert's matrix over `tensor_group`. Both
+    splits are plain slices, so a checkpoint holds one plain tensor [experts, *rows, in] that any layout can load.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ExpertLinear(nn.Module):
         # Megatron's DDP reduces gradients of parameters without `allreduce` over the expert-data-parallel group.
         dense = get_process_group_ranks(parallel_state.get_data_parallel_group(with_context_parallel=True))
         self.weight.allreduce = get_process_group_ranks(replica_group) == dense  # type: ignore[attr-defined]
-        # clip_grads counts a parameter on every tensor rank only if it says that it is split.
+        # clip_grads counts a parameter on every tensor rank only if it is marked as split.
         self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
         self.weight.partition_dim = tensor_axis  # type: ignore[attr-defined]
         self.weight.partition_stride = 1  # type: ignore[attr-defined]

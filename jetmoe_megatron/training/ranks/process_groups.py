@@ -38,8 +38,8 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
 
 
 def _quiet_megatron() -> None:
-    """Messages that every run would repeat."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")  # names it will lose
+    """Hide messages that every run would repeat."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")  # deprecated names
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # which is the right one
     logging.getLogger("megatron.core.datasets.blended_dataset").setLevel(logging.ERROR)
-    logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.CRITICAL)  # it raises what it logs as errors
+    logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.CRITICAL)  # it also raises its errors

@@ -1,4 +1,4 @@
-"""Do the ranks still hold the same where they must? (`debug.check_sync`)"""
+"""Do the ranks still hold equal copies? (`debug.check_sync`)"""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from jetmoe_megatron.runtime.device import device
 
 
 def check_ranks_agree(model: list[DistributedDataParallel]) -> None:
-    """Compare bit by bit what several ranks hold copies of: weights, both ends' tied embedding, random states.
+    """Compare bit by bit what several ranks hold copies of: weights, the tied embedding on both ends, random states.
 
     All ranks call it.
 
     Raises:
-        RuntimeError: names the first that differs and the ranks that were compared.
+        RuntimeError: names the first copy that differs and the ranks that were compared.
     """
     for where, group, copies in _copies(unwrap_model(model)):
         if group.size() == 1 or not copies:
@@ -57,8 +57,8 @@ def _copies(chunks: list[GPTModel]) -> Iterator[tuple[str, ProcessGroup, dict[st
 
 
 def _fingerprint(tensor: Tensor) -> Tensor:
-    """The values' bits as integers, summed with weights of row and column, modulo 2**64: equal for equal tensors, and
-    another for the same values in another order."""
+    """The bits of the values as integers, summed with weights for row and column, modulo 2**64. Equal tensors have
+    equal sums; the same values in another order have another sum."""
     bits = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[tensor.element_size()]
     matrix = tensor.detach().view(bits).view(len(tensor), -1)
     by_row, by_column = matrix.sum(1, dtype=torch.int64), matrix.sum(0, dtype=torch.int64)

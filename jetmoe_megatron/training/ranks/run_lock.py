@@ -16,9 +16,9 @@ from jetmoe_megatron.stopping import RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_RE
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock `folder` against other runs, where its file system has locks. The lock ends with the process.
+    """Lock `folder` against other runs, if its file system has locks. The lock ends with the process.
 
-    A folder that was made here and is still empty at the end, because the run was refused, is removed.
+    A folder that was created here and is still empty at the end, because the run was refused, is removed.
 
     Raises:
         SharedError: another process holds the lock, or the folder cannot be made.

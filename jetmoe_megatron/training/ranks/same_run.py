@@ -22,17 +22,17 @@ _ROOT = Path(__file__).parents[3]
 
 
 def check_ranks_read_the_same(run: Run) -> None:
-    """Raises SharedError if a run file, the checkpoint to start from, or the code was another one on some rank."""
+    """Raises SharedError if the run file, the checkpoint to start from, or the code is different on some rank."""
     own = hashlib.sha256(dump_run(run).encode()).hexdigest(), _code_digest()
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, own)
-    for i, what in enumerate(("has read another run than rank 0", "runs other code than rank 0")):
+    for i, what in enumerate(("was given a different run file than rank 0", "runs other code than rank 0")):
         if other := [str(rank) for rank, its in enumerate(found) if its[i] != found[0][i]]:
             raise SharedError(f"rank {', '.join(other)} of {len(found)} {what}: do all nodes see one file system?")
 
 
 def _code_digest() -> str:
-    """Of this program, torch and Megatron, by their versions."""
+    """A hash of this program's files and of the versions of torch and Megatron."""
     digest = hashlib.sha256(f"{torch.__version__} {importlib.metadata.version('megatron-core')}".encode())
     for package in ("jetmoe_megatron", "data_tools"):
         for file in sorted((_ROOT / package).rglob("*.py")):

@@ -28,7 +28,7 @@ def differing(data: dict[str, str]) -> str:
 
 def test_ranks_that_have_read_different_runs(data: dict) -> None:
     assert {text.split(":")[0] for text in run_ranks(3, differing, data)} == {
-        "rank 1 of 3 has read another run than rank 0"
+        "rank 1 of 3 was given a different run file than rank 0"
     }
 
 
