@@ -37,7 +37,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jetmoe_megatron.model.attention_on_cpu import causal_attention, is_faster
 from jetmoe_megatron.model.config import JetMoEConfig
-from jetmoe_megatron.model.experts.weight import ExpertLinear
+from jetmoe_megatron.model.experts.sharded_weights import ExpertLinear
 from jetmoe_megatron.model.mlp import output_bias
 from jetmoe_megatron.model.rotary import turn
 from jetmoe_megatron.model.token_dispatcher import Dispatch

@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
-from jetmoe_megatron.model.experts.weight import ExpertLinear
+from jetmoe_megatron.model.experts.sharded_weights import ExpertLinear
 
 
 @torch.no_grad()

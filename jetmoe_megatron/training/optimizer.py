@@ -16,15 +16,12 @@ from megatron.core.optimizer import (
     USING_PYTORCH_OPTIMIZER,
     MegatronOptimizer,
     OptimizerConfig,
-    clip_grads,
     get_megatron_optimizer,
 )
 from megatron.core.transformer.module import Float16Module
-from torch import Tensor
 
 from jetmoe_megatron.config.schema import Run
-
-_SUMMED_AT_ONCE = 512
+from jetmoe_megatron.training.gradient_clipping import replace_norm_and_scale
 
 
 def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
@@ -85,7 +82,7 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
         use_distributed_optimizer=_is_distributed(run),
     )
     if USING_PYTORCH_OPTIMIZER:
-        clip_grads.l2_norm_impl, clip_grads.multi_tensor_scale_impl = _l2_norm, _scale
+        replace_norm_and_scale()
     optimizer = get_megatron_optimizer(config, model, use_gloo_process_groups=False)
     for group in optimizer.param_groups:  # done by Megatron's scheduler, which is not used here
         group["weight_decay"] = options.weight_decay * group["wd_mult"]
@@ -102,26 +99,6 @@ def _prepare(adamw: torch.optim.AdamW) -> None:
         for parameter in group["params"]:
             zeros = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             adamw.state[parameter] = {"step": torch.tensor(0.0, device=parameter.device), **zeros}
-
-
-def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
-    """Replaces Megatron's own (utils.py:1200, without Transformer Engine and Apex), which waits once per tensor.
-
-    On a CPU, torch adds squares one by one in fp32: the sum of ten million is wrong in the fourth digit.
-    """
-    parts = [part for t in tensors[0] for part in ([t] if t.is_cuda else _in_parts(t.flatten()))]
-    return torch.nn.utils.get_total_norm(parts).unsqueeze(0), None
-
-
-def _in_parts(x: Tensor) -> list[Tensor]:
-    """Few numbers whose norm is that of the vector `x`: the norms of equal parts of it, and its remaining numbers."""
-    whole = len(x) - len(x) % _SUMMED_AT_ONCE
-    return [torch.linalg.vector_norm(x[:whole].view(-1, _SUMMED_AT_ONCE), dim=1), x[whole:]]
-
-
-def _scale(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], scale: float) -> None:
-    """Scale in place. Megatron's own (utils.py:1211) makes a copy of each gradient and copies it back."""
-    torch._foreach_mul_(tensors[1], scale)
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float) -> None:

@@ -16,7 +16,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
@@ -24,6 +23,7 @@ from torch import Tensor
 from jetmoe_megatron.data.step_batches import MicroBatch
 from jetmoe_megatron.model.router import routers
 from jetmoe_megatron.runtime.device import device
+from jetmoe_megatron.training.gradient_clipping import clip_gradients
 from jetmoe_megatron.training.metrics import reduce_loss
 from jetmoe_megatron.training.optimizer import set_learning_rate
 
@@ -56,9 +56,7 @@ def update_weights(optimizer: MegatronOptimizer, gradient_norm: float, learning_
     Source: megatron/core/optimizer/optimizer.py, ChainedOptimizer.step, after it has computed the norm.
     """
     set_learning_rate(optimizer, learning_rate)
-    for part in optimizer.chained_optimizers:
-        if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
-            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, gradient_norm)
+    clip_gradients(optimizer, gradient_norm)
     optimizer.step_with_ready_grads()
 
 

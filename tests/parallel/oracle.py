@@ -189,7 +189,7 @@ def _gradient_of(parameter: Any) -> Tensor:
 def _chunk_pieces(chunk: Any, value_of: Callable[[Any], Tensor]) -> list[_Piece]:
     from megatron.core import parallel_state
 
-    from jetmoe_megatron.model.experts.weight import ExpertLinear
+    from jetmoe_megatron.model.experts.sharded_weights import ExpertLinear
     from jetmoe_megatron.model.initial_weights import global_named_parameters
 
     experts = {id(m.weight): m for m in chunk.modules() if isinstance(m, ExpertLinear)}

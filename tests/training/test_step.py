@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.contestants import our_step, run_of
-from jetmoe_megatron.training.optimizer import _l2_norm
+from jetmoe_megatron.training.gradient_clipping import _l2_norm
 
 SHAPE = {"hidden_size": 32, "num_kv_heads": 2, "kv_channels": 8, "ffn_hidden_size": 48, "vocab_size": 64}
 ATEN = torch.ops.aten

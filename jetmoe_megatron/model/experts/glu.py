@@ -8,8 +8,8 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from jetmoe_megatron.model.config import JetMoEConfig
+from jetmoe_megatron.model.experts.sharded_weights import ExpertLinear
 from jetmoe_megatron.model.experts.swiglu import swiglu
-from jetmoe_megatron.model.experts.weight import ExpertLinear
 
 
 class GLUExperts(MegatronModule):
