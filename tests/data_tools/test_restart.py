@@ -202,7 +202,7 @@ def test_other_settings_are_refused_by_name(
         run(source, second, on_error="fail")
     assert (tmp_path / "out.partial" / "state.json").read_bytes() == state
     os.utime(second, ns=(1, 1))
-    with pytest.raises(InputError, match=f"of a run with an older or newer {second}; "):
+    with pytest.raises(InputError, match=f"belongs to a run with an older or newer {second}; "):
         run(source, second)
     assert run(second, overwrite=True).documents == 1
     assert not (tmp_path / "out.partial").exists()
