@@ -32,16 +32,16 @@ def main() -> int:
     try:
         run = apply_start_from(load_run(arguments.run, arguments.overrides))
         if run.logging.wandb == "off" or rank != 0:
-            # Megatron-Core imports it where it is installed (timers.py:13): each import makes two temporary folders,
-            # which a rank that is killed leaves behind.
+            # Megatron-Core imports wandb if it is installed (timers.py:13). Each import makes two temporary folders,
+            # which a killed rank leaves behind.
             sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
         layout = resolve_layout(run, arguments.world or world)
         if rank == 0:
             print(describe(run, layout), flush=True)
         if layout.tensor > 1 and not run.parallel.overlap_moe_expert_parallel_comm:
-            # One hardware queue: a collective then starts before the matmul it is to overlap with, as they were issued
-            # (megatron/core/tensor_parallel/layers.py:526). It is read when the GPU is first used: in the checks.
-            # The overlap of the experts' exchange has streams of its own, which want queues of their own.
+            # With one hardware queue, a collective starts before the matmul that it overlaps with, in the order of
+            # issue (megatron/core/tensor_parallel/layers.py:526). The variable is read when the GPU is first used: in
+            # the checks. The overlap of the experts' exchange has its own streams, which need their own queues.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
         from jetmoe_megatron.training.preflight import check_run_can_start
@@ -61,8 +61,8 @@ def main() -> int:
         if started and isinstance(error, OSError):
             raise
         message = one_line(error)
-        # Before the ranks have met, all ranks of a node fail alike, and the launcher kills the rest when one exits: the
-        # first rank of the node reports.
+        # Before the ranks have met, all ranks of a node fail in the same way, and the launcher kills the rest when one
+        # exits. So the first rank of the node reports, and the others wait for it.
         if (not started or isinstance(error, SharedError)) and os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(FIRST_RANK_SPEAKS)
         node = "" if rank == 0 else f"{platform.node()}: "

@@ -9,24 +9,24 @@ from typing import IO
 
 
 def temporary_path(path: Path) -> Path:
-    """A free name beside `path`: on the same filesystem, so that `os.replace` to `path` is one step."""
+    """An unused name beside `path`, on the same filesystem, so that `os.replace` to `path` is one step."""
     return path.with_name(f"{path.name}.tmp-{secrets.token_hex(4)}")
 
 
 def sync(stream: IO[bytes]) -> None:
-    """Reach the disk before the rename does, else a power cut can leave an empty file under its name."""
+    """Write a file to the disk. Without this, a power cut after the rename can leave an empty file."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path`, which takes its place at the end of the block, when all of it has reached the disk.
+    """A file beside `path` that replaces it at the end of the block, once its content is on the disk.
 
-    After a kill or an error `path` holds what it held before. One process at a time may do it.
+    After a kill or an error, `path` is unchanged. Only one process at a time may use this.
     """
     aside = path.with_name(f"{path.name}.tmp")
-    aside.unlink(missing_ok=True)  # of a kill; where it is a link, that
+    aside.unlink(missing_ok=True)  # left by a kill; if it is a link, only the link goes
     try:
         with open(aside, "xb") as stream:
             yield stream

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-# Number of a line, from 1 (0: the whole file), and what is wrong with it.
+# The number of a line, from 1 (0: the whole file), and what is wrong with it.
 Problem = tuple[int, str]
 
-# About the size of a batch, and so of what a worker holds, unless one document is longer.
+# Approximate size of a batch, and so of the text that a worker holds, unless one document is longer.
 BATCH_BYTES = 1 << 20
 
 
@@ -13,8 +13,8 @@ BATCH_BYTES = 1 << 20
 class Batch:
     """Neighbouring texts of a shard.
 
-    lines: how many were read, broken ones included (rows of a table, 1 for a text); problems: what is wrong, by
-    line from the shard's first; notes: oddities that change no text.
+    lines: how many were read, including broken ones (rows of a table, 1 for a text); problems: what is wrong, with
+    line numbers that count from the start of the shard; notes: oddities that do not change the text.
     """
 
     texts: list[str]
@@ -24,5 +24,5 @@ class Batch:
 
     @property
     def lost(self) -> int:
-        """Documents left out: one problem may be that of many rows, or of a file with nobody knows how many."""
+        """Documents left out. One problem may stand for many rows, or for a file with an unknown number of rows."""
         return max(self.lines - len(self.texts), len(self.problems))

@@ -1,4 +1,4 @@
-"""The command `jetmoe data ...`, which is also `python -m data_tools ...`, and how any command is added and run."""
+"""The command `jetmoe data ...` (also `python -m data_tools ...`), and the functions that add and run any command."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _TOKENIZE_EXAMPLE = """example:
   %(prog)s shards/*.jsonl.gz --output data/web --tokenizer data/tokenizer --workers 8
-writes data/web.bin and data/web.idx, which a phase names as `path: data/web`. Run again after a kill, it continues."""
+writes data/web.bin and data/web.idx, which a phase names as `path: data/web`. Run it again to continue after a kill."""
 
 _TOKENIZER_EXAMPLE = """example:
   %(prog)s corpus/*.jsonl --output data/tokenizer --vocab-size 32000
@@ -28,18 +28,19 @@ joins datasets of one dtype, in this order. A name may end in .idx, so data/web-
 
 _SPLIT_EXAMPLE = """example:
   %(prog)s data/web --train data/web-train --held-out data/web-held-out --fraction 0.001
-chooses by each document's token ids alone: it stays on its side when others come, go or move, and so do its copies."""
+chooses by the token ids of each document alone. Other documents do not matter, and copies are on the same side."""
 
 _INSPECT_EXAMPLE = """examples:
   %(prog)s data/web --check --tokenizer data/tokenizer
   %(prog)s data/web --document -1 --tokenizer data/tokenizer
-the first reads all and exits with 2 if it is damaged, the second shows the text of the last document."""
+the first reads the whole dataset and exits with 2 if it is damaged, the second shows the text of the last document."""
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command that was chosen. What `| head` does not read to its end is no failure.
+    """Run the chosen command. A reader that stops early, such as `| head`, is not a failure.
 
-    On Ctrl-C one line says what is kept: what the KeyboardInterrupt says, else `arguments.stopped`; the status is 130.
+    On Ctrl-C, one line says what is kept: the text of the KeyboardInterrupt, or `arguments.stopped` if it has none. The
+    status is 130.
     """
     spell_what_the_terminal_lacks()
     try:
@@ -55,16 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lose_output() -> None:
-    """Nobody reads it: what is still to be written must not fail once more."""
+    """Nobody reads stdout any more: send the rest to /dev/null, so that writing it does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def add_parser(
     subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
-    """Add `data` with its commands, and return where more can be added.
+    """Add `data` with its commands. Returns the subparsers, to which more commands can be added.
 
-    Each sets `run`: args -> exit status, through which InputErrors pass; and `stopped`: what is true after a Ctrl-C.
+    Each command sets `run`: args -> exit status, may raise InputError; and `stopped`: what is true after a Ctrl-C.
     """
     commands = add_group(
         subparsers,
@@ -84,7 +85,7 @@ def add_group(
     description: str,
     example: str,
 ) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
-    """Add a command that has commands."""
+    """Add a command that has subcommands."""
     parser = subparsers.add_parser(
         name,
         help=summary,
@@ -104,10 +105,10 @@ def add_command(
     description: str | None = None,
     stopped: str = "nothing was written",
 ) -> argparse.ArgumentParser:
-    """Add a command without arguments yet.
+    """Add a command; the caller adds its arguments.
 
-    summary: for the list of commands, and as a sentence for its own help where there is no description; run: args ->
-    exit status, through which InputErrors pass; stopped: what is true after a Ctrl-C.
+    summary: for the list of commands, and as a sentence for the command's help if there is no description; run: args
+    -> exit status, may raise InputError; stopped: what is true after a Ctrl-C.
     """
     parser = subparsers.add_parser(
         name,
@@ -121,7 +122,7 @@ def add_command(
 
 
 def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the commands themselves."""
+    """Add the commands of `data`."""
     parser = add_command(
         subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE, _tokenize
     )
@@ -134,7 +135,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         "--engine",
         choices=("auto", "fastokens", "tokenizers"),
         default="auto",
-        help="library that encodes; auto: fastokens where it gives the ids of tokenizers",
+        help="library that encodes; auto: fastokens if it gives the same ids as tokenizers",
     )
     parser.add_argument(
         "--workers", metavar="N", type=int, default=1, help="processes (1); the output does not depend on it"
@@ -146,7 +147,7 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
         help="stop at a broken line (fail) or leave it out",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace an existing dataset, and an unfinished one of other settings"
+        "--overwrite", action="store_true", help="replace an existing dataset, or an unfinished one with other settings"
     )
 
     parser = add_command(
@@ -167,12 +168,12 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--train", metavar="PREFIX", required=True, help="where most documents go")
     parser.add_argument("--held-out", metavar="PREFIX", required=True, help="where the others go")
     parser.add_argument("--fraction", metavar="F", type=float, required=True, help="held-out share of the documents")
-    parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed chooses others (0)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="another seed chooses other documents (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing datasets")
 
     parser = add_command(subparsers, "inspect", "show what is in a dataset, and check it", _INSPECT_EXAMPLE, _inspect)
     parser.add_argument("input", metavar="PREFIX", help="dataset")
-    parser.add_argument("--check", action="store_true", help="read all of it and report all that is wrong")
+    parser.add_argument("--check", action="store_true", help="read all token ids and report all damage")
     parser.add_argument("--document", metavar="N", type=int, help="show the text of document N, from 0; -1 is the last")
     parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer of the dataset, for --document and --check")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
@@ -183,7 +184,7 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-key", metavar="KEY", default="text", help="key or column of the text (text)")
 
 
-# The imports below wait for their command, so that `jetmoe --help` does not load numpy and tokenizers.
+# Each function below imports what it needs, so that `jetmoe --help` does not load numpy and tokenizers.
 
 
 def _tokenize(args: argparse.Namespace) -> int:
@@ -216,7 +217,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     size = train_bpe(args.input, args.vocab_size, args.output, text_key=args.text_key, overwrite=args.overwrite)
-    fewer = f" (not {args.vocab_size}: the text has no more to merge)" if size < args.vocab_size else ""
+    fewer = f" (not {args.vocab_size}: the text has no more pairs to merge)" if size < args.vocab_size else ""
     say(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
     return 0
 
@@ -259,7 +260,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _show(text: str) -> None:
-    """Print text, and go on where nobody reads it to its end."""
+    """Print text, and continue if nobody reads it to its end."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -275,7 +276,7 @@ def _describe(stats: "Stats") -> str:
 
 
 class _ProgressLine:
-    """One line on a terminal's stderr, rewritten at most twice a second; elsewhere nothing."""
+    """One line on a terminal's stderr, rewritten at most twice a second; nothing if stderr is not a terminal."""
 
     def __init__(self) -> None:
         self._shown_at = 0.0

@@ -16,18 +16,18 @@ from data_tools.printing import printable
 from data_tools.reading import read_texts
 from data_tools.shards import Shard
 
-# At three places of each batch the fast engine is compared with its reference, on this part of the batch's
-# characters: it is that much slower, and more would be felt.
+# The fast engine is compared with its reference at three places of each batch, on this share of the characters.
+# The reference is much slower, so a larger share would take noticeable time.
 _COMPARED = 1 / 400
 
 
 @dataclass
 class Part:
-    """What a shard became: the files NAME.bin (token ids), NAME.lengths (int32) and NAME.problems in the folder.
+    """An encoded shard: the files NAME.bin (token ids), NAME.lengths (int32) and NAME.problems in the folder.
 
-    documents, tokens: written, ends of documents included; bytes: UTF-8 text; empty: texts without tokens, left
-    out; skipped: broken ones, left out; lines: read; problems: lines in the file of them, each `NUMBER message`, by
-    line from the shard's first.
+    documents, tokens: written, including end-of-document tokens; bytes: of UTF-8 text; empty: texts without tokens,
+    left out; skipped: broken documents, left out; lines: read; problems: lines in NAME.problems, each
+    `NUMBER message`, where NUMBER counts lines from the start of the shard.
     """
 
     shard: Shard
@@ -44,9 +44,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes shards into files of a folder. It pickles small: each process loads the tokenizer itself, once.
+    """Encodes shards into files of a folder. Its pickle is small, because each process loads the tokenizer once.
 
-    stop_at_problem: leave the rest of a shard once a line of it is broken.
+    stop_at_problem: do not read a shard beyond a broken line.
     """
 
     tokenizer: str
@@ -61,8 +61,8 @@ class Encoder:
         """Read, parse and encode shard number task[0].
 
         Raises:
-            InputError: its file cannot be read, or the folder not written.
-            EngineError: the fast engine failed, or gave other ids than its reference.
+            InputError: its file cannot be read, or the folder cannot be written.
+            EngineError: the fast engine failed, or its ids differ from its reference's.
         """
         number, shard = task
         part = Part(shard, f"{number}")
@@ -96,7 +96,7 @@ class Encoder:
 
 @lru_cache(maxsize=1)
 def _open_once(tokenizer: str, name: EngineName) -> tuple[Engine, Engine | None]:
-    """The engine, and what to compare it with."""
+    """The engine, and the engine to compare it with, if any."""
     reference = open_reference(tokenizer)
     if name == "fastokens" and isinstance(reference, Tokenizers):
         return Fastokens(tokenizer, reference), reference
@@ -116,7 +116,7 @@ def _files(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes], IO[bytes]]]:
 
 
 def _sample(texts: list[str]) -> list[str]:
-    """A piece of the first text's start, of the middle one's middle, and of the last one's end."""
+    """The start of the first text, the middle of the middle text, and the end of the last text."""
     if not texts:
         return []
     size = max(64, int(sum(map(len, texts)) * _COMPARED / 3))

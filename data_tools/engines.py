@@ -14,7 +14,7 @@ from data_tools.tokenizer import load_tokenizer, vocabulary_size
 
 EngineName = Literal["tokenizers", "fastokens", "sentencepiece"]
 
-# What implementations of one tokenizer disagree on first: scripts, composition, white space, digits, controls,
+# Where implementations of one tokenizer are most likely to differ: scripts, composition, white space, digits, controls,
 # code points that are unassigned or private, contractions, and special tokens spelled in a text.
 PROBES = [
     "def f(x):\n\treturn x+1  # don't, DON'T, I'll\n\n\n    y = 3.14e10\r\n",
@@ -28,7 +28,7 @@ PROBES = [
 
 
 class EngineError(Exception):
-    """An engine cannot be used, failed, or gives other ids than the library that defines them. One line."""
+    """An engine cannot be used, failed, or gives other ids than the library that defines them. One line says why."""
 
 
 class Engine(Protocol):
@@ -38,7 +38,7 @@ class Engine(Protocol):
     vocab_size: int
 
     def encode(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, [tokens], and how many each has, [texts] int64."""
+        """The ids of all texts, joined: [tokens]; and the number of ids of each text: [texts] int64."""
 
 
 def open_reference(path: str | Path) -> "Tokenizers | SentencePiece":
@@ -57,7 +57,7 @@ def choose_engine(path: str | Path, wanted: Literal["auto", "tokenizers", "fasto
     """The engine for a tokenizer, and why it is not the fast one (empty if it is, or was not wanted).
 
     Raises:
-        InputError: the tokenizer cannot be used, or not by the engine wanted.
+        InputError: the tokenizer cannot be used, or the wanted engine cannot use it.
     """
     reference = open_reference(path)
     if isinstance(reference, SentencePiece):
@@ -76,14 +76,14 @@ def choose_engine(path: str | Path, wanted: Literal["auto", "tokenizers", "fasto
 
 
 def compare(engine: Engine, reference: Engine, texts: list[str]) -> None:
-    """Raises EngineError if the two do not give the same ids for texts."""
+    """Raises EngineError if the two give different ids for one of the texts."""
     for text in texts:
         if not np.array_equal(engine.encode([text])[0], reference.encode([text])[0]):
             raise EngineError(f"fastokens gives other ids than tokenizers for {text[:40]!r}")
 
 
 class Tokenizers:
-    """A Hugging Face tokenizer.json, by the library that defines what it means."""
+    """A Hugging Face tokenizer.json, encoded by `tokenizers`, the library that defines its meaning."""
 
     def __init__(self, folder: str | Path) -> None:
         self._tokenizer, self.eod = load_tokenizer(folder)
@@ -123,10 +123,10 @@ class SentencePiece:
 
 
 class Fastokens:
-    """A Hugging Face tokenizer.json by fastokens, which knows the common kinds of it.
+    """A Hugging Face tokenizer.json, encoded by fastokens, which supports the common kinds.
 
     Raises:
-        EngineError: fastokens is not installed, or does not know this kind; from encode: it failed.
+        EngineError: fastokens is not installed, or does not support this kind; from encode: it failed.
     """
 
     def __init__(self, folder: str | Path, reference: Tokenizers) -> None:
@@ -149,7 +149,7 @@ class Fastokens:
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Any failure as an EngineError. A panic of Rust is no Exception, and cannot be sent to another process."""
+    """Turn any failure into an EngineError. A Rust panic is not an Exception and cannot be sent to another process."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What a command says when something the user gave is wrong."""
+"""The error for wrong input, and the line that a command prints for an error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ from data_tools.printing import printable
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. One line that says what to change; commands exit with 2."""
+    """The user's input is wrong. The message is one line that says what to change; commands exit with status 2."""
 
 
 def one_line(error: Exception) -> str:
-    """What a command says of an error. Line ends and the like, which the name of a file may hold, are spelled out.
+    """An error as one line to print. Line ends and control characters, as in a file name, are spelled out.
 
-    An OSError is the user's where it is about a file; one that is not is raised again.
+    An OSError that names a file counts as wrong input; any other OSError is raised again.
     """
     if isinstance(error, OSError):
         if error.filename is None:
@@ -25,7 +25,7 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError inside is an InputError: path cannot be written."""
+    """Turn an OSError in the block into an InputError: path cannot be written."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """An OSError inside is an InputError: path cannot be read."""
+    """Turn an OSError in the block into an InputError: path cannot be read."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
 """Megatron's indexed dataset on disk: `PREFIX.bin` holds token ids, `PREFIX.idx` says where documents begin.
 
-The index as megatron/core/datasets/indexed_dataset.py (`_IndexWriter.write`) lays it out, little-endian,
+The layout of the index, from megatron/core/datasets/indexed_dataset.py (`_IndexWriter.write`): little-endian,
 for S sequences and D documents:
 
     9 bytes  magic               int32[S]      tokens in each sequence
@@ -9,7 +9,7 @@ for S sequences and D documents:
     uint64   S
     uint64   D + 1
 
-Most datasets have one sequence per document; those made of sentences have several.
+Most datasets have one sequence per document; datasets that were split into sentences have several.
 """
 
 import os
@@ -58,15 +58,15 @@ def idx_path(prefix: str | Path) -> Path:
 
 
 def smallest_dtype(vocab_size: int) -> type[np.uint16] | type[np.int32]:
-    """uint16 where Megatron's `DType.optimal_dtype` takes it (fewer than 65500 ids), else int32."""
+    """As Megatron's `DType.optimal_dtype`: uint16 for fewer than 65500 ids, int32 for more."""
     return np.uint16 if vocab_size < 65500 else np.int32
 
 
 def write_index(stream: IO[bytes], dtype: np.dtype, lengths: np.ndarray, bounds: np.ndarray | None = None) -> None:
-    """Write an index, chunk by chunk, so that arrays may be mapped from files larger than memory.
+    """Write an index, chunk by chunk, so that the arrays may be mapped from files larger than memory.
 
     lengths: [S] int32, tokens of each sequence; bounds: [D + 1] int64, first sequence of each document, then S;
-    without them every sequence is a document.
+    without bounds, every sequence is a document.
     """
     sequences = len(lengths)
     ends = sequences + 1 if bounds is None else len(bounds)
@@ -86,11 +86,11 @@ def write_index(stream: IO[bytes], dtype: np.dtype, lengths: np.ndarray, bounds:
 class IndexedWriter:
     """Writes a dataset document by document, byte for byte as Megatron's `IndexedDatasetBuilder` would.
 
-    Memory is flat. Both files appear under their names when the `with` block ends well, `.idx` last; when it
-    raises, nothing stays behind and an older pair is untouched. documents, tokens: written so far.
+    Memory does not grow with the dataset. If the `with` block succeeds, both files get their names, `.idx` last. If it
+    raises, no new file remains and an older pair is untouched. documents, tokens: written so far.
 
     Raises:
-        InputError: from anything, if the files cannot be written.
+        InputError: from any method, if the files cannot be written.
     """
 
     def __init__(self, prefix: str | Path, dtype: np.dtype | type[np.integer]) -> None:
@@ -107,7 +107,7 @@ class IndexedWriter:
         folder = self._bin_path.parent
         with writing(self._bin_path):
             folder.mkdir(parents=True, exist_ok=True)
-            # What the index will say is kept in files without names until it is known whole.
+            # The content of the index is kept in files without names until it is complete.
             self._lengths: IO[bytes] = tempfile.TemporaryFile(dir=folder)
             self._bounds: IO[bytes] = tempfile.TemporaryFile(dir=folder)
             self._bounds.write(bytes(8))
@@ -121,9 +121,9 @@ class IndexedWriter:
     def add_documents(
         self, ids: np.ndarray, lengths: Sequence[int] | np.ndarray, sequences: np.ndarray | None = None
     ) -> None:
-        """Append documents that lie end to end.
+        """Append documents whose ids are joined.
 
-        ids: [sum(lengths)]; lengths: tokens of each sequence; sequences: how many each document has, 1 if not given.
+        ids: [sum(lengths)]; lengths: tokens of each sequence; sequences: how many each document has, 1 by default.
         """
         sizes = np.asarray(lengths, np.int64)
         counts = np.ones(len(sizes), np.int64) if sequences is None else sequences
@@ -142,7 +142,7 @@ class IndexedWriter:
         self._add_lengths(sizes.astype(np.int32))
 
     def add_index(self, index: "Index") -> None:
-        """Append a whole dataset of the same dtype, in the way of Megatron's `add_index`."""
+        """Append a whole dataset of the same dtype, as Megatron's `add_index` does."""
         if index.dtype != self.dtype:
             raise ValueError(f"{index.prefix} holds {index.dtype}, not {self.dtype}")
         source = bin_path(index.prefix)
@@ -161,9 +161,9 @@ class IndexedWriter:
             self._add_lengths(index.sequence_lengths[at : at + _CHUNK])
 
     def complete(self) -> None:
-        """Bring everything to disk, so that only two renames are left for the end of the `with` block.
+        """Write everything to disk, so that only two renames remain for the end of the `with` block.
 
-        That end does it too; call it where several datasets are to appear together or not at all.
+        The end of the block calls it too. Call it yourself if several datasets must appear together or not at all.
         """
         if self._complete:
             return
@@ -190,7 +190,7 @@ class IndexedWriter:
                 self._publish()
         finally:
             for stream in (self._bin, self._lengths, self._bounds):
-                with suppress(OSError):  # a full disk, which has been reported before
+                with suppress(OSError):  # a full disk, already reported
                     stream.close()
             self._bin_temporary.unlink(missing_ok=True)
             self._idx_temporary.unlink(missing_ok=True)
@@ -214,10 +214,10 @@ class IndexedWriter:
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says; its arrays are mapped from the file.
+    """The content of an index; its arrays are mapped from the file.
 
     sequence_lengths: [S] int32, in tokens; sequence_offsets: [S] int64, in bytes;
-    document_bounds: [D + 1] int64, in sequences; tokens: as many as the .bin has room for.
+    document_bounds: [D + 1] int64, in sequences; tokens: how many fit into the size of the .bin.
     """
 
     prefix: str
@@ -261,7 +261,7 @@ class Index:
                 first = last
 
     def problem_at_end(self) -> str | None:
-        """Whether the .bin ends with the last sequence, which can be seen without reading the index."""
+        """A problem if the .bin does not end where the last sequence ends. The index is not read as a whole."""
         if not len(self.sequence_lengths):
             return None
         end = int(self.sequence_offsets[-1]) + int(self.sequence_lengths[-1]) * self.dtype.itemsize
@@ -301,7 +301,7 @@ class Index:
 
 @dataclass
 class Fault:
-    """How often something is wrong, and where first: what is said of a billion places in one line."""
+    """How often something is wrong, and where first, so that one line can report a billion places."""
 
     count: int = 0
     first: int = -1
@@ -327,7 +327,7 @@ def read_index(prefix: str | Path) -> Index:
 
 
 def open_index(prefix: str | Path) -> Index:
-    """Map `PREFIX.idx` after a look at its header and size alone; what it says may be damaged.
+    """Map `PREFIX.idx` after checking only its header and size; its content may be damaged.
 
     Raises:
         InputError: a file is missing, the header is not Megatron's, or the index is cut short or too long.

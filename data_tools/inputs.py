@@ -10,7 +10,7 @@ from data_tools.errors import InputError
 
 Kind = Literal["records", "parquet", "text"]
 
-SKIPPED = ".skipped.txt"  # the end of the name of a list of broken lines, which a folder may hold beside texts
+SKIPPED = ".skipped.txt"  # the end of the name of a list of broken lines; it may be in the same folder as texts
 _PACKED = (".gz", ".zst")
 _KINDS: dict[str, Kind] = {".jsonl": "records", ".parquet": "parquet", ".txt": "text"}
 
@@ -18,12 +18,12 @@ _KINDS: dict[str, Kind] = {".jsonl": "records", ".parquet": "parquet", ".txt": "
 def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     """The files that inputs name, in the order given.
 
-    A file is taken as it is, whatever its name; a folder gives its files of JSON lines and Parquet, or of plain
-    text, at any depth, a pattern (`shards/*.jsonl.gz`, `**` for any depth) its matches, both sorted by path.
+    A file is taken whatever its name. A folder gives its files of JSON lines and Parquet, or of plain text, at any
+    depth; a pattern (`shards/*.jsonl.gz`, `**` for any depth) gives its matches. Both are sorted by path.
 
     Raises:
-        InputError: an input names nothing, a folder holds nothing of the kind or both text and records, or a
-            file is named twice or is no file on a disk.
+        InputError: an input names nothing; a folder has no such files, or both text and records; a file is named
+            twice, or is not a file on a disk.
     """
     files: list[Path] = []
     for name in inputs:
@@ -41,7 +41,7 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a file holds by its name: one document (`.txt`), a table (`.parquet`), or else JSON lines."""
+    """The content of a file, judged by its name: one document (`.txt`), a table (`.parquet`), otherwise JSON lines."""
     return _kind_by_name(path) or "records"
 
 
@@ -63,12 +63,12 @@ def _files_under(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"{path}: no {', '.join(_KINDS)} file in this folder (.jsonl and .txt also as .gz or .zst)")
     if texts and len(texts) < len(found):
-        raise InputError(f"{path}: holds records and also text such as {texts[0]}; name what you mean by a pattern")
+        raise InputError(f"{path}: holds records and also text such as {texts[0]}; name the files by a pattern")
     return found
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Everything at any depth, behind links to folders too, but no folder twice: links may go round."""
+    """All files at any depth, also behind links to folders, but no folder twice: links may form a circle."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:

@@ -16,7 +16,7 @@ _BAR = 40
 
 @dataclass(frozen=True)
 class Summary:
-    """The numbers of a dataset. lengths, counts: [distinct], tokens of a document and how many documents have them."""
+    """The numbers of a dataset. lengths, counts: [distinct], each document length and how many documents have it."""
 
     documents: int
     sequences: int
@@ -28,7 +28,7 @@ class Summary:
     counts: np.ndarray
 
     def statistics(self) -> dict[str, float]:
-        """Tokens per document: min, median (of an even number the lower middle), mean, max; none without documents."""
+        """Tokens per document: min, median (the lower of two), mean, max; empty if there are no documents."""
         if not self.documents:
             return {}
         median = np.searchsorted(np.cumsum(self.counts), (self.documents - 1) // 2, side="right")
@@ -97,13 +97,13 @@ class Report:
 def inspect(
     prefix: str | Path, tokenizer_dir: str | Path | None = None, document: int | None = None, check: bool = False
 ) -> Report:
-    """Sum a dataset up, or decode one document of it.
+    """Summarize a dataset, or decode one document of it.
 
-    document: its number, from 0, or from -1 backwards from the last. check: read all token ids as well, and report
-    all that is wrong; with a tokenizer, whether its vocabulary holds them and its end of document ends documents.
+    document: its number, from 0; negative numbers count from the end. check: read all token ids too, and report all
+    damage; with a tokenizer, also whether its vocabulary has the ids and its end-of-document token ends documents.
 
     Raises:
-        InputError: without check, the dataset is damaged; there is no such document; the tokenizer is unusable.
+        InputError: the dataset is damaged (without check); there is no such document; the tokenizer is unusable.
     """
     if document is not None and tokenizer_dir is None:
         raise InputError("decoding a document needs its tokenizer: pass --tokenizer DIR")
@@ -130,7 +130,7 @@ def inspect(
 
 
 def _summarize(index: Index) -> Summary:
-    # T tokens make at most sqrt(2 T) distinct lengths: a million and a half for a trillion.
+    # T tokens make at most sqrt(2 T) distinct lengths: about 1.4 million for a trillion tokens.
     lengths: np.ndarray = np.zeros(0, np.int64)
     counts = lengths
     for new in index.document_lengths():
@@ -195,14 +195,14 @@ def _check_tokens(index: Index, vocabulary: tuple[int, int] | None, report: Repo
         )
     if unended.count:
         report.warnings.append(
-            f"{data}: {unended.count} of {index.documents} documents do not end with the end of document, "
+            f"{data}: {unended.count} of {index.documents} documents do not end with the end-of-document token, "
             f"id {eod}, the first is document {unended.first}"
         )
     if empty.count:
         report.warnings.append(
             f"{data}: {empty.count} of {index.documents} documents have no tokens, the first is document {empty.first}"
         )
-    within = f"all ids below {size}" if vocabulary else "ids not compared with a vocabulary, which takes --tokenizer"
+    within = f"all ids below {size}" if vocabulary else "ids not compared with a vocabulary (pass --tokenizer DIR)"
     report.checked = f"index and data agree; {within}"
 
 

@@ -7,7 +7,7 @@ def try_lock(descriptor: int) -> bool:
     """Lock an open file or folder until its descriptor is closed, at the latest at the end of the process.
 
     Returns:
-        False if another process has locked it. True also where the file system has no locks.
+        False if another process has locked it. True also if the file system has no locks.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,10 +8,10 @@ from data_tools.indexed import bin_path, idx_path
 
 
 def check_output(prefix: str | Path, inputs: Iterable[str | Path], overwrite: bool) -> None:
-    """Look at an output before anything is done.
+    """Check an output before any work starts.
 
     Raises:
-        InputError: it is one of the inputs, it exists and is not to be replaced, or it names a folder.
+        InputError: it is one of the inputs, it exists and overwrite is not set, or it names a folder.
     """
     if not str(prefix) or str(prefix).endswith("/"):
         raise InputError(f"the output {str(prefix)!r} names no file; give a prefix such as data/web")

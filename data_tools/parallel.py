@@ -32,7 +32,7 @@ def ordered_map(
     in_flight: deque[Future[Result]] = deque()
     # Spawned, not forked: a fork of a process whose tokenizer has started threads can deadlock.
     context = get_context("spawn")
-    # Workers hold one end, and end when the other is closed: on purpose, or by the death of this process.
+    # Workers hold one end and exit when the other end closes: on purpose, or because this process has died.
     lifeline, ours = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(lifeline,))
     try:
@@ -46,7 +46,7 @@ def ordered_map(
     except BrokenProcessPool as error:
         raise InputError("a worker process died, perhaps for lack of memory: use fewer workers") from error
     except BaseException:
-        ours.close()  # nobody waits for what they are at
+        ours.close()  # the workers' results are no longer needed
         raise
     finally:
         executor.shutdown(cancel_futures=True)
@@ -56,7 +56,7 @@ def ordered_map(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while a process starts. It inherits this, so that only its parent hears a Ctrl-C."""
+    """Block SIGINT while a process starts. The process inherits the mask, so that only its parent gets a Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

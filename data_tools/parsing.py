@@ -1,4 +1,4 @@
-"""Turn a line of JSON into its text, and say in one line what is wrong with one that has none."""
+"""Turn a line of JSON into its text, or say in one line what is wrong with it."""
 
 import json
 from collections.abc import Iterable
@@ -9,12 +9,12 @@ import orjson
 
 from data_tools.batch import Problem
 
-# The index counts the tokens of a document in 31 bits, and a byte can be a token.
+# The index stores the length of a document in 31 bits, and each byte can become a token.
 LONGEST = 2**31 - 2
 
 
 def parse(lines: Iterable[bytes], first_line: int, text_key: str) -> tuple[list[str], list[Problem]]:
-    """Texts and problems of lines, each in their order; a blank line is an empty text.
+    """Texts and problems of lines, both in the order of the lines. A blank line is an empty text.
 
     Every text returned can be encoded as UTF-8.
     """
@@ -30,14 +30,14 @@ def parse(lines: Iterable[bytes], first_line: int, text_key: str) -> tuple[list[
 
 
 def decode(raw: bytes) -> str:
-    """Bytes of UTF-8 as text. Raises ValueError if they are not, or too many for one document."""
+    """UTF-8 bytes as text. Raises ValueError if they are not UTF-8, or too many for one document."""
     if len(raw) > LONGEST:
         raise ValueError(f"{len(raw)} bytes; one document may have {LONGEST}")
     return raw.decode("utf-8")
 
 
 def _has_escaped_key(line: bytes) -> bool:
-    """Whether a key may be written with \\u: the text's, a second time."""
+    """Whether a key may be written with \\u escapes: it could be the text key, a second time."""
     parts = line.split(b'"')
     return any(b"\\u" in part and after.lstrip().startswith(b":") for part, after in pairwise(parts))
 
@@ -49,7 +49,7 @@ def _text_of(line: bytes, text_key: str, spelled: bytes) -> str:
             if type(text) is str and len(line) <= LONGEST:
                 return text
         except (ValueError, TypeError, KeyError):
-            pass  # what is wrong, and whether it is, is for the slower parser to say
+            pass  # the slower parser finds out whether the line is wrong, and how
     if not line.strip():
         return ""
     record = json.loads(decode(line).rstrip(), object_pairs_hook=_Object, parse_int=float)
@@ -64,12 +64,12 @@ def _text_of(line: bytes, text_key: str, spelled: bytes) -> str:
     (text,) = values
     if not isinstance(text, str):
         raise ValueError(f"the value of {text_key!r} is {_kind(text)}, not a string")
-    text.encode("utf-8")  # JSON's \u escapes can spell half a surrogate pair, which no tokenizer takes
+    text.encode("utf-8")  # JSON's \u escapes can spell half a surrogate pair, which no tokenizer accepts
     return text
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object by its pairs: a dictionary would hide that a key occurs twice."""
+    """A JSON object as a list of pairs: a dictionary would hide that a key occurs twice."""
 
 
 def _describe(error: ValueError | RecursionError) -> str:

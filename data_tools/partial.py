@@ -1,4 +1,4 @@
-"""A dataset that is being made: the folder `PREFIX.partial`, from which a killed run continues."""
+"""An unfinished dataset: the folder `PREFIX.partial`, from which a killed run continues."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|(s
 
 
 def skipped_path(prefix: str | Path) -> Path:
-    """The list of broken lines that were left out of a dataset; there is none if there were none."""
+    """The list of broken lines that were left out of a dataset. Without broken lines, there is no such file."""
     return Path(f"{prefix}{SKIPPED}")
 
 
@@ -34,8 +34,8 @@ def skipped_path(prefix: str | Path) -> Path:
 class Stats:
     """What was done so far.
 
-    documents: written; tokens: with ends of documents; bytes: UTF-8 text; empty: texts without tokens, left out;
-    skipped: broken lines, rows and files, left out; seconds: of all runs that it took.
+    documents: written; tokens: including end-of-document tokens; bytes: of UTF-8 text; empty: texts without tokens,
+    left out; skipped: broken lines, rows and files, left out; seconds: of all runs together.
     """
 
     documents: int = 0
@@ -50,9 +50,9 @@ class Stats:
 class State(Stats):
     """How far a run has come.
 
-    engine: what encodes; shards: how many are whole in the files; path, lines: the last one's file, and its lines so
-    far; problems, list_bytes: lines and size of the list of what is broken, in which many rows may share a line; whole:
-    all is done but to give the files their names.
+    engine: encodes the text; shards: how many are complete in the files; path, lines: the input file of the last shard,
+    and its lines so far; problems, list_bytes: lines and bytes of the list of broken lines, where many rows may share a
+    line; whole: everything is done except giving the files their names.
     """
 
     engine: EngineName = "tokenizers"
@@ -65,9 +65,9 @@ class State(Stats):
 
 
 class Partial:
-    """Use as a context manager: it is locked against other processes inside.
+    """Use it as a context manager, which locks the folder against other processes.
 
-    What is appended is kept from one `commit` to the next run with the same settings. A run that ends before its
+    What was appended before a `commit` is kept for the next run with the same settings. A run that ends before its
     first commit leaves nothing behind.
     """
 
@@ -84,7 +84,7 @@ class Partial:
             self._lock = _locked(self.folder)
         if foreign := [path for path in self.folder.iterdir() if not _OURS.fullmatch(path.name)]:
             self._lock.close()
-            raise InputError(f"{foreign[0]} is not of this program; move it away or choose another output")
+            raise InputError(f"{foreign[0]} is not a file of this program; move it away or choose another output")
         return self
 
     def __exit__(
@@ -92,12 +92,12 @@ class Partial:
     ) -> None:
         self._close()
         if not self._keep:
-            self._state_path.unlink(missing_ok=True)  # first: without it nothing here counts
+            self._state_path.unlink(missing_ok=True)  # first, because without it the rest is ignored
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def is_whole(self) -> bool:
-        """Whether an earlier run did all but to give the files their names."""
+        """Whether an earlier run did everything except giving the files their names."""
         try:
             return json.loads(self._state_path.read_text())["whole"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -107,7 +107,7 @@ class Partial:
         """The state of an earlier run with the same settings, if there is one.
 
         Raises:
-            InputError: its settings were others; with overwrite it is forgotten instead.
+            InputError: the earlier run had other settings. With overwrite, its work is discarded instead.
         """
         if not self._state_path.exists():
             return None
@@ -116,17 +116,18 @@ class Partial:
             state = self._read_state()
             difference = _difference(self._read_settings(), self._settings)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise InputError(f"{self.folder}: cannot be read; delete it to start afresh") from error
+            raise InputError(f"{self.folder}: cannot be read; delete it to start from the beginning") from error
         if not difference:
             return state
         if not overwrite:
             raise InputError(
-                f"{self.folder} is of a run with {difference}; give it the same again, or start afresh with --overwrite"
+                f"{self.folder} belongs to a run with {difference}; use the same inputs and settings, or start from "
+                "the beginning with --overwrite"
             )
         return None
 
     def kept(self) -> State | None:
-        """How far a run with these settings came, after it has ended; None if it has left nothing behind."""
+        """The state that a run with these settings left when it ended; None if it left nothing."""
         return self._read_state() if self._keep and self._read_settings() == self._settings else None
 
     def _read_settings(self) -> dict[str, Any]:
@@ -136,10 +137,10 @@ class Partial:
         return _checked(State(**json.loads(self._state_path.read_text())))
 
     def open(self, state: State) -> Path:
-        """Go on from a state, forgetting what came after it; returns an empty folder for the workers' files."""
+        """Continue from a state and discard what was written after it. Returns an empty folder for workers' files."""
         self._close()
         with writing(self.folder):
-            for folder in self.folder.glob("parts-*"):  # of a run that was killed
+            for folder in self.folder.glob("parts-*"):  # left by a killed run
                 shutil.rmtree(folder, ignore_errors=True)
             if not state.shards:
                 self._keep = False
@@ -156,11 +157,11 @@ class Partial:
             return Path(tempfile.mkdtemp(prefix="parts-", dir=self.folder))
 
     def forget(self) -> None:
-        """Let nothing stay behind."""
+        """Keep nothing for a next run: the end of the `with` block removes the folder."""
         self._keep = False
 
     def append(self, state: State, part: Part, folder: Path) -> tuple[State, list[str]]:
-        """Take the files of the next shard over. Returns the state after it, and the first of its problems."""
+        """Append the files of the next shard. Returns the new state, and the first problems of the shard."""
         before = state.lines if str(part.shard.path) == state.path else 0
         ids, lengths, skipped = self._files
         with writing(self.folder):
@@ -192,7 +193,7 @@ class Partial:
         return after, first
 
     def commit(self, state: State) -> None:
-        """Bring all that was appended to disk, and then the state that speaks of it."""
+        """Write everything that was appended to disk, and then the state that describes it."""
         with writing(self.folder):
             for file in self._files:
                 sync(file)
@@ -206,7 +207,7 @@ class Partial:
                 self._write_index(state)
                 self.commit(replace(state, whole=True))
             self._close()
-            if self._index_path.exists():  # else it has its name already
+            if self._index_path.exists():  # if not, it has its name already
                 idx_path(self._prefix).unlink(missing_ok=True)  # an older one must never stand beside the new .bin
                 _move(self.folder / "bin", bin_path(self._prefix))
                 if state.skipped:
@@ -230,7 +231,7 @@ class Partial:
 
     def _close(self) -> None:
         for file in self._files:
-            with suppress(OSError):  # a full disk, which has been reported before; what counts has been synced
+            with suppress(OSError):  # a full disk, already reported; what counts has been synced
                 file.close()
         self._files = []
 
@@ -249,7 +250,7 @@ def _locked(folder: Path) -> IO[str]:
 
 
 def _checked(state: State) -> State:
-    """Raises ValueError if no run can have come that far."""
+    """Raises ValueError if no run can have this state."""
     for field in fields(State):
         value = getattr(state, field.name)
         if type(value) is not type(field.default) or (isinstance(value, int | float) and not value >= 0):
@@ -260,7 +261,7 @@ def _checked(state: State) -> State:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """What differs first, in words; empty if nothing does. inputs: [path, *size and time] of each file."""
+    """The first difference, in words; empty if there is none. `inputs` has [path, size, time] of each file."""
     for name in new.keys() - {"inputs"}:
         if old[name] != new[name]:
             return f"{name} {old[name]!r}, not {new[name]!r}"
@@ -282,7 +283,7 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Reach the disk with the names in a folder."""
+    """Write the names in a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What a file or its name says may not move a terminal's cursor, forge a line, or turn around what is beside it."""
+"""Text from a file or its name must not move a terminal's cursor, forge a line, or reverse the text beside it."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class _Spelled(dict[int, str]):
-    """How `str.translate` is to write each character, by its number; what was looked up is kept."""
+    """A table for `str.translate`: how to write each character, by its code point. Lookups are cached."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -25,12 +25,12 @@ _LINES = _Spelled({ord("\n"): "\n", ord("\t"): "\t"})
 
 
 def printable(text: str) -> str:
-    """Text for a part of a line: what cannot be printed in one is spelled out, as \\n or \\u202e."""
+    """Text that is safe within a line: unprintable characters are spelled out, as \\n or \\u202e."""
     return text.translate(_LINE)
 
 
 def printable_lines(text: str) -> str:
-    """The same of a text that has lines and tabs of its own."""
+    """As `printable`, but line ends and tabs stay."""
     return text.translate(_LINES)
 
 
@@ -40,7 +40,7 @@ def say(line: object, file: TextIO | None = None) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """What it says of arguments, which may be names of files, can be printed."""
+    """Its errors quote arguments, such as file names, and are made printable."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))

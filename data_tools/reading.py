@@ -24,8 +24,8 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def read_texts(shard: Shard, text_key: str) -> Iterator[Batch]:
     """Yield all texts of a shard, about 1 MiB at a time.
 
-    A byte order mark at the start of a file is dropped, CRLF ends a line as LF does: both are notes. An empty
-    file, and one that is broken from some line on, are problems.
+    A byte order mark at the start of a file is dropped, and CRLF ends a line as LF does: both give a note. An empty
+    file, and one that is broken from some line on, give a problem.
 
     Raises:
         InputError: the file cannot be read.
@@ -160,7 +160,7 @@ def _part(raw: IO[bytes], shard: Shard) -> Iterator[bytes]:
 
 
 def _next_line(raw: IO[bytes], position: int, end: int | None) -> int:
-    """Go to the first line that begins at position or after it, no further than to end."""
+    """Move to the first line that begins at position or later, but not beyond end. Returns the new position."""
     raw.seek(position - 1)
     while line := raw.readline(batch.BATCH_BYTES):
         if line.endswith(b"\n") or (end is not None and raw.tell() >= end):

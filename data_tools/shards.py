@@ -11,14 +11,14 @@ from data_tools.tables import BrokenTable, open_table
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte 0x50 to 0x5f: how pzstd's files begin (RFC 8878, section 3.1.2)
-# Of text, about: what is lost at most when a worker is stopped, and what one worker may do while others have ended. A
-# compressed file is one piece however large.
+# Approximate size of a shard: the most work that is lost when a worker stops, and the most that one worker may still
+# have to do when the others are done. A compressed file is one shard, however large.
 SHARD_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Bytes start to end of JSON lines, or such row groups of a Parquet file; end None: to its end."""
+    """Bytes start to end of JSON lines, or row groups start to end of a Parquet file; None: to the file's end."""
 
     path: Path
     start: int = 0
@@ -26,7 +26,7 @@ class Shard:
 
 
 def cut(files: Iterable[Path]) -> Iterator[Shard]:
-    """All shards of the files, in order; they depend on nothing but the files.
+    """All shards of the files, in order; they depend only on the files.
 
     A compressed file can only be read from its start and a text is one document: each is one shard.
 
@@ -63,7 +63,7 @@ def _cut_parquet(path: Path) -> Iterator[Shard]:
     try:
         metadata = open_table(path).metadata
     except (BrokenTable, OSError):
-        yield Shard(path)  # who reads it says what is wrong
+        yield Shard(path)  # reading it reports what is wrong
         return
     start = size = 0
     for group in range(metadata.num_row_groups):

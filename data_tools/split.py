@@ -1,7 +1,7 @@
 """Set documents aside for held-out evaluation.
 
-Which side a document goes to depends on its token ids alone: the first 8 bytes of their BLAKE2b, as a number, against
-the fraction. So it stays where it is when other documents come, go or move, and its duplicates go with it.
+The side of a document depends on its token ids alone: their BLAKE2b hash of 8 bytes, as a number, is compared with the
+fraction. So adding, removing or moving other documents does not change it, and its copies are on the same side.
 """
 
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ def split(
     seed: int = 0,
     overwrite: bool = False,
 ) -> tuple[Side, Side]:
-    """Write every document to one of two datasets, in its order; returns what train and held-out got.
+    """Write every document to one of two datasets, in its order. Returns what train and held-out got.
 
-    fraction: of all distinct documents, held out; a smaller one with the same seed holds out some of the same.
+    fraction: the held-out share of all distinct documents; a smaller one with the same seed holds out a subset.
 
     Raises:
         InputError: the dataset is damaged, an option is out of range, a side would be empty, or an output
@@ -65,7 +65,7 @@ def split(
                     np.diff(bounds)[side],
                 )
         _refuse_empty(index, train, held_out)
-        for writer in (train, held_out):  # both are whole before either appears
+        for writer in (train, held_out):  # both are complete before either gets its name
             writer.complete()
     return Side(train.documents, train.tokens), Side(held_out.documents, held_out.tokens)
 

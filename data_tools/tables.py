@@ -1,4 +1,4 @@
-"""Read the texts of a Parquet file, row group by row group. A damaged page loses the rest of its row group alone."""
+"""Read the texts of a Parquet file, row group by row group. A damaged page costs only the rest of its row group."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class BrokenTable(ValueError):
-    """Why a file is no table, in a few words."""
+    """Says in a few words why a file cannot be read as Parquet."""
 
 
 def open_table(path: Path) -> "ParquetFile":
@@ -26,9 +26,9 @@ def open_table(path: Path) -> "ParquetFile":
     from pyarrow.parquet import ParquetFile
 
     with open(path, "rb"):
-        pass  # a file that cannot be opened is another matter than one that is broken
+        pass  # an OSError here is not damage
     try:
-        # Buffered: else a whole row group is in memory, however large the writer made it.
+        # Without a buffer, a whole row group would be in memory, however large the writer made it.
         table = ParquetFile(path, buffer_size=batch.BATCH_BYTES, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BrokenTable(_in_short(error)) from error
@@ -39,7 +39,7 @@ def open_table(path: Path) -> "ParquetFile":
 
 
 def read_row_groups(table: "ParquetFile", groups: range, text_key: str) -> Iterator[Batch]:
-    """Yield the texts of a column. What cannot be read is a problem, by row from the first group's first."""
+    """Yield the texts of a column. Unreadable rows are problems; row numbers count from the first group's start."""
     if wrong := _wrong_table(table, text_key):
         total = sum(table.metadata.row_group(group).num_rows for group in groups)
         yield Batch([], total, [(0, f"{wrong}; {total} rows are left out")])

@@ -21,9 +21,9 @@ from data_tools.parallel import ordered_map
 from data_tools.partial import Partial, State, Stats
 from data_tools.printing import say
 
-# Broken lines, and notes, reported one by one; the file has all broken lines.
+# How many broken lines, and how many notes, are reported one by one; the file lists all broken lines.
 _REPORTED = 20
-# Seconds of work that a killed run may lose, and between two waits for the disk.
+# Seconds of work between two commits, which a killed run may lose. Each commit waits for the disk.
 _COMMIT_SECONDS = 1.0
 
 Report = Callable[[str], None]
@@ -50,17 +50,17 @@ def tokenize(
     """Write the texts of files to `out_prefix`.bin and .idx, in input order.
 
     The content depends on the inputs and the tokenizer alone, not on the number of workers. Special tokens
-    spelled in a text are encoded as plain text, so only `append_eod` ends a document. A run that was killed goes
-    on in the next call with the same arguments, and ends with the same files as one that was not.
+    spelled in a text are encoded as plain text, so only `append_eod` ends a document. After a kill, the next call
+    with the same arguments continues, and writes the same files as an uninterrupted one.
 
     inputs: files, folders, patterns; see `find_files`. tokenizer: a Hugging Face folder or a SentencePiece model.
-    engine: auto takes the fast one where its ids are those of `tokenizers`. report gets one line for each broken
-    line that is skipped (the first 20; all are in `out_prefix`.skipped.txt) and for each oddity that is no error;
-    progress gets the running stats.
+    engine: auto takes the fast one if its ids equal those of `tokenizers`. report: gets one line for each broken
+    line that is skipped (the first 20; all are in `out_prefix`.skipped.txt) and for each oddity that is not an error.
+    progress: gets the stats so far.
 
     Raises:
         InputError: inputs, tokenizer or output cannot be used, or a line is broken and on_error is "fail".
-        KeyboardInterrupt: after what is done was saved; it says how much that is.
+        KeyboardInterrupt: after the finished work was saved; the message says how much that is.
     """
     if on_error not in ("fail", "skip"):
         raise InputError(f"on_error is {on_error!r}; it must be 'fail' or 'skip'")
@@ -90,9 +90,9 @@ def tokenize(
                 report(f"note: {why}; encoding with tokenizers")
             state = State(engine=name)
         elif state.skipped and on_error == "fail":
-            raise InputError(f"{partial.folder}: has left out {state.skipped} broken lines; go on with --on-error skip")
+            raise InputError(f"{partial.folder}: left out {state.skipped} broken lines; continue with --on-error skip")
         else:
-            report(f"note: going on after the {state.documents} documents in {partial.folder}")
+            report(f"note: continuing after the {state.documents} documents in {partial.folder}")
         if not state.whole:
             try:
                 state = _append_shards(partial, state, encoder, files, workers, report, progress)
@@ -121,7 +121,7 @@ def _interrupts_say_what_is_kept(partial: Partial, files: list[Path]) -> Iterato
 
 
 class _Broken(InputError):
-    """What the run is to stop at."""
+    """A broken line that stops the run."""
 
 
 def _append_shards(
@@ -133,7 +133,7 @@ def _append_shards(
     report: Report,
     progress: Callable[[Stats], None],
 ) -> State:
-    """Encode all shards after those of a state; returns the last state."""
+    """Encode all shards after those of a state. Returns the last state."""
     folder = partial.open(state)
     encoder = replace(encoder, engine=state.engine, folder=folder)
     start = committed = time.perf_counter()
@@ -162,10 +162,10 @@ def _append_shards(
             partial.commit(state)
         if state.shards and isinstance(error, InputError):
             command = "the same command" + (" with --on-error skip" if broken else "")
-            report(f"note: {partial.folder} keeps {state.documents} documents; {command} goes on from there")
+            report(f"note: {partial.folder} keeps {state.documents} documents; {command} continues from there")
         if broken:
-            mend = "mend the file and start afresh with --overwrite" if state.shards else "mend it"
-            raise InputError(f"{error}; {mend}, or leave such lines out with --on-error skip") from None
+            fix = "fix the file and start from the beginning with --overwrite" if state.shards else "fix it"
+            raise InputError(f"{error}; {fix}, or leave such lines out with --on-error skip") from None
         raise
     if notes > _REPORTED:
         report(f"note: {notes - _REPORTED} more such notes")
@@ -178,7 +178,7 @@ def _append_shards(
 
 
 def _identity(path: Path) -> list[str | int]:
-    """What shows that an input is still the same file."""
+    """Path, size and time: they show whether an input is still the same file."""
     with reading(path):
         status = os.stat(path)
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]

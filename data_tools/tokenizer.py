@@ -17,7 +17,7 @@ from data_tools.reading import locate, read_texts
 from data_tools.shards import cut
 
 _UNKNOWN, _BEGIN = "<unk>", "<s>"
-_LARGEST = 2**24  # ids: the trainer asks for memory for all of them at once
+_LARGEST = 2**24  # ids: the trainer allocates memory for all of them at once
 
 
 def train_bpe(
@@ -31,14 +31,14 @@ def train_bpe(
     """Train on texts (see `find_files`) and save a folder that `AutoTokenizer.from_pretrained` loads.
 
     Ids 0, 1 and 2 are <unk>, <s> and the end of document, as in JetMoE's own tokenizer; padding is the end of
-    document; nothing is put before a text. Every byte has an id, so decoding gives back any text exactly.
+    document; no token is put before a text. Every byte has an id, so decoding gives back any text exactly.
     The same files give the same tokenizer.
 
-    Returns the size of the vocabulary: less than `vocab_size` where the files do not hold enough to merge.
+    Returns the size of the vocabulary: less than `vocab_size` if the files have too few pairs to merge.
 
     Raises:
         InputError: files or output cannot be used, a line is broken, or vocab_size is too small.
-        KeyboardInterrupt: nothing was written. While pairs are merged it waits for the last of them.
+        KeyboardInterrupt: nothing was written. If pairs are being merged, it is raised after the last of them.
     """
     special = [_UNKNOWN, _BEGIN, end_of_document]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -62,7 +62,7 @@ def train_bpe(
     )
     stopped = threading.Event()
     texts = _texts(find_files(files), text_key, stopped)
-    with ThreadPoolExecutor(1) as elsewhere:  # as the trainer lets nobody hear a Ctrl-C in the thread that calls it
+    with ThreadPoolExecutor(1) as elsewhere:  # because the trainer blocks Ctrl-C in the thread that calls it
         training = elsewhere.submit(tokenizer.train_from_iterator, texts, trainer)
         try:
             training.result()
@@ -99,18 +99,18 @@ def load_tokenizer(folder: str | Path) -> tuple[Tokenizer, int]:
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """One more than the largest id: what an embedding needs, even where ids have gaps."""
+    """One more than the largest id: the size of an embedding, even if ids have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def _texts(files: list[Path], text_key: str, stopped: threading.Event) -> Iterator[list[str]]:
     for path in files:
-        before = 0  # lines of the shards that came first
+        before = 0  # lines of the earlier shards
         for shard in cut([path]):
             lines = 0
             for batch in read_texts(shard, text_key):
                 for number, message in batch.problems:
-                    raise InputError(f"{locate(path, before, number, message)}; mend it or leave it out")
+                    raise InputError(f"{locate(path, before, number, message)}; fix it or leave it out")
                 if stopped.is_set():
                     raise InterruptedError
                 yield batch.texts
@@ -132,7 +132,7 @@ def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:
         tokenizer.save(str(temporary / "tokenizer.json"))
         for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", tokens)):
             (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        if folder.exists():  # file by file, so that whatever else lies in the folder stays
+        if folder.exists():  # file by file, so that other files in the folder stay
             for path in sorted(temporary.iterdir()):
                 os.replace(path, folder / path.name)
         else:

@@ -4,5 +4,5 @@ import warnings
 
 __version__ = "0.1.0"
 
-# Megatron-Core says of each of its modules that Transformer Engine and Apex are not there: before the line that counts.
+# Each module of Megatron-Core warns that Transformer Engine and Apex are missing, above the line that matters.
 warnings.filterwarnings("ignore", module=r"megatron\.core\..*")

@@ -27,26 +27,26 @@ _EXAMPLE = """examples:
   %(prog)s report runs/quickstart
 each command explains itself: %(prog)s data tokenize --help"""
 
-_MIX = """Show how many tokens a run will read of each data set in each phase, and how many epochs of it that is.
-A warning names each that is read more often than data.warn_epochs."""
+_MIX = """Show how many tokens and epochs of each data set a run will read in each phase.
+A warning names each data set that is read for more epochs than data.warn_epochs."""
 
 _PREPARE = """Build all indices of a run before it starts, on any machine without a GPU.
-Without it training builds them, up to data.build_limit_tokens of data."""
+Without it, training builds indices for up to data.build_limit_tokens tokens."""
 
 _REFERENCE = """Print all keys of a run file with their types, defaults and meanings, as Markdown tables."""
 
 _SHOW = """Print a run as training reads it: with the model and phase files, the changed settings and all defaults.
-Behind each value stands where it comes from: the file and the line, an override, or the default. The output is a run
-file itself. With start_from and phase, training shortens the phase before when it starts: that is not shown."""
+A comment after each value says where it comes from: the file and the line, an override, or the default. The output is
+a run file too. With start_from and phase, training shortens the phase before at its start; that is not shown."""
 
 _SCHEMA = """Print a JSON schema of a run file, or of a model's or a phase's file.
-An editor that has it completes, explains and checks what is written."""
+An editor that uses it completes, explains and checks the file."""
 
 _TO_HF = """Write a checkpoint as a Hugging Face folder, which plain transformers loads with AutoModelForCausalLM.
 All files are compared with their checksums first. No GPU is needed, and little memory."""
 
-_FROM_HF = """Write a Hugging Face folder as a checkpoint, which a run of any layout can begin at with start_from.
-Its model.yaml is the shape that the run file must have. No GPU is needed, and little memory."""
+_FROM_HF = """Write a Hugging Face folder as a checkpoint. A run of any layout can start from it, with start_from.
+Its model.yaml is the model that the run file must have. No GPU is needed, and little memory."""
 
 _VERIFY = """Compare two models, tensor by tensor and bit by bit, or by their logits.
 The exit status is 0 if they are equal, 1 if they differ by more than the tolerance, and 2 if one cannot be read."""
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments, more = parser.parse_known_args(argv)
     if more and not (hasattr(arguments, "overrides") and all("=" in a and a[0] != "-" for a in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    if more:  # argparse takes those before an option alone
+    if more:  # argparse itself takes only the overrides before an option
         arguments.overrides += more
     try:
         return data_tools.cli.run(arguments)
@@ -89,7 +89,7 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         commands,
         "config",
         "explain run files",
-        "Explain what a run file may say, and what one says.",
+        "Explain what a run file may contain, and what a given run file means.",
         "example:\n  %(prog)s show configs/quickstart/run.yaml",
     )
     add_command(
@@ -207,7 +207,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         commands,
         "convert",
         "convert between checkpoints and Hugging Face folders, and compare models",
-        "Convert between the checkpoints of a training and Hugging Face folders, and compare models.",
+        "Convert between the checkpoints of a run and Hugging Face folders, and compare models.",
         "example:\n  %(prog)s to-hf runs/quickstart my_model",
     )
     a_checkpoint = "a checkpoint, or a run folder, which means its newest one"
@@ -222,7 +222,7 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     to_hf.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=a_checkpoint)
     to_hf.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
-    to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the tensors; default: as stored")
+    to_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="dtype of the tensors; default: as stored")
     to_hf.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="a tokenizer folder to copy; default: the checkpoint's"
     )
@@ -235,9 +235,9 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         _convert_from_hf,
         _FROM_HF,
     )
-    from_hf.add_argument("folder", type=Path, metavar="FOLDER", help="with config.json and safetensors")
+    from_hf.add_argument("folder", type=Path, metavar="FOLDER", help="a folder with config.json and safetensors")
     from_hf.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write")
-    from_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="of the tensors; default: as stored")
+    from_hf.add_argument("--dtype", choices=["bf16", "fp16", "fp32"], help="dtype of the tensors; default: as stored")
 
     verify = add_command(
         directions,
@@ -293,7 +293,7 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoint(path: Path) -> Path:
-    """The newest whole checkpoint of a run folder; anything else as it is."""
+    """The newest whole checkpoint of a run folder. Any other path is returned as it is."""
     from jetmoe_megatron.checkpoint.checksums import newest_whole_of
 
     checkpoint, damage = newest_whole_of(path)
@@ -311,7 +311,7 @@ def _token_ids(text: str | None) -> list[int] | None:
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """On a terminal only."""
+    """A bar that is shown only on a terminal."""
     from tqdm import tqdm
 
     with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:

@@ -1,4 +1,4 @@
-"""The errors that are the user's to mend."""
+"""The errors that the user can fix."""
 
 from data_tools.errors import InputError
 from data_tools.printing import printable
@@ -7,8 +7,8 @@ __all__ = ["InputError", "SharedError", "UserError", "printable"]
 
 
 class UserError(InputError):
-    """Something in a run file, or in what it names, is wrong. One line that says what to change."""
+    """A run file, or a file that it names, is wrong. The message is one line that says what to change."""
 
 
 class SharedError(UserError):
-    """All ranks raise it at the same place: one of them is enough to say it."""
+    """All ranks raise it at the same place, so one rank per node prints it."""

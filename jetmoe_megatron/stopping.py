@@ -1,4 +1,4 @@
-"""How a run ends: the signals that stop it, its exit statuses, and how long each layer waits for another one.
+"""How a run ends: the signals that stop it, its exit statuses, and how long each layer waits for others.
 
 docs/stopping.md shows them in the order of time, and a test compares that page with this file.
 """
@@ -10,7 +10,7 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Each with what happened, and what to do about it."""
+    """Each has what happened, and what to do about it."""
 
     meaning: str
     advice: str
@@ -31,25 +31,25 @@ class ExitStatus(IntEnum):
 
 FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process at once
 
-# SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within so many seconds
-# repeats are the same request; later ones end the process at once. A keyboard has no such layers.
+# SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
+# seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.
 STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGHUP: 10.0, signal.SIGINT: 2.0}
 
 # --- who waits for whom, in seconds ---
 
-# The launcher, for the other ranks of its node to end by themselves, once one has exited with RUN_ME_AGAIN.
+# The launcher waits for the other ranks of its node to end, once one has exited with RUN_ME_AGAIN.
 LAUNCHER_WAITS_FOR_RANKS = 120.0
-# The launcher of a node that stopped, or found bad input, for the launchers of the other nodes.
+# The launcher of a node that stopped, or found bad input, waits for the launchers of the other nodes.
 LAUNCHER_WAITS_FOR_NODES = 60.0
-# torch's launcher, between the SIGTERM and the SIGKILL that it sends to the ranks of its node after a failure.
+# torch's launcher waits between the SIGTERM and the SIGKILL that it sends to the ranks of its node after a failure.
 SIGKILL_AFTER_SIGTERM = 30.0
-# The launcher, at the start, for the other nodes to come. torch gives up after 10 minutes, where it can.
+# At the start, the launcher waits for the other nodes. torch gives up after 10 minutes, where it can.
 NODES_MEET = 900.0
-# Ranks, for the first one of their node to say what is wrong with the run.
+# Ranks wait for the first rank of their node to say what is wrong with the run.
 FIRST_RANK_SPEAKS = 60.0
-# A rank that has lost the others over gloo, for them to notice it too, and for the rendezvous store to answer.
+# A rank that has lost the others over gloo waits for them to notice it too, and for the rendezvous store to answer.
 LOST_RANKS_ANSWER = 5.0
 STORE_ANSWERS = 60.0
-# A new start, for a run that still trains into the same folder; the second, where SLURM has lost sight of its node.
+# A new start waits for a run that still trains into the same folder; the second holds if SLURM has lost its node.
 RUN_LOCK_IS_FREE = 5.0
 RUN_LOCK_IS_FREE_AFTER_REQUEUE = 600.0

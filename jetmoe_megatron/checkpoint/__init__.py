@@ -1,1 +1,1 @@
-"""Megatron distributed checkpoints of a run: written aside, then published under their name."""
+"""Megatron distributed checkpoints of a run: written under another name, then renamed."""

@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Checksums of every file."""
+"""Checksums of every file of a checkpoint: is it whole?"""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError
 
 CHECKSUMS = "checksums.json"  # of all other files: {name: [bytes, sha256]}; written last
-COMPANIONS = "hf"  # in a checkpoint made of a Hugging Face model: its config and tokenizer; no other has a folder
+COMPANIONS = "hf"  # in a checkpoint made from a Hugging Face model: its config and tokenizer; others have no folder
 METADATA = ".metadata"  # torch.distributed.checkpoint's, a pickle
 _READ = (METADATA, "common.pt", "metadata.json", "run.yaml", "progress.json", "model.yaml")
-_SMALL = 2**20  # bytes; a file up to this size is read in a quick look too
+_SMALL = 2**20  # bytes; a quick check reads files up to this size
 _BLOCK = 2**22
-_Name = Annotated[str, Field(pattern=rf"^({COMPANIONS}/)?[^/\p{{C}}\p{{Zl}}\p{{Zp}}]+$")]  # can be named in a line
-# A file that is not there, or not a file, is damage. One that cannot be read now may be whole.
+_Name = Annotated[str, Field(pattern=rf"^({COMPANIONS}/)?[^/\p{{C}}\p{{Zl}}\p{{Zp}}]+$")]  # printable in a line
+# A file that is missing, or is not a file, is damage. One that cannot be read now may be whole.
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _List = TypeAdapter(dict[_Name, tuple[Annotated[int, Field(ge=0)], str]])
 
@@ -40,11 +40,11 @@ def checksum(path: Path) -> tuple[int, str]:
 def write_checksums(
     checkpoint: Path, known: Mapping[str, tuple[int, str]] | None = None, without: Collection[str] = ()
 ) -> None:
-    """Make the list of all files.
+    """Write the list of all files.
 
     Args:
-        known: checksums that were taken when their files were written.
-        without: files that will not be there when the checkpoint is whole.
+        known: checksums that were computed when their files were written.
+        without: files that will be gone when the checkpoint is whole.
     """
     sums, left_out = dict(known or {}), {CHECKSUMS, *without}
     for path in checkpoint.rglob("*"):
@@ -76,7 +76,7 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
         quick: names, sizes and small files only.
 
     Raises:
-        OSError: a file cannot be read, which says nothing about what it holds.
+        OSError: a file cannot be read, which says nothing about its content.
     """
     try:
         files = listed_files(checkpoint)
@@ -103,32 +103,32 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
 
 
 def _unlisted(checkpoint: Path, files: Collection[str]) -> str | None:
-    """A file that would be read, or copied, without being in the list."""
+    """A problem if a file that would be read or copied is not in the list."""
     companions = checkpoint / COMPANIONS
     if companions.is_symlink():
-        return f"{COMPANIONS} is not a folder of its own"
+        return f"{COMPANIONS} is a link, not a folder"
     read = [path.name for path in checkpoint.iterdir() if _is_read(path.name)]
     read += [f"{COMPANIONS}/{path.name}" for path in (companions.iterdir() if companions.is_dir() else ())]
     return next((f"{name} is not in {CHECKSUMS}" for name in sorted(read) if name not in files), None)
 
 
 def _is_plain(path: Path) -> bool:
-    """A file of its own: a pipe would be waited for, a link leads outside."""
+    """Whether it is a regular file. Reading a pipe would block, and a link leads outside."""
     return stat.S_ISREG(path.lstat().st_mode)
 
 
 def _is_read(name: str) -> bool:
-    """Whether a file of that name in a checkpoint is."""
+    """Whether loading a checkpoint reads a file of that name."""
     return name in _READ or name.endswith(".distcp")
 
 
 def newest_whole(root: Path) -> Path | None:
-    """Of a run's checkpoints, as far as names, sizes and small files tell."""
+    """The newest whole checkpoint of a run, as far as names, sizes and small files tell."""
     return next((path for path in reversed(published(root)) if find_damage(path, quick=True) is None), None)
 
 
 def newest_whole_of(path: Path) -> tuple[Path, str | None]:
-    """The newest whole checkpoint of a run folder, and a warning if there is a newer one; anything else as it is.
+    """The newest whole checkpoint of a run folder, and a warning if a newer one is damaged; any other path as it is.
 
     Raises:
         UserError: none of its checkpoints is whole.

@@ -1,8 +1,8 @@
-"""`common.pt`: the plain values of a checkpoint. There is one, how many steps the optimizer has done.
+"""`common.pt`: the plain values of a checkpoint. There is one: the number of the optimizer's steps.
 
 Megatron writes the file on rank 0 in the middle of a save, where an error would leave the other ranks waiting. It reads
 the file as torch.load does by default, and an environment variable that some containers set
-(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD) turns that into unpickling. Here rank 0 writes it first, and reading it runs nothing.
+(TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD) turns that into unpickling. Here rank 0 writes it first, and reading it runs no code.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ def write_common(folder: Path, optimizer_steps: int) -> None:
 
 
 def leave_common_to_us() -> None:
-    """Megatron's saves write no `common.pt` from now on."""
+    """From now on, Megatron's saves write no `common.pt`."""
     register_default_strategy(StrategyAction.SAVE_COMMON, "torch", 1, _SavesNothing("torch", 1))
 
 
 class LoadsSteps(TorchCommonLoadStrategy):
-    """For megatron.core.dist_checkpointing.load, which puts what it gets among the tensors."""
+    """For megatron.core.dist_checkpointing.load, which adds the result to the tensors."""
 
     def load_common(self, checkpoint_dir: str | Path) -> dict[str, int]:
-        """`optimizer_steps`, or nothing where a checkpoint has weights alone. What else the file holds is left out.
+        """`optimizer_steps`, or nothing if a checkpoint has only weights. Other values in the file are ignored.
 
         Raises:
-            ValueError: `optimizer_steps` is no number of steps.
+            ValueError: `optimizer_steps` is not a number of steps.
         """
         common = _values(Path(checkpoint_dir) / COMMON_STATE_FNAME)
         if common == {}:
@@ -57,7 +57,7 @@ class LoadsSteps(TorchCommonLoadStrategy):
 
 
 def _values(file: Path) -> Any:
-    """What torch.save has written: a zip file with one small pickle, of which all else belongs to tensors."""
+    """The values that torch.save has written: a zip file with one small pickle. Its other entries belong to tensors."""
     try:
         with zipfile.ZipFile(file) as archive:
             (pickled,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))

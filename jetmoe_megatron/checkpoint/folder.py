@@ -12,7 +12,7 @@ from pathlib import Path
 
 _NAME = re.compile(r"tokens_(\d+)")
 _UNFINISHED = "tokens_*.partial-*"
-DAMAGED = ".damaged"  # a folder that failed its check has this at its end
+DAMAGED = ".damaged"  # the end of the name of a folder that failed its check
 
 
 def checkpoint_path(root: Path, tokens: int) -> Path:
@@ -20,7 +20,7 @@ def checkpoint_path(root: Path, tokens: int) -> Path:
 
 
 def unfinished_path(path: Path) -> Path:
-    """Where a checkpoint is written; another one each time, as a process of a killed run may still be writing."""
+    """Where a checkpoint is written. The name is new each time: a process of a killed run may still be writing."""
     return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
 
 
@@ -38,7 +38,7 @@ def newest(root: Path) -> Path | None:
 
 
 def check_room(folder: Path, size: int) -> None:
-    """Raises OSError where the file system of `folder` has no room for so many bytes, or for a file."""
+    """Raises OSError if the file system of `folder` has no room for `size` bytes, or for another file."""
     disk = os.statvfs(folder)
     if disk.f_files and not disk.f_favail:
         raise OSError(errno.ENOSPC, "no file can be made: the file system has no inodes left")
@@ -64,7 +64,7 @@ def publish(unfinished: Path, path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Take a damaged checkpoint out of the way; it is not deleted."""
+    """Rename a damaged checkpoint; it is not deleted."""
     aside = path.with_name(path.name + DAMAGED)
     while aside.exists():
         aside = path.with_name(f"{path.name}{DAMAGED}-{secrets.token_hex(2)}")
@@ -79,14 +79,14 @@ def clear_unfinished(root: Path) -> None:
 
 
 def retain(root: Path, keep_last: int, is_kept: Callable[[int], bool]) -> None:
-    """Delete all but the last ones and, besides those, the ones that are kept whatever their number."""
+    """Keep all checkpoints for whose tokens `is_kept` is true, and the last `keep_last` others. Delete the rest."""
     passing = [path for path in published(root) if not is_kept(int(path.name.removeprefix("tokens_")))]
     for path in passing[:-keep_last]:
         _delete(path)
 
 
 def _delete(path: Path) -> None:
-    """It loses its name first: a process that is killed meanwhile leaves no checkpoint without some of its files."""
+    """Rename it first, so that a kill in between leaves no checkpoint that lacks some of its files."""
     if path.exists():
         aside = unfinished_path(path)
         path.rename(aside)

@@ -1,7 +1,7 @@
-"""What the writing process tells the rank that forked it.
+"""How the writing process tells its result to the rank that forked it.
 
-Megatron keeps a queue in a process of its own for this (strategies/filesystem_async.py:51): one for every rank, 275 MB
-each, that imports everything anew at the first save and stays for good when the run is killed.
+Megatron keeps a queue in a separate process for this (strategies/filesystem_async.py:51): one process for every rank,
+275 MB each. It imports everything again at the first save, and stays forever when the run is killed.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ class _Handover:
 
 
 def renew() -> None:
-    """One for the next save of this process: what a save that failed has left in the last one is not its."""
+    """Make a new queue for the next save, so that it does not read what a failed save has left in the old one."""
     filesystem_async._results_queue = _Handover()

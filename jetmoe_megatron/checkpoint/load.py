@@ -1,4 +1,4 @@
-"""Fill model and optimizer from a checkpoint: one of a training run, or one made of a Hugging Face model."""
+"""Fill model and optimizer from a checkpoint: one of a training run, or one made from a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jetmoe_megatron.errors import UserError
 
 
 def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
-    """Fill model and optimizer from a checkpoint, whatever layout has written it. All ranks call it.
+    """Fill model and optimizer from a checkpoint of any layout. All ranks call it.
 
     Raises:
         UserError: a file is not what it should be.

@@ -1,6 +1,6 @@
 """Load tensors of a checkpoint in any layout through megatron.core.dist_checkpointing, without its unpickling.
 
-`.metadata`, `common.pt` and the pieces of tensors are read by rules of our own.
+`.metadata`, `common.pt` and the pieces of tensors are read by our own code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORMAT = CheckpointingConfig(sharded_backend="torch_dist", sharded_backend_vers
 
 
 def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint `path` holds in the places of `state`, and its `optimizer_steps`, if it has any.
+    """What the checkpoint `path` has for the entries of `state`, and its `optimizer_steps`, if it has any.
 
     All ranks call it.
 
@@ -37,12 +37,12 @@ def load_state(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         if maybe_load_config(str(path)) != _FORMAT:
             raise ValueError("metadata.json does not name the format of this program's checkpoints")
         metadata = read_metadata(path)
-        # strategies/torch.py:795: no argument asks for another reader.
+        # strategies/torch.py:795: no argument can choose another reader.
         torch_strategies._get_filesystem_reader = lambda path, **more: _Reader(path, metadata)
         strategies = torch_strategies.TorchDistLoadShardedStrategy(), LoadsSteps()
-        # Not whether the ranks together ask for all of each tensor: none asks for what it has no use for.
+        # No check that the ranks together load all of each tensor: each loads only what it needs.
         return dist_checkpointing.load(state, str(path), *strategies, validate_access_integrity=False)
-    except (Exception, CheckpointException) as error:  # the libraries raise of their own and of many kinds
+    except (Exception, CheckpointException) as error:  # the libraries raise many kinds
         raise UserError(f"{path}: cannot be loaded: {reason_of(error)}") from error
 
 
@@ -55,7 +55,7 @@ class _Reader(FileSystemReader):
         return self._metadata
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """As FileSystemReader.read_data, by rules of our own, and only the rows that are asked for."""
+        """As FileSystemReader.read_data, but by our own code, and only the rows that are needed."""
         for item in plan.items:
             file = self._metadata.storage_data[item.storage_index].relative_path
             try:
@@ -87,7 +87,7 @@ class _Reader(FileSystemReader):
 
 
 def reason_of(error: BaseException) -> str:
-    """torch's exception of several ranks, which is no Exception, holds the first of theirs."""
+    """The first line of an error. A CheckpointException, which is no Exception, holds the ranks' errors: the first."""
     while isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -1,8 +1,8 @@
-"""Where which tensors of a checkpoint lie: torch.distributed.checkpoint's `.metadata`, read by rules of our own.
+"""Where the tensors of a checkpoint are: torch.distributed.checkpoint's `.metadata`, read by our own code.
 
-That file is a pickle, and torch reads it as one: it runs what a crafted file says, and what it makes of the file says
-which other pickles torch reads. Here it is read into inert records (`plain_pickle.py`); what it may say is taken from
-these, checked, and put into metadata made here. All that loads a checkpoint takes it from here.
+That file is a pickle, and torch unpickles it: a crafted file can run code, and can name other pickles for torch to
+read. Here it is read into inert records (`plain_pickle.py`). What we need is taken from these records, checked, and put
+into new metadata. Everything that loads a checkpoint uses this metadata.
 
 Sources: torch/distributed/checkpoint/metadata.py (torch 2.10 to 2.13), filesystem.py, `_StorageInfo`.
 """
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 from jetmoe_megatron.checkpoint.checksums import METADATA
 from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
 
-# What Megatron-Core and `jetmoe convert from-hf` write names these; a plan of the save is not read.
+# The names in what Megatron-Core and `jetmoe convert from-hf` write. The plan of the save is not used.
 _KNOWN = {
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 def read_metadata(checkpoint: Path) -> Metadata:
-    """Tensors and their places alone: each entry is a `TensorStorageMetadata`, so that torch unpickles no object.
+    """Only tensors and their places: each entry is a `TensorStorageMetadata`, so that torch unpickles no object.
 
     Raises:
         ValueError: with a short reason.
@@ -62,13 +62,13 @@ def read_metadata(checkpoint: Path) -> Metadata:
     found = read_pickle(content, METADATA, _KNOWN)
     try:
         return _metadata(found, most_chunks=len(content))
-    except Exception as error:  # of what is in the place of something else
+    except Exception as error:  # values of wrong types raise many kinds
         reason = str(error)[:200] or type(error).__name__
-        raise ValueError(f"{METADATA} does not say where which tensors lie: {reason}") from None
+        raise ValueError(f"{METADATA} does not say where the tensors are: {reason}") from None
 
 
 def _metadata(found: Any, most_chunks: int) -> Metadata:
-    """most_chunks: as many as a file of this size can hold; more are one list that many tensors share."""
+    """most_chunks: as many as a file of this size can hold. If there are more, many tensors share one list."""
     state = _state(found, "Metadata")
     entries = _dict(state["state_dict_metadata"])
     if sum(len(_list(_state(entry, "TensorStorageMetadata")["chunks"])) for entry in entries.values()) > most_chunks:
@@ -79,11 +79,11 @@ def _metadata(found: Any, most_chunks: int) -> Metadata:
         where = _state(index, "MetadataIndex")
         name, offset = _text(where["fqn"]), _sizes(where["offset"])
         if name not in tensors:
-            raise ValueError(f"{name!r} has a place and no shape")
+            raise ValueError(f"{name!r} has a place but no shape")
         places[MetadataIndex(name, offset)] = _place(place)
     for name, tensor in tensors.items():
         if not _covers(tensor) or not all(MetadataIndex(name, chunk.offsets) in places for chunk in tensor.chunks):
-            raise ValueError(f"parts of {name!r} are missing, or there twice")
+            raise ValueError(f"parts of {name!r} are missing, or occur twice")
     return Metadata(state_dict_metadata=dict(tensors), storage_data=places)
 
 
@@ -98,7 +98,7 @@ def _tensor(entry: Any) -> TensorStorageMetadata:
 
 
 def _covers(tensor: TensorStorageMetadata) -> bool:
-    """Whether the parts are the whole tensor, each number once."""
+    """Whether the parts cover the whole tensor, each value once."""
     chunks = [chunk for chunk in tensor.chunks if chunk.sizes.numel()]
     if sum(chunk.sizes.numel() for chunk in chunks) != tensor.size.numel():
         return False
@@ -106,7 +106,7 @@ def _covers(tensor: TensorStorageMetadata) -> bool:
         return True
     start_CD = torch.tensor([chunk.offsets for chunk in chunks])  # C chunks, D dimensions
     end_CD = start_CD + torch.tensor([chunk.sizes for chunk in chunks])
-    # Along the axis with the most beginnings, a chunk can meet those alone that begin before it ends.
+    # Along the axis with the most distinct starts, a chunk can overlap only chunks that start before it ends.
     axis = max(range(len(tensor.size)), key=lambda axis: len(start_CD[:, axis].unique()))
     order_C = start_CD[:, axis].argsort()
     start_CD, end_CD = start_CD[order_C], end_CD[order_C]
@@ -133,13 +133,13 @@ def _place(place: Any) -> _StorageInfo:
     if state.keys() - {"relative_path", "offset", "length"}:
         raise ValueError("a place says more than a file, an offset and a length")
     if not _FILE.fullmatch(file := _text(state["relative_path"])):
-        raise ValueError(f"{file[:80]!r} is no file of a checkpoint")
+        raise ValueError(f"{file[:80]!r} is not a file of a checkpoint")
     return _StorageInfo(file, _number(state["offset"]), _number(state["length"]))
 
 
 def _record_of(value: Any, kind: str) -> Record:
     if not isinstance(value, Record) or value.kind != kind:
-        raise TypeError(f"{getattr(value, 'kind', type(value).__name__)} in the place of {kind}")
+        raise TypeError(f"{getattr(value, 'kind', type(value).__name__)} instead of {kind}")
     return value
 
 
@@ -174,5 +174,5 @@ def _sizes(value: Any) -> torch.Size:
 
 def _exactly(value: Any, kind: type[T]) -> T:
     if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} in the place of {kind.__name__}")
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
     return value

@@ -22,6 +22,6 @@ def sharded_model(model: list[DistributedDataParallel]) -> dict[str, Any]:
 
 
 def fill_model(model: list[DistributedDataParallel], state: dict[str, Any]) -> None:
-    """From what was loaded in the place of `sharded_model`."""
+    """Fill the model from the loaded state that `sharded_model` described."""
     for i, chunk in enumerate(unwrap_model(model)):
         chunk.load_state_dict(state[f"model{i}"])

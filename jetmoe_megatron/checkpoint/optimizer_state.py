@@ -1,9 +1,9 @@
-"""The optimizer's state in the shape of the model's parameters, whatever optimizer and layout hold it.
+"""The optimizer's state in the shapes of the model's parameters, for any optimizer and layout.
 
-Megatron's own optimizer state names its parts by the layout: a state saved with expert parallelism, or by the
-distributed optimizer, does not load without. Here each parameter has up to three fp32 tensors,
-`optimizer.<kind>.<parameter>`, cut as the parameter is, and all share one count of steps; so what loads the model in
-another layout loads these too.
+Megatron's own optimizer state names its parts by the layout: a state that was saved with expert parallelism, or by the
+distributed optimizer, does not load without it. Here each parameter has up to three fp32 tensors,
+`optimizer.<kind>.<parameter>`, divided like the parameter, and all share one step count. So these tensors load in
+another layout just as the model does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sharded(state: State, model_state: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsharded(loaded: dict[str, Tensor], parameters: list[Tensor]) -> State:
-    """What was loaded in the place of `sharded`; `parameters` are those of `model_state` in its order."""
+    """The loaded tensors of `sharded`, by parameter. parameters: those of `model_state`, in its order."""
     state: State = {}
     for name, tensor in loaded.items():
         place, kind = name.split(".")
@@ -46,7 +46,7 @@ def unsharded(loaded: dict[str, Tensor], parameters: list[Tensor]) -> State:
 
 
 def empty_state(optimizer: MegatronOptimizer) -> State:
-    """Where a checkpoint's tensors can be loaded to: those of which this rank has a part."""
+    """Empty tensors to load a checkpoint into, for the parameters of which this rank has a part."""
     return {
         parameter: {kind: torch.empty(parameter.shape, dtype=torch.float32) for kind in _kinds(parameter)}
         for part in _parts(optimizer)
@@ -55,7 +55,7 @@ def empty_state(optimizer: MegatronOptimizer) -> State:
 
 
 def own_state(optimizer: MegatronOptimizer) -> State:
-    """Of each parameter of this rank; what the distributed optimizer holds in parts is without data: see `gather`."""
+    """The state of this rank's parameters. What the distributed optimizer holds in parts has no data: see `gather`."""
     state: State = {}
     for part in _parts(optimizer):
         _allocate(part)
@@ -72,13 +72,13 @@ def own_state(optimizer: MegatronOptimizer) -> State:
 
 
 def gather(optimizer: MegatronOptimizer, state: State, entries: Iterable[ShardedTensor]) -> None:
-    """Give those of `entries` their data that this rank will write and that are without. All ranks call it.
+    """Fill those of `entries` that this rank will write and that have no data. All ranks call it.
 
-    The parts of all data-parallel ranks pass through in blocks, and no rank keeps more than what it writes.
+    The parts of all data-parallel ranks are exchanged in blocks, and no rank keeps more than what it writes.
 
     Args:
-        state: of `own_state`.
-        entries: of `sharded`, once it is settled which rank writes what.
+        state: from `own_state`.
+        entries: from `sharded`, after it was decided which rank writes what.
     """
     written = {id(entry.data): entry for entry in entries if entry.data.is_meta and is_main_replica(entry.replica_id)}
     for part in _parts(optimizer):
@@ -105,7 +105,7 @@ def steps_done(optimizer: MegatronOptimizer) -> int:
 
 @torch.no_grad()
 def set_state(optimizer: MegatronOptimizer, state: State, steps: int) -> None:
-    """Take this rank's share of whole tensors. The model's parameters must have been loaded before."""
+    """Set this rank's share of the state from whole tensors. The model's parameters must have been loaded before."""
     for part in _parts(optimizer):
         _allocate(part)
         for group in part.optimizer.param_groups:
@@ -128,7 +128,7 @@ def set_state(optimizer: MegatronOptimizer, state: State, steps: int) -> None:
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[Any]:
-    """One optimizer for the dense and one for the experts' parameters, where these have other data-parallel groups."""
+    """One optimizer for the dense and one for the experts' parameters, if these have different data-parallel groups."""
     return [part for part in optimizer.chained_optimizers if any(g["params"] for g in part.optimizer.param_groups)]
 
 
@@ -154,12 +154,12 @@ def _mains(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _allocate(part: Any) -> None:
-    """Optimizers make their state at their first step; a checkpoint may come before."""
+    """Create the state, which optimizers create at their first step: a checkpoint may come before that."""
     if part.optimizer.state:
         return
     if isinstance(part, DistributedOptimizer):
         part.load_state_dict(part.state_dict())
-        for own in part.optimizer.state.values():  # it allocates memory and leaves it as it is
+        for own in part.optimizer.state.values():  # load_state_dict allocates memory without clearing it
             for kind in MOMENTS:
                 own[kind].zero_()
     else:

@@ -1,8 +1,8 @@
 """Where the numbers of a piece of a tensor lie in a `.distcp` file.
 
-`torch.save` wrote it: an archive (zip, not compressed) with a pickle that names dtype, shape and the order of the
-numbers, and the numbers themselves. Nothing of torch reads it here: its unpickler takes the time and memory that a
-crafted file asks for, also with `weights_only`.
+`torch.save` wrote the file: an archive (zip, not compressed) with a pickle that names dtype, shape and the order of the
+numbers, and the numbers themselves. torch does not read it here: its unpickler takes as much time and memory as a
+crafted file asks for, even with `weights_only`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
 
-_MOST_PICKLE = 2**16  # bytes; torch writes some 300
-_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of a name and of what fills up to the next multiple of 64
+_MOST_PICKLE = 2**16  # bytes; torch writes about 300
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of a name and of the padding to the next multiple of 64
 _DTYPES = {
     "FloatStorage": torch.float32,
     "BFloat16Storage": torch.bfloat16,
@@ -44,7 +44,7 @@ def find_piece(file: IO[bytes], place: _StorageInfo, shape: Sequence[int], dtype
     """The piece that `.metadata` promises at `place`.
 
     Raises:
-        ValueError: there is something else, with a short reason.
+        ValueError: something else is there; the message is a short reason.
         OSError: the file cannot be read.
     """
     view = _View(file, place.offset, place.length)
@@ -60,7 +60,7 @@ def find_piece(file: IO[bytes], place: _StorageInfo, shape: Sequence[int], dtype
             stored = archive.getinfo(f"{root}/data/{key}")
             order = f"{root}/byteorder"
             if order in archive.namelist() and archive.read(order) != b"little":
-                raise ValueError("numbers in the order of another kind of processor")
+                raise ValueError("its numbers are not little-endian")
         nbytes = prod(shape) * dtype.itemsize
         if stored.compress_type != zipfile.ZIP_STORED or not stored.file_size == numbers * dtype.itemsize == nbytes:
             raise ValueError("another number of values than its shape has")
@@ -68,7 +68,7 @@ def find_piece(file: IO[bytes], place: _StorageInfo, shape: Sequence[int], dtype
         start = stored.header_offset + 30 + sum(_LOCAL_HEADER.unpack(view.read(30)))
         if start + nbytes > place.length:
             raise ValueError("it ends too early")
-    except Exception as error:  # zipfile raises of many kinds
+    except Exception as error:  # zipfile raises many kinds
         if isinstance(error, ValueError) or (isinstance(error, OSError) and error.errno):
             raise
         raise ValueError(f"not a tensor ({type(error).__name__})") from None
@@ -125,10 +125,10 @@ def _described(pickle: bytes) -> tuple[str, int, tuple[tuple[int, ...], torch.dt
 
 
 def read_rows(file: IO[bytes], piece: Piece, first: int = 0, count: int | None = None) -> Tensor:
-    """Of the piece's first axis `count` entries from `first` on; all of it by default.
+    """`count` entries of the piece's first axis, from `first` on; by default all of it.
 
     Raises:
-        ValueError: the file ends before.
+        ValueError: the file ends too early.
     """
     shape = piece.shape if count is None else (count, *piece.shape[1:])
     rows = torch.empty(shape, dtype=piece.dtype)

@@ -1,7 +1,7 @@
 """Read a pickle into plain values and inert records: nothing that it names is called, whatever it says.
 
-Only what torch and Megatron-Core write into a checkpoint's small files is known. Python's own unpickler, which this is
-made of, would also call functions, take any memory that a file asks for, and hash keys that take for ever.
+Only what torch and Megatron-Core write into a checkpoint's small files is known. This is a restricted version of
+Python's unpickler, which would also call functions, take any memory that a file asks for, and hash keys without end.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-_Unpickler: Any = pickle._Unpickler  # the one in C cannot be told what to leave out
-Names = Mapping[str, Collection[str]]  # of a module, what a pickle may name of it
+_Unpickler: Any = pickle._Unpickler  # the version in C cannot be restricted
+Names = Mapping[str, Collection[str]]  # for each module, what a pickle may name in it
 
 
 def read_pickle(content: bytes, name: str, known: Names) -> Any:
@@ -31,7 +31,7 @@ def read_pickle(content: bytes, name: str, known: Names) -> Any:
 
 
 class Record:
-    """What stands for an object of the pickle. It does nothing."""
+    """Stands for an object of the pickle. It does nothing."""
 
     kind = ""
 
@@ -73,8 +73,11 @@ class _Reader(_Unpickler):
         return pid
 
     def _keyed(self) -> None:
-        """A key may be a text or a record: the hash of nested tuples takes for ever, or the whole stack; that of many
-        numbers can be the same, so that each is compared with all."""
+        """Set entries of a dictionary. A key must be a text or a record.
+
+        The hash of nested tuples can take endless time, or the whole stack. Many numbers can have the same hash, so
+        that each would be compared with all others.
+        """
         items = self.pop_mark()
         if not all(isinstance(key, str | Record) for key in items[::2]):
             raise pickle.UnpicklingError("a key that no checkpoint has")

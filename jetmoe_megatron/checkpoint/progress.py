@@ -56,7 +56,7 @@ class _Ledger(_Saved):
 
     @property
     def tokens(self) -> int:
-        """Of the run, where this ledger is."""
+        """Consumed tokens of the run at the position of this ledger."""
         return self.read.sample * self.blend.sequence_length
 
 
@@ -70,7 +70,7 @@ class _Guard(_Saved):
 
 
 class Note(_Saved):
-    """What a rollback leaves for a resume to use instead of the checkpoint's."""
+    """What a rollback saves; a resume uses it instead of the checkpoint's own."""
 
     data: _Ledger
     guard: _Guard | None = None
@@ -90,13 +90,13 @@ class Progress(Note):
 
 
 def read_progress(checkpoint: Path) -> dict[str, Any]:
-    """What `Progress` has, as far as it was saved. Raises UserError if the file is missing or damaged."""
+    """The fields of `Progress` that were saved. Raises UserError if the file is missing or damaged."""
     file = checkpoint / PROGRESS_FILE
     try:
         return Progress.model_validate_json(file.read_bytes()).model_dump(exclude_unset=True)
     except (OSError, ValidationError) as error:
         raise UserError(
-            f"{file}: missing or damaged, so that the checkpoint cannot be resumed from ({first_problem(error)})"
+            f"{file}: missing or damaged, so no run can resume from this checkpoint ({first_problem(error)})"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The resolved run that lies in a checkpoint. No torch here."""
+"""The resolved run that is saved in a checkpoint. No torch here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jetmoe_megatron.config.schema import (
 from jetmoe_megatron.errors import UserError
 
 RUN_FILE = "run.yaml"  # the resolved run
-MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint made of a Hugging Face model, which has weights alone
+MODEL_FILE = "model.yaml"  # instead of a run, in a checkpoint made from a Hugging Face model, which has only weights
 
 
 class SavedRun(Section):
-    """Of a saved run what the losses of the steps to come depend on: a run that resumes it must agree."""
+    """The parts of a saved run that the losses of later steps depend on: a run that resumes it must agree."""
 
     seed: Count
     model: Model
@@ -37,17 +37,17 @@ class SavedRun(Section):
 
 
 def is_of_training(checkpoint: Path) -> bool:
-    """Not made of a Hugging Face model. Some of its files may be missing: then its checksums tell."""
+    """Whether it was not made from a Hugging Face model. If some of its files are missing, its checksums decide."""
     if any((checkpoint / name).exists() for name in (RUN_FILE, PROGRESS_FILE)):
         return True
     return (checkpoint / CHECKSUMS).exists() and not (checkpoint / MODEL_FILE).exists()
 
 
 def without_checksums(checkpoint: Path) -> str | None:
-    """A warning if nobody can tell whether it is whole: `jetmoe convert from-hf` has not always listed its files."""
+    """A warning if damage cannot be detected: `jetmoe convert from-hf` has not always written checksums."""
     if (checkpoint / CHECKSUMS).exists():
         return None
-    return f"{checkpoint}: has no {CHECKSUMS}, so that damage in it may not be noticed"
+    return f"{checkpoint}: has no {CHECKSUMS}, so damage in it may not be noticed"
 
 
 def read_saved_run(checkpoint: Path) -> SavedRun:

@@ -3,8 +3,8 @@
 Nothing in training is random (no dropout, no jitter; data order and weights come from the seed and the position), so
 there is no random state to keep.
 
-Saving goes off the training path: tensors are copied to the host where they are not there, a forked process writes and
-checksums them, and the ranks agree a step or more later that all is written; then the folder gets its name.
+Saving runs beside training: tensors are copied to the host if they are not there, and a forked process writes them and
+computes checksums. A step or more later the ranks agree that all is written, and the folder gets its name.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Saver:
         published: Callable[[Path], None] = lambda path: None,
     ) -> None:
         """
-        is_kept: whether a checkpoint at so many tokens stays, whatever keep_last says.
-        published: called on rank 0 with each that has its name.
+        is_kept: whether the checkpoint at this many tokens stays, whatever keep_last says.
+        published: called on rank 0 with each checkpoint that has got its name.
         """
         self.root, self.run, self.is_kept, self.published = root, run, is_kept, published
         self.failed: str | None = None  # why the last save did not succeed
@@ -81,10 +81,10 @@ class Saver:
     def save(
         self, progress: dict[str, Any], model: list[DistributedDataParallel], optimizer: MegatronOptimizer, wait: bool
     ) -> None:
-        """Begin to save, once the save before has ended. A failure leaves older checkpoints as they are.
+        """Begin to save, after the previous save has ended. A failure leaves older checkpoints as they are.
 
-        progress: `tokens` consumed, and whatever else `read_progress` is to give back.
-        wait: come back when the checkpoint has its name, or `failed` says why not.
+        progress: `tokens` consumed, and all else that `read_progress` must return.
+        wait: return only when the checkpoint has its name, or `failed` says why not.
         """
         self.poll(wait=True)
         path = checkpoint_path(self.root, progress["tokens"])
@@ -102,7 +102,7 @@ class Saver:
         if request.async_fn is not None:
             rank = torch.distributed.get_rank()
             request = request._replace(async_fn=partial(_write_and_sum, request.async_fn, aside, rank))
-        # These run on rank 0 only: if one of them fails, the others must be released.
+        # These run on rank 0 only: if one of them fails, the other ranks must be released.
         metadata, config = request.finalize_fns
         own: list[str] = []
         request.finalize_fns[:] = [
@@ -119,11 +119,11 @@ class Saver:
             return
         try:
             self._queue.maybe_finalize_async_calls(blocking=wait)
-        except (Exception, CheckpointException) as error:  # on all ranks, what a writer of any rank could not do
+        except (Exception, CheckpointException) as error:  # raised on all ranks if a writer of any rank failed
             self._fail(reason_of(error))
 
     def _begin(self, path: Path, progress: dict[str, Any], steps: int, size: int) -> Path | None:
-        """Rank 0 makes the folder where there is room for it, with all but the tensors; all ranks learn its name."""
+        """If there is room, rank 0 makes the folder with everything except the tensors. All ranks get its name."""
         answer: list[Any] = [None, None]
         if self._on_rank_0:
             aside = unfinished_path(path)
@@ -143,7 +143,7 @@ class Saver:
         return answer[0]
 
     def _publish(self, aside: Path, path: Path, failed: list[str]) -> None:
-        """Megatron has written its metadata, or not; all ranks are here."""
+        """Called on all ranks, after Megatron has written its metadata or failed to."""
         answer: list[Any] = [f"{path}: {failed[0]}" if failed else None]
         if self._on_rank_0 and not failed:
             try:
@@ -169,7 +169,7 @@ class Saver:
 
 
 def _bytes(state: dict[str, Any]) -> int:
-    """Of the whole checkpoint, all ranks together; what several ranks hold counts once."""
+    """The size of the whole checkpoint, all ranks together; what several ranks hold counts once."""
     tensors = [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
     own = sum(tensor.data.nbytes for tensor in tensors if is_main_replica(tensor.replica_id))
     total = torch.tensor([own], dtype=torch.int64, device=torch.cuda.current_device())
@@ -178,9 +178,9 @@ def _bytes(state: dict[str, Any]) -> int:
 
 
 def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *arguments: Any) -> None:
-    """In the writing process: read back what this rank has written while it is in the page cache.
+    """In the writing process: write, and compute checksums while the files of this rank are in the page cache.
 
-    arguments: those of `write`, of which the last is the queue that takes its results, or the exception that it met.
+    arguments: those of `write`. The last one is the queue that takes its results, or its exception.
     """
     *usual, results = arguments
     own: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -197,7 +197,7 @@ def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *argumen
 
 
 def _end_with_a_killed_child(*signal_and_frame: Any) -> None:
-    """Megatron's writer would wait for ever for a child that was killed, for want of memory, say."""
+    """Megatron's writer would wait forever for a child that was killed, for example for lack of memory."""
     for child in psutil.Process().children():
         ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if ended and ended.si_code != os.CLD_EXITED:
@@ -205,7 +205,7 @@ def _end_with_a_killed_child(*signal_and_frame: Any) -> None:
 
 
 def _try(failed: list[str], finalize: Callable[[], None], join: Callable[[], Any]) -> None:
-    """`finalize`; where the disk refuses, `join` is what the other ranks have come to meanwhile."""
+    """Run `finalize`. If the disk refuses, run `join`, the collective that the other ranks have reached meanwhile."""
     try:
         finalize()
     except OSError as error:
@@ -214,14 +214,14 @@ def _try(failed: list[str], finalize: Callable[[], None], join: Callable[[], Any
 
 
 def _no_failure() -> torch.Tensor:
-    """As state_dict_saver.save_state_dict_async_finalize has it: no rank failed to write its part."""
+    """As in state_dict_saver.save_state_dict_async_finalize: no rank failed to write its part."""
     return torch.zeros(1, dtype=torch.int, device=torch.cuda.current_device())
 
 
 def _collect_checksums(folder: Path) -> None:
     """
     Raises:
-        OSError: a file that some rank has written is not there.
+        OSError: a file that a rank has written is not there.
         ValueError: `.metadata` is not what Megatron writes.
     """
     written = {place.relative_path for place in read_metadata(folder).storage_data.values()}
@@ -231,7 +231,7 @@ def _collect_checksums(folder: Path) -> None:
         part = folder / f"{CHECKSUMS}.{rank}"
         while (own := _read_json(part)) is None:
             if time.monotonic() > deadline:
-                raise OSError(0, f"what rank {rank} has written is not there: do all nodes see one output_dir?")
+                raise OSError(0, f"the files of rank {rank} are not there: do all nodes see the same output_dir?")
             time.sleep(0.2)
         sums |= own
     for part in folder.glob(f"{CHECKSUMS}.*"):
@@ -242,7 +242,7 @@ def _collect_checksums(folder: Path) -> None:
 
 
 def _read_json(file: Path) -> Any:
-    """None while it is not there, or not whole."""
+    """None while the file is missing or incomplete."""
     try:
         return json.loads(file.read_text())
     except (FileNotFoundError, ValueError):

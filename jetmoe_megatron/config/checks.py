@@ -1,4 +1,4 @@
-"""What no single field can say: whether the parts of a run fit each other. World-size checks are in `layout.py`."""
+"""Checks of several fields together: do the parts of a run fit each other? World-size checks are in `layout.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will do, in a few lines, worked out from its config alone."""
+"""What a run will do, in a few lines, computed from its config alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def describe(run: Run, layout: Layout) -> str:
 
 
 def count_parameters(model: Model) -> tuple[int, int]:
-    """All parameters, and those one token passes through; the tied embedding counts once, and as active."""
+    """The number of all parameters, and of those that one token uses. The tied embedding counts once, as active."""
     hidden, width = model.hidden_size, model.num_kv_heads * model.kv_channels
     attention_expert, mlp_expert = 2 * width * hidden, 3 * model.ffn_hidden_size * hidden
     shared = 2 * width * hidden + 2 * model.num_experts * hidden + 4 * hidden  # kv, routers, biases and norms

@@ -1,6 +1,6 @@
-"""The ways to compute the expert matmuls: what each is called, where it is and what it needs.
+"""The ways to compute the expert matmuls: the name, the file and the needs of each.
 
-A new one is a row here and its file in `model/experts/`.
+To add one, add a row here and a file in `model/experts/`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ HOPPER = (9, 0)
 @dataclass(frozen=True)
 class ExpertBackend:
     """
-    module: its file in `model/experts/`: has `grouped_linear`, and `gather` and `scatter` if it brings its own.
-    width_multiple: for each precision that it computes in, what every width of a rank's matmuls is a multiple of.
-    counts_on_host: whether it reads on the host how many rows each expert has: a wait in each routed layer.
-    capability: the oldest GPU it runs on, as CUDA numbers them; None: it runs on CPUs too.
+    module: its file in `model/experts/`, with `grouped_linear`, and `gather` and `scatter` if it has its own.
+    width_multiple: for each precision that it supports, the number that must divide every width of a rank's matmuls.
+    counts_on_host: whether the host reads how many rows each expert has, which costs a wait in each routed layer.
+    capability: the smallest compute capability of a GPU that it runs on; None: it runs on CPUs too.
     packages: modules that must be importable.
-    install: the option of scripts/install_gpu.sh that brings them.
+    install: the option of scripts/install_gpu.sh that installs them.
     """
 
     module: str
@@ -34,9 +34,9 @@ EXPERT_BACKENDS = {
     "loop": ExpertBackend("loop", {"bf16": 1, "fp32": 1}),
     # Strides of 16 bytes (torch/aten/src/ATen/native/GroupedMMUtils.h).
     "torch": ExpertBackend("torch_grouped", {"bf16": 8, "fp32": 4}, counts_on_host=False),
-    # Its matmul takes bf16 alone (grouped_gemm.cu:480).
+    # Its matmul takes only bf16 (grouped_gemm.cu:480).
     "megablocks": ExpertBackend("megablocks", {"bf16": 8}, True, (0, 0), _MEGABLOCKS, "--megablocks"),
-    # fp32 is TF32 to Transformer Engine.
+    # Transformer Engine computes fp32 as TF32.
     "te": ExpertBackend("te", {"bf16": 8}, True, (0, 0), _TE, "--te"),
     # fp8 matmuls take 16 columns at a time.
     "te_fp8": ExpertBackend("te_fp8", {"bf16": 16}, True, HOPPER, _TE, "--te"),

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, counted in matmuls: the formulas of every figure of MFU."""
+"""Floating-point operations of a training step, counted in matmuls: the formulas behind every MFU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Flops:
 
 
 def step_flops(model: Model, sequence_length: int, tokens: int) -> Flops:
-    """Of forward and backward over so many tokens."""
+    """Of a forward and backward pass over `tokens` tokens."""
     _, active = count_parameters(model)
     heads = model.top_k * model.num_kv_heads
     attention = 6 * model.num_layers * sequence_length * heads * model.kv_channels * tokens

@@ -1,6 +1,6 @@
-"""JSON schemas of a run file and of the files that it names: what an editor needs to complete, explain and check them.
+"""JSON schemas of a run file and of the files that it names, for editors that complete, explain and check them.
 
-A schema accepts what training accepts. It cannot tell relations between keys, nor `off` from `"off"`.
+A schema accepts what training accepts. It cannot express relations between keys, nor tell `off` from `"off"`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from jetmoe_megatron.config.schema import Model, Phase, Run, Section
 Schema = dict[str, Any]
 
 SCHEMAS: dict[str, type[Section]] = {"run": Run, "model": Model, "phase": Phase}  # by the kind of file
-# yaml-language-server, which most editors run, reads no later draft.
+# yaml-language-server, which most editors run, supports no later draft.
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _VARIABLE = {"type": "string", "pattern": r"\$\{\w+\}"}
-# Booleans to our loader, as in YAML 1.1. Editors read YAML 1.2, where they are texts.
+# Our loader reads these as booleans, as in YAML 1.1. Editors read YAML 1.2, where they are text.
 _WORDS = ("yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF")
 _BOOLEAN_WORD = {"type": "string", "pattern": f"^({'|'.join(_WORDS)})$"}
 
@@ -29,14 +29,14 @@ class _Generator(GenerateJsonSchema):
 
 
 def plain_schema(section: type[Section]) -> Schema:
-    """Of the values that `section` checks, with descriptions on one line each; sections are in `definitions`."""
+    """The schema of the values of `section`, each description on one line; its sections are in `definitions`."""
     schema: Schema = section.model_json_schema(ref_template="#/definitions/{model}", schema_generator=_Generator)
     definitions = schema.pop("$defs", {})
     return _on_one_line({**schema, **({"definitions": definitions} if definitions else {})})
 
 
 def editor_schema(kind: str) -> Schema:
-    """Of the text of a file, before environment variables are put in. kind: a key of `SCHEMAS`."""
+    """The schema of a file as written, before environment variables are inserted. kind: a key of `SCHEMAS`."""
     schema = _as_written(plain_schema(SCHEMAS[kind]))
     return {"$schema": _DRAFT, **schema, "title": f"JetMoE {kind} file"}
 
@@ -50,7 +50,7 @@ def _on_one_line(node: Any) -> Any:
 
 
 def _as_written(node: Any) -> Any:
-    """With the other ways in which a file may spell a choice or a boolean, and no defaults of whole sections."""
+    """Add the other ways to write a choice or a boolean, and leave out the defaults of whole sections."""
     if isinstance(node, list):
         return [_as_written(value) for value in node]
     if not isinstance(node, dict):

@@ -1,4 +1,4 @@
-"""How a run divides over ranks: the arithmetic, and a refusal by name of what cannot be divided."""
+"""How a run is divided over ranks: the arithmetic, and errors that name what cannot be divided."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _missing_for_expert_overlap(run: Run) -> str | None:
     if run.recompute == "full":
         return "recompute: none or selective"
     if run.parallel.pipeline > 1 and run.parallel.virtual_pipeline == 1:
-        return "parallel.virtual_pipeline > 1 where parallel.pipeline is"
+        return "parallel.virtual_pipeline > 1 if parallel.pipeline > 1"
     return None
 
 

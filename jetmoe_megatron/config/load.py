@@ -17,7 +17,7 @@ from jetmoe_megatron.config.yaml_text import Location, dump_yaml, parse_yaml_lin
 from jetmoe_megatron.errors import UserError, printable
 
 _Sections = TypeVar("_Sections", bound=BaseModel)
-# Of each value that a file or an override sets, where that is: `FILE:LINE` or OVERRIDE. The others are defaults.
+# Where each value was set: `FILE:LINE` or OVERRIDE. Values without an origin are defaults.
 Origins = dict[Location, str]
 OVERRIDE = "override"
 
@@ -35,11 +35,11 @@ def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def load_run_and_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Origins]:
-    """As `load_run`, and where each value that is no default was set."""
+    """As `load_run`, and also where each value was set, except defaults."""
     path = Path(path)
     tree, origins = _read(path)
     for override in overrides:
-        if "." not in override.partition("=")[0]:  # `model=other.yaml` comes before what is in the file is read
+        if "." not in override.partition("=")[0]:  # `model=other.yaml` must come before the model file is read
             _apply(tree, origins, override)
     if isinstance(tree.get("model"), str):
         tree["model"], of_model = _read(path.parent / tree["model"], named_in=path)
@@ -63,7 +63,7 @@ def load_run_and_origins(path: str | Path, overrides: Sequence[str] = ()) -> tup
 
 
 def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
-    """The sections that `schema` has of a resolved run file; the others may be those of another version.
+    """The sections of a resolved run file that `schema` has. The other sections may come from another version.
 
     Raises:
         UserError: one line that names the file and the key.
@@ -96,7 +96,7 @@ def _read(path: Path, named_in: Path | None = None) -> tuple[dict[str, Any], Ori
 
 
 def _replace(origins: Origins, location: Location, below: Origins) -> None:
-    """What is at `location` and below it has been replaced by a value with the origins `below`."""
+    """Record that the value at `location` was replaced by one with the origins `below`."""
     for old in [old for old in origins if old[: len(location)] == location]:
         del origins[old]
     origins.update({(*location, *inner): origin for inner, origin in below.items()})
@@ -135,7 +135,7 @@ def _step(node: Any, key: str) -> str | int | None:
 def _expand(node: Any, where: str = "") -> Any:
     """Replace `${NAME}` by the environment's value, and `~/` at the beginning by the home folder.
 
-    No text may hold what cannot be printed in a line.
+    Raises UserError if a variable is not set, or if a text has characters that cannot be printed in a line.
     """
     if isinstance(node, dict):
         return {_expand(key, where): _expand(value, f"{where}.{key}".lstrip(".")) for key, value in node.items()}
@@ -151,7 +151,9 @@ def _expand(node: Any, where: str = "") -> Any:
 
     text = re.sub(r"\$\{(\w+)\}", value_of, node)
     if printable(text) != text:
-        raise UserError(f"{where or 'the run'}: {text!r} holds a control character, an invisible one, or half of one")
+        raise UserError(
+            f"{where or 'the run'}: {text!r} holds a control character, an invisible one, or half of a surrogate pair"
+        )
     return os.path.expanduser(text) if text.startswith("~/") else text
 
 
@@ -189,7 +191,7 @@ def _kind(value: Any) -> str:
 
 
 def _real_location(location: tuple[Any, ...]) -> list[Any]:
-    """Pydantic adds the tried branch of a union (`bool`, `literal[...]`) to a location; keys and indices remain."""
+    """Keys and indices only. Pydantic adds the tried branch of a union (`bool`, `literal[...]`) to a location."""
     kept: list[Any] = []
     for part in location:
         if isinstance(part, str) and ("[" in part or part in {"bool", "int", "constrained-int"}):

@@ -1,4 +1,4 @@
-"""The resolved run as YAML, where each value tells which file, line or override it comes from."""
+"""The resolved run as YAML, with the file and line, or the override, that each value comes from."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from jetmoe_megatron.config.load import dump_run, load_run_and_origins
 from jetmoe_megatron.config.yaml_text import parse_yaml_lines
 from jetmoe_megatron.errors import printable
 
-_COLUMN = 40  # of the comments, where the values leave room for it
+_COLUMN = 40  # of the comments, if the value is short enough
 
 
 def show(path: str | Path, overrides: Sequence[str] = ()) -> str:
-    """What `dump_run` writes, with `# FILE:LINE`, `# override` or `# default` behind each value; `load_run` reads it.
+    """What `dump_run` writes, with `# FILE:LINE`, `# override` or `# default` after each value. `load_run` can read it.
 
     Raises:
         UserError: as `load_run`.

@@ -1,4 +1,4 @@
-"""All keys of a run file as Markdown tables, made of the schema."""
+"""All keys of a run file as Markdown tables, generated from the schema."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reference() -> str:
 
 
 def _titles(name: str, title: str, path: str, sections: dict[str, Schema]) -> Iterator[tuple[str, str]]:
-    """Name and heading of a section, and of those in it. path: what its keys begin with."""
+    """Name and heading of a section, and of the sections in it. path: the prefix of its keys."""
     yield name, title
     for key, spec in sections[name]["properties"].items():
         where = f"{path}{key}"
@@ -58,7 +58,7 @@ def _yaml(value: object) -> str:
 
 
 def _words(spec: Schema, titles: dict[str, str]) -> str:
-    """What a value must be. `null` comes first, as it would seem to be an entry behind a list."""
+    """The type of a value in words. `null` comes first: after a list it would look like an entry of the list."""
     if "anyOf" in spec:
         alternatives = sorted(spec["anyOf"], key=lambda one: one.get("type") != "null")
         return ", or ".join(_words(one, titles) for one in alternatives)
@@ -76,7 +76,7 @@ def _words(spec: Schema, titles: dict[str, str]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """Which GitHub gives to a heading."""
+    """The anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 

@@ -1,4 +1,4 @@
-"""Where the files of a run lie."""
+"""Where the files of a run are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jetmoe_megatron.config.schema import Run
 
 
 class RunFolder:
-    """`output_dir` of a run. What is written there, and when, stands in docs/running.md."""
+    """`output_dir` of a run. docs/running.md says what is written there, and when."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -26,5 +26,5 @@ class RunFolder:
 
 
 def data_cache(run: Run) -> Path:
-    """Where the sample indices of the run's data sets lie: in the run folder, if `data.cache` names no other."""
+    """The folder of the sample indices: `data.cache`, or a folder in the run folder if that is not set."""
     return Path(run.data.cache) if run.data.cache else Path(run.output_dir) / "data_index"

@@ -9,26 +9,25 @@ from typing import Any
 
 import yaml
 
-Location = tuple[
-    Any, ...
-]  # of a value: the keys and the numbers of entries that lead to it, as ("phases", 0, "tokens")
+# The keys and the numbers of list entries that lead to a value, as ("phases", 0, "tokens").
+Location = tuple[Any, ...]
 
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text, `1:30` as 90), and each key once.
+    """Reads YAML 1.2's numbers (PyYAML would read `1e12` and `5e-4` as text, `1:30` as 90), and each key only once.
 
-    No aliases within what has an anchor: a few lines of these stand for gigabytes, or for themselves.
+    An alias inside a value that has an anchor is refused: a few such lines can stand for gigabytes, or for themselves.
     """
 
-    _anchors = 0  # of nodes around the one that is read
+    _anchors = 0  # how many of the enclosing nodes have an anchor
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             if self._anchors:
-                problem = f"an alias (*{event.anchor}) within what has an anchor (&name): write it out"
+                problem = f"an alias (*{event.anchor}) inside a value that has an anchor (&name): write it out"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
             return super().compose_node(parent, index)
         anchored = event.anchor is not None
@@ -38,7 +37,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        """With underscores, which YAML 1.2 has dropped."""
+        """Underscores are allowed, although YAML 1.2 has dropped them."""
         text = self.construct_scalar(node).replace("_", "")
         return int(text, 0) if text.startswith(("0o", "0x")) else int(text)
 
@@ -82,7 +81,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_yaml_lines(text: str) -> tuple[Any, dict[Location, int]]:
-    """The value, and for each value in it the line, from 1, where that is written.
+    """The value, and for each value in it the number of its line, from 1.
 
     Raises ValueError as `parse_yaml`.
     """
@@ -92,7 +91,7 @@ def parse_yaml_lines(text: str) -> tuple[Any, dict[Location, int]]:
         if node is None:
             return None, {}
         value = loader.construct_document(node)
-        return _apart(value), dict(_lines(node))  # now: what a mapping merges (`<<`) has become part of it
+        return _apart(value), dict(_lines(node))  # after construct_document, which resolves merges (`<<`) in the node
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -101,7 +100,7 @@ def parse_yaml_lines(text: str) -> tuple[Any, dict[Location, int]]:
 
 
 def _apart(node: Any) -> Any:
-    """A copy without parts in common, which aliases have: who changes one must not change the other."""
+    """A copy without shared parts. Aliases share parts, so that changing one would change the other."""
     if isinstance(node, dict):
         return {key: _apart(value) for key, value in node.items()}
     return [_apart(value) for value in node] if isinstance(node, list) else node
@@ -110,7 +109,7 @@ def _apart(node: Any) -> Any:
 def _lines(node: yaml.Node, where: Location = ()) -> Iterator[tuple[Location, int]]:
     yield where, node.start_mark.line + 1
     below: dict[Any, yaml.Node] = {}
-    if isinstance(node, yaml.MappingNode):  # of a merged key and one of its own the latter comes last, and counts
+    if isinstance(node, yaml.MappingNode):  # its own key comes after a merged one of the same name, and counts
         below = {key.value: value for key, value in node.value if isinstance(key, yaml.ScalarNode)}
     elif isinstance(node, yaml.SequenceNode):
         below = dict(enumerate(node.value))
@@ -119,5 +118,5 @@ def _lines(node: yaml.Node, where: Location = ()) -> Iterator[tuple[Location, in
 
 
 def dump_yaml(value: Any) -> str:
-    """In blocks: each scalar on a line of its own. `parse_yaml` gives the same value."""
+    """In block style, one scalar per line. `parse_yaml` gives the same value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)

@@ -1,1 +1,1 @@
-"""Between Megatron checkpoints and Hugging Face folders."""
+"""Conversion between Megatron checkpoints and Hugging Face folders."""

@@ -1,4 +1,4 @@
-"""Hugging Face folders of a run's checkpoints, each written beside the training by a process of its own.
+"""Export a run's checkpoints as Hugging Face folders during training, each in a separate process.
 
 python -m jetmoe_megatron.convert.export CHECKPOINT OUT
 """
@@ -15,20 +15,21 @@ from pathlib import Path
 from data_tools.printing import say
 from jetmoe_megatron.stopping import STOP_SIGNALS
 
-# Ignores the signals that stop a run, of which a batch system sends one to every process of the job.
+# An export ignores the signals that stop a run, because a batch system sends them to every process of the job.
 _NAMES = " ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)
 _UNSTOPPED = ["/bin/sh", "-c", f'trap "" {_NAMES}; exec "$@"', "sh"]
-_ROOT = Path(__file__).parents[2]  # where the package lies, also when it is not installed
+_ROOT = Path(__file__).parents[2]  # the folder of the package, also if it is not installed
 
 
 class Exports:
-    """An export of the first checkpoint at or after each multiple of `every_tokens`; none if that is 0.
+    """Exports the first checkpoint at or after each multiple of `every_tokens`; nothing if that is 0.
 
-    Training waits for them at its end only, and never fails with them: one that fails prints one line. On rank 0 alone.
+    Training waits for exports only at its end. An export that fails prints one line and never stops training. Only
+    rank 0 exports.
     """
 
     def __init__(self, every_tokens: int, root: Path) -> None:
-        """root: the folder in which `tokens_<N>` appear. What was left unfinished there is removed."""
+        """root: the folder of the exports `tokens_<N>`. Unfinished exports in it are removed."""
         self._every, self._root = every_tokens, root
         if every_tokens:
             for unfinished in root.glob("tokens_*.partial"):
@@ -52,19 +53,19 @@ class Exports:
             _warn(out, error)
 
     def is_reading(self, tokens: int) -> bool:
-        """The checkpoint at so many tokens, which must stay as long."""
+        """Whether an export still reads the checkpoint at `tokens`, which must stay until it is done."""
         return tokens in self._processes and self._processes[tokens].poll() is None
 
     def wait(self) -> None:
-        """Until those that have begun are done: a batch system may end them with the job."""
+        """Wait for the running exports, because a batch system may end them with the job."""
         for tokens, process in self._processes.items():
-            if process.wait() < 0:  # else it has said itself what was wrong
+            if process.wait() < 0:  # killed; any other failure was printed by the process
                 _warn(self._root / f"tokens_{tokens}", ChildProcessError(f"killed by signal {-process.returncode}"))
         self._processes.clear()
 
 
 def _begun(out: Path) -> Path:
-    """The export's folder until it is whole: the conversion writes there."""
+    """The folder of an unfinished export, where the conversion writes."""
     return out.with_name(out.name + ".partial")
 
 
@@ -79,12 +80,12 @@ def _warn(out: Path, error: Exception) -> None:
 
 
 def main() -> int:
-    from jetmoe_megatron.convert.to_hf import convert_to_hf  # training, which starts this, needs none of it
+    from jetmoe_megatron.convert.to_hf import convert_to_hf  # here, because training imports this file
 
     checkpoint, out = map(Path, sys.argv[1:])
     os.nice(10)
     try:
-        convert_to_hf(checkpoint, out, check=False)  # its checksums were taken a moment ago
+        convert_to_hf(checkpoint, out, check=False)  # its checksums were computed a moment ago
     except Exception as error:
         shutil.rmtree(_begun(out), ignore_errors=True)
         _warn(out, error)

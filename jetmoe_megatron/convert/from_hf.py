@@ -1,7 +1,7 @@
 """A Hugging Face folder to a Megatron distributed checkpoint that any layout can start from.
 
-It has the tensors of a training checkpoint under the same names, without the optimizer's, at 0 tokens. In the place of
-the run lies the model's shape, which a run file can name: `model: CHECKPOINT/model.yaml`.
+It has the tensors of a training checkpoint under the same names, without the optimizer's, at 0 tokens. Instead of the
+run it has the model's shape, which a run file can name: `model: CHECKPOINT/model.yaml`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jetmoe_megatron.convert.safetensors_file import nbytes
 from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer
 
-# What Megatron requires of a checkpoint's metadata; importing Megatron to write it takes seconds.
+# The metadata that Megatron requires of a checkpoint. Importing Megatron to write it would take seconds.
 _FORMAT = {
     "sharded_backend": "torch_dist",
     "sharded_backend_version": 1,
@@ -45,8 +45,8 @@ def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress:
         progress: called with the bytes written so far and in all.
 
     Raises:
-        UserError: the folder is not a JetMoE in safetensors, or of another shape than its config says; `out` exists;
-            the disk is full; a value is NaN or too large for `dtype`. Nothing is left of `out` then.
+        UserError: the folder is not a JetMoE in safetensors, or its shape differs from its config; `out` exists; the
+            disk is full; a value is NaN or too large for `dtype`. Then nothing is left of `out`.
     """
     source = HuggingFaceFolder(folder)
     write_weights_only(out, source, choose_dtype(source, dtype), folder, progress)
@@ -55,13 +55,13 @@ def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress:
 def write_weights_only(
     out: Path, source: Folder, dtype: torch.dtype, companions: Path, progress: Progress = no_progress
 ) -> None:
-    """What megatron.core.dist_checkpointing.save writes, but tensor by tensor and without ranks."""
+    """Write what megatron.core.dist_checkpointing.save writes, but tensor by tensor and without ranks."""
     with one_thread(), new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
         (aside / COMPANIONS).mkdir()
         shutil.copy(companions / "config.json", aside / COMPANIONS)
         copy_tokenizer(companions, aside / COMPANIONS)
         (aside / MODEL_FILE).write_text(yaml.safe_dump(source.model.model_dump(), sort_keys=False), encoding="utf-8")
-        with warnings.catch_warnings():  # that it runs in one process is what is wanted
+        with warnings.catch_warnings():  # torch warns that this runs in one process, which is intended
             warnings.simplefilter("ignore", UserWarning)
             planner = _Planner(source, dtype, progress)
             try:
@@ -75,11 +75,11 @@ def write_weights_only(
 
 class _Writer(FileSystemWriter):
     def storage_meta(self) -> None:
-        """Nothing of where it was written, which would be the folder's name before it was whole."""
+        """Not stored: it would hold the folder's temporary name."""
 
 
 class _Planner(DefaultSavePlanner):
-    """One piece for each tensor of each layer, read when its turn to be written has come."""
+    """One piece for each tensor of each layer, read just before it is written."""
 
     def __init__(self, source: Folder, dtype: torch.dtype, progress: Progress) -> None:
         super().__init__(flatten_state_dict=False)

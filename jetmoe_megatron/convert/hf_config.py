@@ -1,5 +1,7 @@
-"""config.json of a Hugging Face folder: written in the names of `transformers` and of the original repository, read in
-either."""
+"""config.json of a Hugging Face folder, in two dialects: the names of `transformers` and of the original repository.
+
+It is written with both, and read with either.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from jetmoe_megatron.config.checks import check_model
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.errors import UserError
 
-# `transformers` does not know the original names, which come second, and falls back to its defaults without a word.
+# The names of `transformers` come first. It does not know the original names and silently uses its defaults instead.
 _NAMES: dict[str, tuple[str, ...]] = {
     "num_layers": ("num_hidden_layers", "num_layers"),
     "hidden_size": ("hidden_size",),
@@ -26,13 +28,13 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "init_std": ("initializer_range",),
 }
 _MAX_POSITIONS = ("max_position_embeddings", "n_positions")
-_MAY_BE_MISSING = ("rope_theta", "init_std")  # no config of the original repository has the latter
-# What the model is in any case.
+_MAY_BE_MISSING = ("rope_theta", "init_std")  # no config of the original repository has init_std
+# The same in every JetMoE.
 _FIXED = {"activation_function": "silu", "tie_word_embeddings": True, "rotary_percent": 1.0, "bias": True, "glu": True}
 
 
 def hf_config(model: Model, max_positions: int, dtype: str, special_tokens: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the names of `transformers` and of the original repository, so that both read it rightly."""
+    """config.json with the names of `transformers` and of the original repository, so that both read it correctly."""
     shape = {name: getattr(model, field) for field, names in _NAMES.items() for name in names}
     return {
         "architectures": ["JetMoeForCausalLM"],
@@ -74,7 +76,7 @@ def read_hf_config(config: dict[str, Any]) -> tuple[Model, int]:
 
 
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 has an object for all of it; 4 has one for what is not plain."""
+    """The rotary settings. transformers 5 has all of them in one object; 4 has an object only if they are not plain."""
     theta: dict[str, Any] = {}
     for name in ("rope_scaling", "rope_parameters"):
         rope = config.get(name) or {}

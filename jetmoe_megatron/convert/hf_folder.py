@@ -19,19 +19,19 @@ from jetmoe_megatron.convert.streaming import BLOCK
 from jetmoe_megatron.errors import UserError
 
 _MOST_JSON = 2**28  # bytes
-_TIED = "lm_head.weight"  # some programs save the embedding once more under this name
+_TIED = "lm_head.weight"  # some programs save the embedding a second time under this name
 
 
 class HuggingFaceFolder:
     """
     Attributes:
-        model: its shape, with which those of the tensors were compared.
+        model: its shape; the shapes of the tensors agree with it.
         dtype: of all its tensors, or None if they differ.
-        max_positions: the longest sequence it is meant for.
+        max_positions: the longest sequence that it is made for.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises UserError if this is not a JetMoE in safetensors, or of another shape than its config says."""
+        """Raises UserError if this is not a JetMoE in safetensors, or if its shape differs from its config."""
         self.path = path
         config = read_json(path / "config.json")
         try:
@@ -45,14 +45,14 @@ class HuggingFaceFolder:
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
-        """Its numbers as stored; the file is mapped for each tensor anew, so that what is read leaves memory again."""
+        """The values as stored. The file is mapped again for each tensor, so that memory is freed after reading."""
         return iter(self._checked(weight).flatten().split(BLOCK))
 
     def _checked(self, weight: Weight) -> Tensor:
         tensor = self._read(weight.hugging_face)
         if tuple(tensor.shape) != weight.shape:
             raise UserError(
-                f"{self.path}: {weight.hugging_face} has the shape {list(tensor.shape)}, but by config.json it is "
+                f"{self.path}: {weight.hugging_face} has the shape {list(tensor.shape)}, but config.json says "
                 f"{list(weight.shape)}"
             )
         if not tensor.dtype.is_floating_point:
@@ -80,10 +80,10 @@ class HuggingFaceFolder:
 def read_json(file: Path) -> dict[str, Any]:
     try:
         kind, size = stat.S_IFMT(file.stat().st_mode), file.stat().st_size
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe would be waited for, a device may never end
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # reading a pipe would block, and a device may never end
             raise UserError(f"{file}: is no file")
         if size > _MOST_JSON:
-            raise UserError(f"{file}: has {size:,} bytes, which no such file has")
+            raise UserError(f"{file}: has {size:,} bytes, too many for such a file")
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from None
@@ -101,7 +101,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _files(path: Path) -> dict[str, Path]:
-    """Which file holds each tensor. Where there is one file and an index too, transformers takes the one file."""
+    """Which file holds each tensor. If there are a single file and an index, transformers takes the single file."""
     single = path / "model.safetensors"
     if single.is_file():
         with _open(single) as tensors:

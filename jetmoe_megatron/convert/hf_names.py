@@ -1,8 +1,8 @@
-"""How each tensor of JetMoE is called and laid out on both sides: the one table that both directions read.
+"""The name and layout of each tensor of JetMoE on both sides: one table, which both directions read.
 
-Only the keys and values differ in layout. Hugging Face has all keys, then all values: rows [2, kv heads, channels].
+Only the keys and values differ in order. Hugging Face has all keys, then all values: rows [2, kv heads, channels].
 Here each head has its keys and values together, rows [kv heads, 2, channels], so that a slice of rows is a slice of
-heads. The MLP's activated and linear halves lie on an axis of their own here.
+heads. Here the MLP's activated and linear halves have a separate axis.
 
 Letters: V vocabulary, H hidden, E experts, A = kv heads * channels, F ffn.
 """
@@ -47,13 +47,13 @@ class Name:
     dimensions: str  # of Hugging Face's tensor
     to_hf: Reshape = _same
     from_hf: Reshape = _same
-    same_order: bool = True  # of the numbers
+    same_order: bool = True  # whether both sides store the values in the same order
 
 
 EMBEDDING = Name("model.embed_tokens.weight", "embedding.word_embeddings.weight", "V H")
 FINAL_NORM = Name("model.norm.weight", "decoder.final_layernorm.weight", "H")
-# In the order of the released files (8B: 24 of these, and the two above), below `model.layers.<i>.` there and
-# `decoder.layers.` here, where a checkpoint stacks the layers of one name.
+# In the order of the released files (8B: 24 layers of these, and the two above). The names follow `model.layers.<i>.`
+# there and `decoder.layers.` here, where a checkpoint stacks the layers of one name.
 LAYER = (
     Name("input_layernorm.weight", "input_layernorm.weight", "H"),
     Name("self_attention.experts.bias", "self_attention.bias", "H"),
@@ -71,7 +71,7 @@ LAYER = (
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of one model, under its whole name on both sides."""
+    """One tensor of one model, with its full name on both sides."""
 
     name: Name
     model: Model
@@ -87,7 +87,7 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Hugging Face's."""
+        """Of Hugging Face's tensor."""
         model = self.model
         width = model.num_kv_heads * model.kv_channels
         size = {"V": model.vocab_size, "H": model.hidden_size, "E": model.num_experts, "A": width, "2A": 2 * width}
@@ -96,7 +96,7 @@ class Weight:
 
     @property
     def megatron_shape(self) -> tuple[int, ...]:
-        """Of one layer."""
+        """Of one layer here."""
         return tuple(self.from_hf(torch.empty(self.shape, device="meta")).shape)
 
     def to_hf(self, weight: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """The weights of a Megatron distributed checkpoint, written by ranks of any layout, read one by one on the CPU.
 
-No model is built and no process group is needed: Megatron's `torch_dist` format is torch.distributed.checkpoint's. Of
-the folder only these are used: the saved run (or model) in YAML, `.metadata`, which says where the pieces of each
-tensor lie, and those pieces of the `.distcp` files that hold the model. The optimizer's state is read for the checksums
-alone, which are of whole files.
+No model is built and no process group is needed: Megatron's `torch_dist` format is torch.distributed.checkpoint's. Only
+these parts of the folder are used: the saved run (or model) in YAML, `.metadata`, which says where the pieces of each
+tensor are, and those pieces of the `.distcp` files that hold the model. The optimizer's state is read only for the
+checksums, which cover whole files.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _LENGTH = TypeAdapter(Positive, config=ConfigDict(strict=True))
 class MegatronFolder:
     """
     Attributes:
-        model: its shape, with which those of the tensors were compared.
+        model: its shape; the shapes of the tensors agree with it.
         dtype: of all its tensors, or None if they differ.
-        max_positions: the longest sequence it is meant for.
+        max_positions: the longest sequence that it is made for.
         tokenizer: the folder of its tokenizer, if it has one.
         weights: its tensors.
     """
@@ -51,10 +51,10 @@ class MegatronFolder:
     def __init__(self, path: Path, check: bool = True) -> None:
         """
         Args:
-            check: hold all files against their checksums first, or warn that there are none.
+            check: compare all files with their checksums first, or warn that there are none.
 
         Raises:
-            UserError: this is not a whole checkpoint, or damaged, or of another shape than its run says.
+            UserError: this is not a whole checkpoint, it is damaged, or its shape differs from its run.
         """
         self.path = path
         listed = check and (path / CHECKSUMS).exists()
@@ -71,9 +71,9 @@ class MegatronFolder:
             say(f"warning: {warning}", sys.stderr)
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
-        """Its numbers as stored, in the order of Hugging Face's tensor.
+        """The values as stored, in the order of Hugging Face's tensor.
 
-        In memory is one block, or the tensor where its pieces do not simply follow each other.
+        Memory holds one block, or the whole tensor if its pieces do not simply follow each other.
         """
         pieces = self._pieces(weight)
         shape = weight.megatron_shape
@@ -87,7 +87,7 @@ class MegatronFolder:
         yield from weight.to_hf(whole).flatten().split(BLOCK)
 
     def _pieces(self, weight: Weight) -> list[_Piece]:
-        """Of this layer, as the ranks have written them."""
+        """The pieces of this layer, as the ranks have written them."""
         layer, pieces = weight.layer, []
         for chunk in self._stored(weight).chunks:
             if layer is None:
@@ -108,8 +108,8 @@ class MegatronFolder:
         stack = () if weight.layer is None else (self.model.num_layers,)
         if tuple(entry.size) != stack + weight.megatron_shape:
             raise UserError(
-                f"{self.path}: {weight.megatron} has the shape {list(entry.size)}, but by the model of the checkpoint "
-                f"it is {list(stack + weight.megatron_shape)}"
+                f"{self.path}: {weight.megatron} has the shape {list(entry.size)}, but the model of the checkpoint "
+                f"says {list(stack + weight.megatron_shape)}"
             )
         return entry
 
@@ -131,7 +131,7 @@ class MegatronFolder:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Numbers that lie together in a file."""
+    """Values that are contiguous in a file."""
 
     file: Path
     start: int  # byte
@@ -168,7 +168,7 @@ def _read_metadata(path: Path) -> Metadata:
 
 
 def _read_shape(path: Path) -> tuple[Model, int, Path | None]:
-    """The model, its longest sequence and its tokenizer. What else a run says may come from another version."""
+    """The model, its longest sequence and its tokenizer. The rest of a run file may come from another version."""
     if not path.is_dir():
         raise UserError(f"{path}: no such checkpoint folder")
     file = next((path / name for name in (RUN_FILE, MODEL_FILE) if (path / name).is_file()), None)

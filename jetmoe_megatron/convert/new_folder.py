@@ -12,16 +12,16 @@ from data_tools.locks import try_lock
 from jetmoe_megatron.checkpoint.folder import check_room
 from jetmoe_megatron.errors import UserError
 
-UNFINISHED = ".unfinished"  # in a folder that may be removed
+UNFINISHED = ".unfinished"  # a file that marks a folder that may be removed
 
 
 @contextmanager
 def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
-    """A folder to write to, renamed to `path` when the block ends well and removed when it does not.
+    """A folder to write to, renamed to `path` if the block succeeds and removed if it fails.
 
     Raises:
-        UserError: `path` exists, another process is writing it, `path.partial` is somebody's own folder, the disk has
-            less than `nbytes` free, or writing fails.
+        UserError: `path` exists, another process is writing it, `path.partial` is a folder that this program did not
+            make, the disk has less than `nbytes` free, or writing fails.
     """
     if os.path.lexists(path):
         raise UserError(f"{path}: exists already; remove it or choose another folder")
@@ -42,7 +42,7 @@ def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """An empty folder, without what a killed process has left in it, and with a lock where the disk has locks."""
+    """Make and lock a folder (if the disk has locks), and remove what a killed process has left in it."""
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
@@ -50,7 +50,7 @@ def _claimed(folder: Path) -> Iterator[None]:
             raise UserError(f"{folder}: another process is writing there; wait for it")
         left = sorted(folder.iterdir())
         if left and folder / UNFINISHED not in left:
-            raise UserError(f"{folder}: is where this would be written, and not of this program: move it away")
+            raise UserError(f"{folder}: the name is needed, but this program did not make that folder: move it away")
         (folder / UNFINISHED).touch()
         for path in left:
             if path.name != UNFINISHED:

@@ -1,6 +1,6 @@
-"""A safetensors file written tensor by tensor, to the byte what the safetensors library makes of the whole at once.
+"""A safetensors file written tensor by tensor, equal to the byte to what the safetensors library writes at once.
 
-The file is the length of a header in 8 bytes, the header in JSON, and the raw tensors. The library orders tensors of
+The file has the length of the header in 8 bytes, the header in JSON, and the raw tensors. The library orders tensors of
 one type by name and pads the header with spaces to a multiple of 8.
 """
 
@@ -45,7 +45,7 @@ def nbytes(weight: Weight, dtype: torch.dtype) -> int:
 
 
 def split_into_shards(weights: Sequence[Weight], dtype: torch.dtype, shard_bytes: int) -> list[Shard]:
-    """A new file begins with the tensor that would pass `shard_bytes`, as in the released model."""
+    """A new file begins with the tensor that would exceed `shard_bytes`, as in the released model."""
     groups: list[list[Weight]] = [[]]
     size = 0
     for weight in weights:

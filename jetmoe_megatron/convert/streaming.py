@@ -1,6 +1,7 @@
-"""Tensors in blocks that stay in the processor's cache between being read and being written.
+"""Tensors in blocks that stay in the processor's cache between reading and writing.
 
-That is several times as fast as reading and writing tensors of hundreds of megabytes whole, and takes no memory.
+This is several times as fast as reading and writing whole tensors of hundreds of megabytes, and takes hardly any
+memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jetmoe_megatron.convert.hf_names import Weight
 from jetmoe_megatron.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-BLOCK = 1 << 18  # numbers: half a megabyte in bf16
+BLOCK = 1 << 18  # values: half a megabyte in bf16
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -37,12 +38,12 @@ class Folder(Protocol):
     dtype: torch.dtype | None  # of all tensors, or None if they differ
 
     def blocks(self, weight: Weight) -> Iterator[Tensor]:
-        """Its numbers as stored, in the order of Hugging Face's tensor."""
+        """The values as stored, in the order of Hugging Face's tensor."""
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """A block is too small to be worth sharing, and threads that wait for each other suffer where cores are busy."""
+    """Use one torch thread: a block is too small to share, and on busy cores, threads lose time by waiting."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -61,7 +62,7 @@ def choose_dtype(folder: Folder, name: str | None) -> torch.dtype:
 
 
 def cast(blocks: Iterator[Tensor], weight: Weight, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Raises UserError if a value is not a finite number, or has no place in `dtype`."""
+    """Raises UserError if a value is not a finite number, or does not fit into `dtype`."""
     for block in blocks:
         result = block.to(dtype)
         if not all(isfinite(value) for value in result.aminmax()):
@@ -69,12 +70,12 @@ def cast(blocks: Iterator[Tensor], weight: Weight, dtype: torch.dtype) -> Iterat
                 raise UserError(f"{weight.hugging_face}: holds values that are not numbers (NaN)")
             name = next(name for name, known in DTYPES.items() if known == dtype)
             largest = block.abs().max()
-            raise UserError(f"{weight.hugging_face}: holds {largest:g}, which {name} cannot: choose another --dtype")
+            raise UserError(f"{weight.hugging_face}: holds {largest:g}, which {name} cannot hold: use another --dtype")
         yield result
 
 
 def ahead(blocks: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same blocks, read a few ahead in a thread of its own: reading waits for the disk, and so does writing."""
+    """The same blocks, read a few ahead in a separate thread, because reading and writing both wait for the disk."""
     with ThreadPoolExecutor(1) as reader:
         pending = deque(reader.submit(next, blocks, None) for _ in range(4))
         while (block := pending.popleft().result()) is not None:

@@ -37,13 +37,13 @@ def convert_to_hf(
         checkpoint: a published `tokens_<N>` folder, or one that `convert_from_hf` has written.
         dtype: bf16, fp16 or fp32; as stored by default.
         tokenizer: a folder; the checkpoint's own by default.
-        shard_bytes: a file takes no further tensor that would make its tensors more than this.
+        shard_bytes: a file gets no further tensor that would make its tensors larger than this.
         progress: called with the bytes written so far and in all.
-        check: hold the checkpoint against its checksums first.
+        check: compare the checkpoint with its checksums first.
 
     Raises:
-        UserError: the checkpoint is not one, or damaged, or of another shape than it says; `out` exists; the disk is
-            full; a value is NaN or too large for `dtype`. Nothing is left of `out` then.
+        UserError: `checkpoint` is not a checkpoint, it is damaged, or its shape differs from its run; `out` exists; the
+            disk is full; a value is NaN or too large for `dtype`. Then nothing is left of `out`.
     """
     source = MegatronFolder(checkpoint, check)
     torch_dtype = choose_dtype(source, dtype)
@@ -61,7 +61,7 @@ def write_hf_folder(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = no_progress,
 ) -> None:
-    """What `convert_to_hf` does when all is chosen. Without a tokenizer the special tokens are those of JetMoE-8B."""
+    """`convert_to_hf` after its choices are made. Without a tokenizer the special tokens are those of JetMoE-8B."""
     shards = split_into_shards(source.weights, dtype, shard_bytes)
     total = sum(nbytes(weight, dtype) for weight in source.weights)
     with one_thread(), new_folder(out, sum(shard.nbytes for shard in shards)) as aside:
@@ -71,8 +71,8 @@ def write_hf_folder(
                 copy_tokenizer(tokenizer, aside)
             else:
                 say(
-                    f"warning: {tokenizer}: not copied, as transformers reads this SentencePiece model otherwise than "
-                    "training has: give --tokenizer a folder that has it as tokenizer.json",
+                    f"warning: {tokenizer}: not copied, because transformers would give other ids for this "
+                    "SentencePiece model than training had: give --tokenizer a folder that has it as tokenizer.json",
                     sys.stderr,
                 )
             special = special_tokens(tokenizer) or special

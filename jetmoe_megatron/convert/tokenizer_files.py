@@ -29,9 +29,9 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
 
 
 def is_read_alike(folder: Path) -> bool:
-    """Whether transformers makes the ids of it that training had.
+    """Whether transformers gives the same ids as training.
 
-    Of a SentencePiece model alone it makes a tokenizer of its own: other spaces, other merges.
+    From a SentencePiece model alone it builds a different tokenizer: other spaces, other merges.
 
     Raises:
         UserError: the model cannot be read.
@@ -50,12 +50,15 @@ def is_read_alike(folder: Path) -> bool:
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """Ids as config.json names them: those of a config beside the tokenizer if it has an end, else the tokenizer's."""
+    """Ids by their names in config.json: those of a config beside the tokenizer.
+
+    If there is no such config, or it names no end token, the tokenizer's own ids are added.
+    """
     given: dict[str, Any] = {}
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json")
         given = {name: config[name] for name in _SPECIAL_TOKENS if config.get(name) is not None}
-        for name, value in given.items():  # a model may have several ends
+        for name, value in given.items():  # a model may have several end tokens
             if not all(type(token) is int and token >= 0 for token in (value if isinstance(value, list) else [value])):
                 raise UserError(f"{folder / 'config.json'}: {name} must be the id of a token, not {value!r}")
     if "eos_token_id" in given:
@@ -75,6 +78,6 @@ def _load(folder: Path, **options: Any) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, **options)
-    except Exception as error:  # it raises whatever a broken file leads to
+    except Exception as error:  # a broken file can lead to any exception
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: not a tokenizer that transformers can load ({reason})") from error

@@ -1,4 +1,4 @@
-"""Whether two models, each a checkpoint or a Hugging Face folder, are the same: by their tensors or by their logits."""
+"""Compare two models, each a checkpoint or a Hugging Face folder, by their tensors or by their logits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from jetmoe_megatron.convert.to_hf import write_hf_folder
 from jetmoe_megatron.errors import UserError
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_AT_A_TIME = 1 << 24  # numbers, of which differences are taken in fp32
+_AT_A_TIME = 1 << 24  # values whose differences are computed in fp32 at a time
 
 
 @dataclass
 class Comparison:
-    what: str  # was compared
+    what: str  # what was compared
     different: int = 0  # tensors whose bits differ
-    largest: float = 0.0  # difference
+    largest: float = 0.0  # largest difference
     where: str = ""
 
     def within(self, tolerance: float) -> bool:
-        """0 asks for the same bits."""
+        """A tolerance of 0 requires equal bits."""
         return self.different == 0 or 0 < tolerance >= self.largest
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def compare_tensors(a: Path, b: Path, progress: Progress = no_progress) -> Comparison:
-    """One tensor of each is in memory at a time.
+    """One tensor of each model is in memory at a time.
 
     Raises:
         UserError: one of them cannot be read, or they are of different shapes.
@@ -74,7 +74,7 @@ def compare_tensors(a: Path, b: Path, progress: Progress = no_progress) -> Compa
 
 
 def compare_logits(a: Path, b: Path, tokens: list[int] | None = None) -> Comparison:
-    """Both models through transformers on the CPU in fp32, one after the other; a checkpoint is converted aside.
+    """Run both models with transformers on the CPU in fp32, one after the other. A checkpoint is converted first.
 
     Args:
         tokens: one sequence; by default two random ones of 64.
@@ -122,7 +122,7 @@ def _logits(folder: MegatronFolder | HuggingFaceFolder, tokens: Tensor) -> Tenso
         if isinstance(folder, MegatronFolder):
             path = Path(aside) / "hf"
             write_hf_folder(folder, path, torch.float32)
-        # Of a config.json in the original names transformers would make another model.
+        # From a config.json with the original names, transformers would build a different model.
         config = JetMoeConfig(**hf_config(folder.model, folder.max_positions, "float32", {}))
         model = AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32, trust_remote_code=False)
         with torch.inference_mode():

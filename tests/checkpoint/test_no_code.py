@@ -369,7 +369,7 @@ def a_tensor(chunks: list[tuple[list[int], list[int]]], places: list[list[int]])
 def test_tensors_that_are_not_whole(checkpoint: Path, chunks: Any, places: Any) -> None:
     """The rest would be whatever the memory held."""
     (checkpoint / METADATA).write_bytes(a_tensor(chunks, places))
-    with pytest.raises(ValueError, match="parts of 'w' are missing, or there twice"):
+    with pytest.raises(ValueError, match="parts of 'w' are missing, or occur twice"):
         read_metadata(checkpoint)
 
 

@@ -103,7 +103,7 @@ def test_the_next_save_succeeds(where: str, tmp_path: Path, capfd: pytest.Captur
     if where in ("metadata", "config", *NO_FILE):
         assert "No space left on device" in results[0][0]
     if where == "elsewhere":
-        assert "what rank 1 has written is not there: do all nodes see one output_dir?" in results[0][0]
+        assert "the files of rank 1 are not there: do all nodes see the same output_dir?" in results[0][0]
     assert [path.name for path in tmp_path.iterdir()] == ["tokens_512"]
     errors = capfd.readouterr().err
     assert errors.count("error: this checkpoint was not saved: ") == 1 and "Traceback" not in errors

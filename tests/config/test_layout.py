@@ -56,7 +56,7 @@ REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (2, {"parallel__overlap_moe_expert_parallel_comm": True}, "expert_parallel_comm: needs parallel.expert > 1"),
     (2, {**OVERLAP}, "expert_parallel_comm: needs precision: bf16"),
     (2, {**OVERLAP, "precision": "bf16", "recompute": "full"}, "needs recompute: none or selective"),
-    (2, {**OVERLAP, "precision": "bf16", "parallel__pipeline": 2}, "needs parallel.virtual_pipeline > 1 where"),
+    (2, {**OVERLAP, "precision": "bf16", "parallel__pipeline": 2}, "needs parallel.virtual_pipeline > 1 if"),
     (3, {}, "8 sequences per step (global_tokens / sequence_length) do not divide into 3 data-parallel ranks"),
     (1, {"batch__micro_sequences": 3}, "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
 ]

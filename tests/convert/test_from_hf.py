@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another shape": (
         lambda f: edit_config(f, lambda c: c.update(intermediate_size=40)),
-        "has the shape [6, 96, 32], but by config.json it is [6, 80, 32]",
+        "has the shape [6, 96, 32], but config.json says [6, 80, 32]",
     ),
     "a tensor too many": (
         lambda f: edit_tensors(f, lambda t: t.update({"score.weight": torch.zeros(2, 32)})),
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_an_earlier_version_has_a_warning(
     with_tokenizer: Path, released: Path, tmp_path: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (with_tokenizer / "checksums.json").unlink()
-    warning = f"{with_tokenizer}: has no checksums.json, so that damage in it may not be noticed\n"
+    warning = f"{with_tokenizer}: has no checksums.json, so damage in it may not be noticed\n"
     assert main(["convert", "to-hf", str(with_tokenizer), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().err == f"warning: {warning}"
     assert main(["convert", "verify", str(with_tokenizer), str(released)]) == 0

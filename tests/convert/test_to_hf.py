@@ -198,8 +198,8 @@ REFUSED: dict[Callable[[Path], None], str] = {
     crafted_metadata: ".metadata cannot be read: it names posix.mkdir, which no checkpoint needs",
     truncated: "damaged: ",
     missing_file: "No such file",
-    another_width: "has the shape [2, 6, 2, 48, 32], but by the model of the checkpoint it is [2, 6, 2, 50, 32]",
-    more_layers: "has the shape [2, 32], but by the model of the checkpoint it is [3, 32]",
+    another_width: "has the shape [2, 6, 2, 48, 32], but the model of the checkpoint says [2, 6, 2, 50, 32]",
+    more_layers: "has the shape [2, 32], but the model of the checkpoint says [3, 32]",
     no_model: "run.yaml: damaged, or of another program",
     other_program: "has no tensor 'embedding.word_embeddings.weight'",
 }
@@ -220,8 +220,8 @@ def test_refused_in_one_line_with_nothing_left(damage: Callable[[Path], None], s
     ("value", "dtype", "message"),
     [
         (float("nan"), None, "model.norm.weight: holds values that are not numbers (NaN)"),
-        (1e5, "fp16", "model.norm.weight: holds 100000, which fp16 cannot: choose another --dtype"),
-        (float("-inf"), "fp32", "model.norm.weight: holds inf, which fp32 cannot: choose another --dtype"),
+        (1e5, "fp16", "model.norm.weight: holds 100000, which fp16 cannot hold: use another --dtype"),
+        (float("-inf"), "fp32", "model.norm.weight: holds inf, which fp32 cannot hold: use another --dtype"),
     ],
 )
 def test_values_without_a_place(
@@ -337,7 +337,7 @@ def test_a_sentencepiece_model_alone(saved: Saved, tmp_path: Path, capsys: pytes
         minloglevel=2,
     )
     convert_to_hf(saved.checkpoint, tmp_path / "hf", tokenizer=tmp_path / "tokenizer")
-    assert capsys.readouterr().err.startswith(f"warning: {tmp_path}/tokenizer: not copied, as transformers reads this")
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path}/tokenizer: not copied, because transformers would")
     assert not list((tmp_path / "hf").glob("tokenizer*"))
     assert json.loads((tmp_path / "hf/config.json").read_text())["eos_token_id"] == 3
 
@@ -364,6 +364,6 @@ def test_a_config_beside_the_tokenizer(saved: Saved, tmp_path: Path, config: dic
 def test_somebodys_own_folder_is_left_alone(saved: Saved, tmp_path: Path) -> None:
     (tmp_path / "hf.partial").mkdir()
     (tmp_path / "hf.partial/notes.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"hf\.partial: is where this would be written, and not of this program"):
+    with pytest.raises(UserError, match=r"hf\.partial: the name is needed, but this program did not make that folder"):
         convert_to_hf(saved.checkpoint, tmp_path / "hf")
     assert (tmp_path / "hf.partial/notes.txt").read_text() == "precious"

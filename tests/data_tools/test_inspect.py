@@ -174,7 +174,7 @@ def test_ids_outside_the_vocabulary_and_odd_documents(
     status, out, err = command("inspect", prefix, "--check", "--tokenizer", tokenizer_dir)
     assert (status, out) == (2, "")
     assert err.splitlines() == [
-        f"warning: {data}: 2 of 7 documents do not end with the end of document, id 2, the first is document 4",
+        f"warning: {data}: 2 of 7 documents do not end with the end-of-document token, id 2, the first is document 4",
         f"warning: {data}: 2 of 7 documents have no tokens, the first is document 2",
         f"error: {data}: 3 of 12 token ids are outside the vocabulary of 400, the first, 400, in document 3 (token 7)",
     ]

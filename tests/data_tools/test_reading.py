@@ -282,7 +282,7 @@ def test_what_comes_before_a_damaged_page_is_kept(tmp_path: Path) -> None:
 def test_a_tokenizer_is_not_trained_on_a_damaged_table(tmp_path: Path) -> None:
     damaged_table(tmp_path / "a.parquet", **WRITERS["snappy"])
     with pytest.raises(
-        InputError, match=r"a\.parquet:\d+: .*rows, to the end of row group 3 of 5; mend it or leave it out"
+        InputError, match=r"a\.parquet:\d+: .*rows, to the end of row group 3 of 5; fix it or leave it out"
     ):
         train_bpe([tmp_path / "a.parquet"], 300, tmp_path / "bpe")
     assert not (tmp_path / "bpe").exists()

@@ -85,7 +85,7 @@ def test_killed_at_random_moments_with_other_numbers_of_workers(
             process.kill()
             _, errors = process.communicate(timeout=60)
             kills += 1
-        resumed += b"note: going on after the " in errors
+        resumed += b"note: continuing after the " in errors
         if (tmp_path / "out.idx").exists() and not (tmp_path / "out.partial" / "state.json").exists():
             assert content(tmp_path / "out") == content(tmp_path / "want")
             for kind in KINDS:
@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", workers=2, progress=interrupt)
     run(tmp_path / "out", progress=interrupt)
-    assert f"note: going on after the {before} documents in {tmp_path}/out.partial" in messages
+    assert f"note: continuing after the {before} documents in {tmp_path}/out.partial" in messages
     assert all(documents > before for documents in seen[5:])
     assert content(tmp_path / "out") == want
     assert "out.partial" not in tree(tmp_path)
@@ -195,13 +195,14 @@ def test_other_settings_are_refused_by_name(
         with pytest.raises(InputError) as caught:
             run(*inputs, **options)
         assert str(caught.value) == (
-            f"{folder} is of a run with {message}; give it the same again, or start afresh with --overwrite"
+            f"{folder} belongs to a run with {message}; use the same inputs and settings, or start from the beginning "
+            "with --overwrite"
         )
-    with pytest.raises(InputError, match="has left out 2 broken lines; go on with --on-error skip"):
+    with pytest.raises(InputError, match="left out 2 broken lines; continue with --on-error skip"):
         run(source, second, on_error="fail")
     assert (tmp_path / "out.partial" / "state.json").read_bytes() == state
     os.utime(second, ns=(1, 1))
-    with pytest.raises(InputError, match=f"of a run with an older or newer {second}; "):
+    with pytest.raises(InputError, match=f"belongs to a run with an older or newer {second}; "):
         run(source, second)
     assert run(second, overwrite=True).documents == 1
     assert not (tmp_path / "out.partial").exists()
@@ -218,7 +219,7 @@ def test_a_run_that_failed_goes_on_by_skipping(
     assert "out.partial keeps " in messages[-1]
     stats = tokenize([path], tmp_path / "out", tokenizer_dir, on_error="skip", report=messages.append)
     assert (stats.documents, stats.skipped) == (3200, 1)
-    assert any("going on after" in message for message in messages)
+    assert any("continuing after" in message for message in messages)
     tokenize([path], tmp_path / "want", tokenizer_dir, on_error="skip", report=quiet)
     assert content(tmp_path / "out") == content(tmp_path / "want")
 
@@ -270,7 +271,7 @@ def test_nothing_stays_where_there_is_no_document(
 def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, source: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial" / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="thesis.tex is not of this program"):
+    with pytest.raises(InputError, match="thesis.tex is not a file of this program"):
         tokenize([source], tmp_path / "out", tokenizer_dir, on_error="skip", overwrite=True, report=quiet)
     assert (tmp_path / "out.partial" / "thesis.tex").read_text() == "mine"
 
@@ -342,8 +343,8 @@ def test_a_broken_line_after_much_that_was_good(
     with pytest.raises(InputError) as caught:
         tokenize([source], tmp_path / "out", tokenizer_dir, report=notes.append)
     assert str(caught.value).endswith(
-        "; mend the file and start afresh with --overwrite, or leave such lines out with --on-error skip"
+        "; fix the file and start from the beginning with --overwrite, or leave such lines out with --on-error skip"
     )
-    assert notes[-1].endswith(" documents; the same command with --on-error skip goes on from there")
+    assert notes[-1].endswith(" documents; the same command with --on-error skip continues from there")
     stats = tokenize([source], tmp_path / "out", tokenizer_dir, on_error="skip", report=quiet)
     assert (stats.documents, stats.skipped) == (len(lines), 1)

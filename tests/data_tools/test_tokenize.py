@@ -146,7 +146,7 @@ def test_a_broken_line_stops_or_is_skipped(tmp_path: Path, tokenizer_dir: Path, 
     with pytest.raises(InputError) as caught:
         tokenize([path], tmp_path / "out", tokenizer_dir)
     assert str(caught.value).startswith(f"{path}{problem}")
-    assert str(caught.value).endswith("; mend it, or leave such lines out with --on-error skip")
+    assert str(caught.value).endswith("; fix it, or leave such lines out with --on-error skip")
     assert tree(tmp_path) == ["in.jsonl"]
 
     messages: list[str] = []
@@ -158,7 +158,7 @@ def test_a_broken_line_stops_or_is_skipped(tmp_path: Path, tokenizer_dir: Path, 
 
 def test_an_empty_file_stops_or_is_skipped(tmp_path: Path, tokenizer_dir: Path, jsonl: Callable[..., Path]) -> None:
     files = [jsonl("empty.jsonl"), jsonl("good.jsonl", GOOD)]
-    with pytest.raises(InputError, match="empty.jsonl: the file is empty; mend it"):
+    with pytest.raises(InputError, match="empty.jsonl: the file is empty; fix it"):
         tokenize(files, tmp_path / "out", tokenizer_dir)
     stats = tokenize(files, tmp_path / "out", tokenizer_dir, on_error="skip", report=lambda message: None)
     assert (stats.documents, stats.skipped) == (1, 1)
