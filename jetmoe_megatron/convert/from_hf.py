@@ -24,7 +24,7 @@ from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder, write_json
 from jetmoe_megatron.convert.hf_names import Weight
 from jetmoe_megatron.convert.new_folder import UNFINISHED, new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Folder, Progress, cast, choose_dtype, joined, no_progress, one_thread
+from jetmoe_megatron.convert.streaming import Folder, OnProgress, cast, choose_dtype, joined, no_progress, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer
 
 # The metadata that Megatron requires of a checkpoint. Importing Megatron to write it would take seconds.
@@ -36,7 +36,7 @@ _FORMAT = {
 }
 
 
-def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress: Progress = no_progress) -> None:
+def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress: OnProgress = no_progress) -> None:
     """Write the checkpoint `out`. One tensor is in memory at a time.
 
     Args:
@@ -53,7 +53,7 @@ def convert_from_hf(folder: Path, out: Path, dtype: str | None = None, progress:
 
 
 def write_weights_only(
-    out: Path, source: Folder, dtype: torch.dtype, companions: Path, progress: Progress = no_progress
+    out: Path, source: Folder, dtype: torch.dtype, companions: Path, progress: OnProgress = no_progress
 ) -> None:
     """Write what megatron.core.dist_checkpointing.save writes, but tensor by tensor and without ranks."""
     with one_thread(), new_folder(out, sum(nbytes(weight, dtype) for weight in source.weights)) as aside:
@@ -81,7 +81,7 @@ class _Writer(FileSystemWriter):
 class _Planner(DefaultSavePlanner):
     """One piece for each tensor of each layer, read just before it is written."""
 
-    def __init__(self, source: Folder, dtype: torch.dtype, progress: Progress) -> None:
+    def __init__(self, source: Folder, dtype: torch.dtype, progress: OnProgress) -> None:
         super().__init__(flatten_state_dict=False)
         self._source, self._dtype, self._progress = source, dtype, progress
         self._weights = {_index(weight): weight for weight in source.weights}

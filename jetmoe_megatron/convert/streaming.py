@@ -23,7 +23,7 @@ from jetmoe_megatron.errors import UserError
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK = 1 << 18  # values: half a megabyte in bf16
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+OnProgress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 def no_progress(done: int, total: int) -> None:

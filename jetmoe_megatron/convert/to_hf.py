@@ -15,7 +15,7 @@ from jetmoe_megatron.convert.hf_folder import write_json
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import INDEX, index_json, nbytes, split_into_shards
-from jetmoe_megatron.convert.streaming import Progress, ahead, cast, choose_dtype, no_progress, one_thread
+from jetmoe_megatron.convert.streaming import OnProgress, ahead, cast, choose_dtype, no_progress, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer, is_read_alike, special_tokens
 from jetmoe_megatron.errors import UserError
 
@@ -28,7 +28,7 @@ def convert_to_hf(
     dtype: str | None = None,
     tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
     check: bool = True,
 ) -> None:
     """Write `out` with config.json, generation_config.json, safetensors and the tokenizer's files.
@@ -59,7 +59,7 @@ def write_hf_folder(
     dtype: torch.dtype,
     tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    progress: Progress = no_progress,
+    progress: OnProgress = no_progress,
 ) -> None:
     """`convert_to_hf` after its choices are made. Without a tokenizer the special tokens are those of JetMoE-8B."""
     shards = split_into_shards(source.weights, dtype, shard_bytes)

@@ -14,7 +14,7 @@ from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Progress, joined, no_progress, one_thread
+from jetmoe_megatron.convert.streaming import OnProgress, joined, no_progress, one_thread
 from jetmoe_megatron.convert.to_hf import write_hf_folder
 from jetmoe_megatron.errors import UserError
 
@@ -55,7 +55,7 @@ class Comparison:
                 self.where = f"in {name} at {index}: {x[place]:.8g} ({a.dtype}) and {y[place]:.8g} ({b.dtype})"
 
 
-def compare_tensors(a: Path, b: Path, progress: Progress = no_progress) -> Comparison:
+def compare_tensors(a: Path, b: Path, progress: OnProgress = no_progress) -> Comparison:
     """One tensor of each model is in memory at a time.
 
     Raises:
