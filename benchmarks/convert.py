@@ -151,7 +151,8 @@ def run(command: Sequence[str]) -> Measured:
         peak = max(peak, peak_of(process.pid))  # wait4's own would be that of this process, if it is larger
         time.sleep(0.02)
     seconds = time.perf_counter() - started
-    if waited[1] != 0:
+    process.returncode = os.waitstatus_to_exitcode(waited[1])
+    if process.returncode != 0:
         raise SystemExit(f"{command[0]} failed")
     return Measured(seconds, waited[2].ru_utime + waited[2].ru_stime, peak / 1e9, os.getloadavg()[0])
 

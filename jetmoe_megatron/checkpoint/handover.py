@@ -20,6 +20,9 @@ class _Handover:
     def __init__(self) -> None:
         self._file = open(os.memfd_create("written"), "r+b", buffering=0)  # empty: it is never written twice
 
+    def __del__(self) -> None:
+        self._file.close()
+
     def put(self, item: Any) -> None:
         pickle.dump(item, self._file)
 

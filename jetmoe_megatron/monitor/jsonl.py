@@ -50,8 +50,9 @@ class JsonLines:
         except OSError as error:
             lost = self.waiting.count(b"\n") + bool(self._amended)
             raise OSError(error.errno, f"{self.path}: {error.strerror}: {lost} lines are lost") from None
-        assert self.file
-        self.file.close()
+        finally:
+            if self.file:
+                self.file.close()
 
     def _try(self) -> None:
         try:

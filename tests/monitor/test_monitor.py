@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def test_a_writer_that_cannot_be_built_is_left_out(tmp_path: Path, capsys: pytes
     no_folder = partial(JsonLines, tmp_path / "missing/m.jsonl", 0)
     monitor = Monitor([no_folder, partial(JsonLines, tmp_path / "m.jsonl", 0)])
     monitor.log(record(1))
+    monitor.close()
     assert len(read_metrics(tmp_path / "m.jsonl")) == 1
     assert capsys.readouterr().err.startswith("warning: JsonLines failed and is switched off for this run:")
 
@@ -292,12 +294,14 @@ def test_nothing_is_written_through_what_lies_at_a_files_own_name_for_later(
     victim.write_text("precious")
     (run / name).symlink_to(victim)
     assert training(run_file, "debug.max_steps=2").run().returncode == 0
-    JsonLines(run / "metrics.jsonl", 2).amend(2, {"held_out_loss": 1.0})
+    with closing(JsonLines(run / "metrics.jsonl", 2)) as lines:
+        lines.amend(2, {"held_out_loss": 1.0})
     assert victim.read_text() == "precious" and not (run / "config.yaml").is_symlink()
     (run / name).unlink(missing_ok=True)
     os.mkfifo(run / name)
     assert training(run_file, "debug.max_steps=3").run().returncode == 0
-    JsonLines(run / "metrics.jsonl", 3).amend(3, {"held_out_loss": 1.0})
+    with closing(JsonLines(run / "metrics.jsonl", 3)) as lines:
+        lines.amend(3, {"held_out_loss": 1.0})
     assert [record["step"] for record in read_metrics(run / "metrics.jsonl")] == [1, 2, 3]
 
 
