@@ -11,9 +11,9 @@ _SUMMED_AT_ONCE = 512
 
 
 def clip_gradients(optimizer: MegatronOptimizer, gradient_norm: float) -> None:
-    """Scale all gradients so that their norm is at most `optimizer.clip_grad`; nothing if that is 0.
+    """Scale all gradients so that their norm is at most `optimizer.clip_grad`. Nothing happens if that is 0.
 
-    gradient_norm: over all parameters of the model, as `optimizer.get_grad_norm` has computed it.
+    gradient_norm: over all parameters of the model, from Megatron's `get_grad_norm`.
     """
     for part in optimizer.chained_optimizers:
         if part.config.clip_grad > 0 and (parameters := part.get_parameters()):
