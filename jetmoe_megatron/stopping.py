@@ -22,7 +22,11 @@ class ExitStatus(IntEnum):
         return member
 
     DONE = 0, "the run is done", "nothing"
-    NOT_SAVED = 1, "trained to the end, but the last checkpoint could not be written", "make room, and run it again"
+    NOT_SAVED = (
+        1,
+        "the last checkpoint could not be written, at the end or after a stop signal",
+        "make room, and run it again",
+    )
     BAD_INPUT = 2, "wrong usage or input", "change what the `error: ` line says"
     BAD_STEPS = 3, "the loss guard stopped the run", "change the setting or the data that the last line names"
     LOST_RANKS = 4, "another rank died or hangs (on CPUs)", "look at the rank that the line names, and run it again"

@@ -69,7 +69,7 @@ class Model(Section):
     num_kv_heads: Positive
     """Key-value heads of a layer, which its attention experts share."""
     kv_channels: Positive
-    """Channels of a head; even, as rotary embeddings turn pairs of channels."""
+    """Channels of a head; even, because rotary embeddings rotate pairs of channels."""
     ffn_hidden_size: Positive
     """Inner width of an MLP expert."""
     num_experts: Positive = 8
@@ -272,7 +272,7 @@ class Phase(Section):
     """A stretch of training with its own tokens, learning-rate shape and data mixture."""
 
     name: str = Field(min_length=1)
-    """Name of the phase, of which each has its own."""
+    """Name of the phase; no two phases share one."""
     tokens: Positive
     """Length in tokens, rounded up to whole steps."""
     learning_rate: Annotated[str, _OneOf(LEARNING_RATES)]
@@ -296,7 +296,7 @@ class Data(Section):
     build_limit_tokens: Positive = 20_000_000_000
     """Training builds missing indices of at most this many tokens, and refuses to start if more are missing."""
     warn_epochs: float = Field(4.0, gt=0)
-    """A data set that is read more often than this gets a warning."""
+    """A data set that is read for more epochs than this gets a warning."""
     new_blend: bool = False
     """Continue from a checkpoint with other data or weights, which is refused otherwise."""
     reset_positions: bool = False

@@ -1,4 +1,4 @@
-"""Passes each step's record to the writers. A writer that fails is dropped; it never stops a run."""
+"""Passes each step's record to the trackers. A tracker that fails is dropped; it never stops a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 Record = dict[str, float | int | str]
 
 
-class Writer(Protocol):
+class Tracker(Protocol):
     def write(self, record: Record) -> None:
         """Take the record of one step; `step` counts from 1."""
 
@@ -20,35 +20,35 @@ class Writer(Protocol):
 
 
 class Monitor:
-    """A no-op on ranks that have no writers."""
+    """A no-op on ranks that have no trackers."""
 
-    def __init__(self, builders: list[Callable[[], Writer]]) -> None:
-        """A writer that cannot be built, for example without a network, is left out with a warning."""
-        self.writers: list[Writer] = []
+    def __init__(self, builders: list[Callable[[], Tracker]]) -> None:
+        """A tracker that cannot be built, for example without a network, is left out with a warning."""
+        self.trackers: list[Tracker] = []
         for build in builders:
             try:
-                self.writers.append(build())
+                self.trackers.append(build())
             except Exception as error:
                 _warn(getattr(build, "func", build), error)
 
     def log(self, record: Record) -> None:
-        self._each(lambda writer: writer.write(record))
+        self._each(lambda tracker: tracker.write(record))
 
     def amend(self, step: int, values: Record) -> None:
-        self._each(lambda writer: writer.amend(step, values))
+        self._each(lambda tracker: tracker.amend(step, values))
 
     def close(self) -> None:
-        self._each(lambda writer: writer.close())
+        self._each(lambda tracker: tracker.close())
 
-    def _each(self, call: Callable[[Writer], None]) -> None:
-        for writer in list(self.writers):
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self.trackers):
             try:
-                call(writer)
+                call(tracker)
             except Exception as error:
-                self.writers.remove(writer)
-                _warn(type(writer), error)
+                self.trackers.remove(tracker)
+                _warn(type(tracker), error)
 
 
-def _warn(writer: Any, error: Exception) -> None:
+def _warn(tracker: Any, error: Exception) -> None:
     reason = str(error).split("\n")[0]
-    print(f"warning: {writer.__name__} failed and is switched off for this run: {reason}", file=sys.stderr, flush=True)
+    print(f"warning: {tracker.__name__} failed and is switched off for this run: {reason}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The writers that a run asks for."""
+"""The trackers that a run asks for."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.monitor.jsonl import JsonLines
-from jetmoe_megatron.monitor.monitor import Monitor, Writer
+from jetmoe_megatron.monitor.monitor import Monitor, Tracker
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
 
 
 def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
-    """Rank 0 writes, and creates the run folder; the others have no writers. The run continues after `step`."""
+    """Rank 0 writes, and creates the run folder; the others have no trackers. The run continues after `step`."""
     if rank != 0:
         return Monitor([])
     folder = RunFolder.of(run)
     folder.root.mkdir(parents=True, exist_ok=True)
     _write_config(folder.config, run)
-    builders: list[Callable[[], Writer]] = [
+    builders: list[Callable[[], Tracker]] = [
         partial(Terminal, min(layout.steps, run.debug.max_steps or layout.steps), run.logging.every_steps),
         partial(JsonLines, folder.metrics, step),
     ]

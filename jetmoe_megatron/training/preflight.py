@@ -26,7 +26,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
 
     choose_backend(run, layout)
     if rank == 0:
-        _check_writers(run)
+        _check_trackers(run)
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:
         raise UserError(
             "parallel.context: context parallelism needs Transformer Engine, which is not installed: "
@@ -55,7 +55,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
             )
 
 
-def _check_writers(run: Run) -> None:
+def _check_trackers(run: Run) -> None:
     wanted = {"wandb": run.logging.wandb != "off", "tensorboard": run.logging.tensorboard}
     for package, switched_on in wanted.items():
         if switched_on and importlib.util.find_spec(package) is None:

@@ -52,9 +52,13 @@ def test_loop_equals_each_token_alone(routing: str, top_k: int) -> None:
         assert error < TOLERANCE[torch.float32], f"{name}: {error:.1e}"
 
 
+ON_A_CPU = [name for name, entry in EXPERT_BACKENDS.items() if entry.capability is None and not entry.packages]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_torch_equals_loop(dtype: torch.dtype) -> None:
-    check("torch", dtype, "cpu")
+@pytest.mark.parametrize("name", sorted(set(ON_A_CPU) - {"loop"}))
+def test_equals_loop(name: str, dtype: torch.dtype) -> None:
+    check(name, dtype, "cpu")
 
 
 @pytest.mark.parametrize("name", ["loop", "torch"])
