@@ -3,10 +3,10 @@
     python examples/finetune_hf.py lm       MODEL TEXTS.jsonl    OUT [--max-steps 100]
     python examples/finetune_hf.py classify MODEL LABELLED.jsonl OUT
 
-Lines are {"text": "..."}, for `classify` also with "label": 0, 1, ... OUT is a Hugging Face folder again.
+Lines are {"text": "..."}, for `classify` also with "label": 0, 1, ... OUT becomes a Hugging Face folder.
 
-transformers' own auxiliary loss (output_router_logits=True) is not the one of JetMoE: up to 5.0 it raises an error, and
-after it counts the routers of the attention twice, averages over layers where JetMoE adds up, and has no z-loss.
+transformers' own auxiliary loss (output_router_logits=True) is not JetMoE's. Up to version 5.0 it raises an error.
+Later versions count the attention's routers twice, average over layers where JetMoE adds up, and have no z-loss.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     arguments = parser.parse_args(argv)
 
-    if not (arguments.model / "config.json").is_file():  # else transformers would look for that name on the network
+    if not (arguments.model / "config.json").is_file():  # transformers would look for that name on the network
         parser.error(f"{arguments.model}: not a Hugging Face folder: it has no config.json")
     if arguments.out.exists():
         parser.error(f"{arguments.out}: exists already; remove it or choose another folder")
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"{arguments.data}: {error}")
     try:
         arguments.out.mkdir(parents=True)
-        arguments.out.rmdir()  # it could be made: to be known before the training
+        arguments.out.rmdir()  # only checks, before training, that it can be made
     except OSError as error:
         parser.error(f"{arguments.out}: {error.strerror}")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -137,8 +137,8 @@ def main(argv: list[str] | None = None) -> None:
         sample.pop("token_type_ids", None)
     if arguments.task == "lm":
         model = AutoModelForCausalLM.from_pretrained(arguments.model)
-        # Each text ends as documents did in pretraining. The collator for language models would not train that: it
-        # takes the token for padding.
+        # Each text ends as documents did in pretraining. The collator for language models would not train on that
+        # token, because it takes it for padding.
         ends = [[*sample["input_ids"][: arguments.max_length - 1], tokenizer.eos_token_id] for sample in samples]
         samples = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": ids} for ids in ends]
         collator: Any = DataCollatorForSeq2Seq(tokenizer)

@@ -18,7 +18,7 @@ from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.stopping import ExitStatus
 
 _DESCRIPTION = """Explain run files of JetMoE, prepare its data, convert its checkpoints, and report on its runs.
-Training has a command of its own: scripts/torchrun_local.sh NPROC RUN.yaml"""
+Training has its own command: scripts/torchrun_local.sh NPROC RUN.yaml"""
 
 _EXAMPLE = """examples:
   %(prog)s config show configs/quickstart/run.yaml

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What one GPU can tell within ten minutes: the packages, the tests that need a GPU, the benchmark of the step.
-# benchmarks.loss_curves wants ten minutes of its own.
+# Check one GPU within ten minutes: the packages, the tests that need a GPU, the benchmark of the step.
+# benchmarks.loss_curves needs another ten minutes, so it is not part of this.
 # usage: scripts/gpu_check.sh [FOLDER]    leaves packages.txt, tests.txt and gpu_step.md in FOLDER (default: gpu_check)
 # $PYTHON is the Python to use; $COMMIT names the commit where git cannot.
 set -uo pipefail
@@ -15,7 +15,7 @@ python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failed=()
 
-# Each test by name: those that were done in time can be told.
+# -v prints each test by name, so that the log shows which ones finished in time.
 timeout 50 "$python" scripts/gpu_packages.py 2>&1 | tee "$folder/packages.txt" || failed+=(packages)
 timeout 230 "$python" -m pytest tests/gpu -v -rs 2>&1 | tee "$folder/tests.txt" || failed+=(tests)
 timeout 280 "$python" -m benchmarks.gpu_step --minutes 4.4 > "$folder/gpu_step.md" || failed+=(gpu_step)

@@ -1,4 +1,4 @@
-"""What there is for a GPU here: python scripts/gpu_packages.py"""
+"""Print which packages for a GPU are here and work: python scripts/gpu_packages.py"""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ usage() {
   cat <<'TEXT'
 usage: scripts/install_gpu.sh [--te] [--megablocks] [--all] [--wheels FOLDER] [--dry-run]
 
-Installs jetmoe-megatron into the environment of $PYTHON (default: python3). torch is left as it is if it is there.
+Installs jetmoe-megatron into the environment of $PYTHON (default: python3). An installed torch is not changed.
   --te            Transformer Engine: fused attention for context parallelism, FusedAdam, expert_backend te and te_fp8
   --megablocks    MegaBlocks and its grouped matmul: expert_backend megablocks
   --all           both
-  --wheels FOLDER from the wheels of a folder, without a network
+  --wheels FOLDER install from the wheels in a folder, without a network
   --dry-run       print the commands and run none
 TEXT
 }
@@ -80,7 +80,7 @@ if ! "$python" -c 'import importlib.util as u; raise SystemExit(u.find_spec("tor
   pip 'torch==2.11.0' # its wheel on the package index is the one for CUDA 13
 fi
 read -r torch cuda arch has_te has_megablocks < <(facts || echo "2.11.0 13 9.0 0 0")
-# A container's torch must stay what it is: pip is held to it.
+# pip must not replace a container's torch.
 held=$(mktemp)
 trap 'rm -rf "$held" "${source:-}"' EXIT
 echo "torch==$torch" > "$held"
@@ -88,11 +88,11 @@ export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$arch}
 pip setuptools wheel
 pip -c "$held" --no-build-isolation .
 
-# What is built from source needs the compiler of the CUDA that torch was built for.
+# Building from source needs the compiler of the CUDA version that torch was built for.
 if [[ -z $wheels && $dry_run == false ]] && { $te || $megablocks; }; then
   nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
   if [[ $cuda == none ]]; then
-    echo "error: this torch is built without CUDA: install one that is, or set PYTHON to a Python that has it" >&2
+    echo "error: this torch is built without CUDA: install one with CUDA, or set PYTHON to a Python that has one" >&2
     exit 2
   fi
   if ! "$nvcc" --version 2> /dev/null | grep -q "release $cuda\."; then
@@ -102,8 +102,8 @@ if [[ -z $wheels && $dry_run == false ]] && { $te || $megablocks; }; then
 fi
 
 if $te && [[ $has_te == 0 ]]; then
-  # Its torch part is built from source, against the torch that is here: no isolated build with another one. It wants
-  # headers of cuDNN and NCCL, which the CUDA toolkit has not, but the packages that torch came with have.
+  # Its torch part is built from source, against the installed torch, so the build must not be isolated. It needs the
+  # headers of cuDNN and NCCL. The CUDA toolkit does not have them, but the packages that torch came with do.
   headers=$("$python" -c '
 import importlib.util, pathlib
 
@@ -119,8 +119,8 @@ fi
 if $megablocks && [[ $has_megablocks == 0 ]]; then
   pip 'stanford-stk==0.7.1'
   # --no-deps: MegaBlocks pins torch 2.7 and a `packaging` that Megatron-Core does not accept.
-  # --no-build-isolation: else it is built against torch 2.7.
-  # --no-cache-dir: built once without CUDA, a wheel without the extension would be taken from the cache ever after.
+  # --no-build-isolation: an isolated build would use torch 2.7.
+  # --no-cache-dir: after one build without CUDA, pip would always take that wheel, without the extension.
   options=(--no-deps --no-build-isolation --no-cache-dir)
   if [[ -n $wheels ]]; then
     pip "${options[@]}" 'grouped_gemm==0.3.0' 'megablocks==0.10.0'
@@ -135,5 +135,5 @@ if $megablocks && [[ $has_megablocks == 0 ]]; then
   fi
 fi
 
-# NVIDIA's Apex is used where it is installed, as in NVIDIA's containers. The package index has another `apex`.
+# NVIDIA's Apex is used if it is installed, as in NVIDIA's containers. The package index has a different `apex`.
 run "$python" scripts/gpu_packages.py

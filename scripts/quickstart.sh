@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on a laptop, by the commands a cluster user calls: corpus, tokenizer, tokens, both phases of training,
-# a Hugging Face model, a sample of its text, a table. Run again, it resumes an interrupted training.
+# The main job on a laptop, with the commands that a cluster user calls: corpus, tokenizer, tokens, both phases of
+# training, a Hugging Face model, a sample of its text, a table. To resume an interrupted training, run it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

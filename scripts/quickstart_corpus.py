@@ -57,7 +57,7 @@ def main(root: Path, out_dir: Path) -> None:
 
 
 def sources(root: Path) -> Iterator[tuple[str, str]]:
-    """Relative path and content of each file, in the order of the paths, whatever the filesystem's."""
+    """Relative path and content of each file, sorted by path: the filesystem's order does not matter."""
     names: list[str] = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = filter(_is_library, subfolders)
@@ -78,7 +78,7 @@ def _is_library(name: str) -> bool:
 
 
 def is_held_out(name: str) -> bool:
-    """By a hash of the path, so that a file stays on its side when others come or go."""
+    """By a hash of the path, so that a file stays on its side when other files are added or removed."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 1000 < _HELD_OUT_PER_MILLE
 
 
@@ -86,7 +86,7 @@ def _docstrings(code: str) -> str:
     """The docstrings of the module, its classes and functions in the order of the source."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about escapes in someone else's strings
+            warnings.simplefilter("ignore")  # about escapes in strings that are not ours
             tree = ast.parse(code)
     except (SyntaxError, ValueError):
         return ""

@@ -16,10 +16,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("prompt")
     arguments = parser.parse_args()
-    if not (arguments.folder / "config.json").is_file():  # else transformers would look for that name on the network
+    if not (arguments.folder / "config.json").is_file():  # transformers would look for that name on the network
         parser.error(f"{arguments.folder}: not a Hugging Face folder: it has no config.json")
     if not arguments.prompt:
-        parser.error("PROMPT: one character at least, for the model to go on from")
+        parser.error("PROMPT: must have at least one character, which the model continues")
     if not any(arguments.folder.glob("tokenizer*")):
         parser.error(f"{arguments.folder}: it has no tokenizer: give `jetmoe convert to-hf` one with --tokenizer")
     warnings.filterwarnings("ignore")

@@ -13,9 +13,9 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Each process gets its share of the cores; without this each would start a thread per core.
 share=$(($(nproc) / processes))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
-# Of warnings in C++, torch prints the stack: 25 lines when a process leaves before another one.
+# torch prints the stack of each C++ warning: 25 lines if a process leaves before the others.
 export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
-# The launcher of this checkout, also when the package is not installed.
+# The launcher of this checkout, also if the package is not installed.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 # --standalone: a rendezvous on a free port, so that several runs can share the machine.

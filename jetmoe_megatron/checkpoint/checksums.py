@@ -106,7 +106,7 @@ def _unlisted(checkpoint: Path, files: Collection[str]) -> str | None:
     """A problem if a file that would be read or copied is not in the list."""
     companions = checkpoint / COMPANIONS
     if companions.is_symlink():
-        return f"{COMPANIONS} is a link, not a folder"
+        return f"{COMPANIONS} is not a folder but a link"
     read = [path.name for path in checkpoint.iterdir() if _is_read(path.name)]
     read += [f"{COMPANIONS}/{path.name}" for path in (companions.iterdir() if companions.is_dir() else ())]
     return next((f"{name} is not in {CHECKSUMS}" for name in sorted(read) if name not in files), None)

@@ -87,7 +87,10 @@ class _Reader(FileSystemReader):
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of an error. A CheckpointException, which is no Exception, holds the ranks' errors: the first."""
+    """An error in one line.
+
+    torch's CheckpointException, which is not an Exception, holds the errors of several ranks: the first one counts.
+    """
     while isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     lines = [line for line in str(error).splitlines() if line.strip()]
