@@ -122,7 +122,9 @@ TOKENIZE = [
     _tokenize("a tokenizer that is not there", "no/such/tokenizer.json: no such file", "--tokenizer", "no/such"),
     _tokenize("a partial that is a file", "set.partial", harm=written("set.partial", "x")),
     _tokenize(
-        "a partial of another program", "set.partial/notes.txt is not of this", harm=_partial(**{"notes.txt": ""})
+        "a partial of another program",
+        "set.partial/notes.txt is not a file of this",
+        harm=_partial(**{"notes.txt": ""}),
     ),
     _tokenize("a state of text", "set.partial: cannot be read; delete it", harm=_partial(**{"state.json": "text"})),
     _tokenize("a state of a list", "set.partial: cannot be read; delete it", harm=_partial(**{"state.json": []})),
