@@ -207,8 +207,12 @@ REFUSED: dict[Callable[[Path], None], str] = {
 
 @pytest.mark.parametrize("damage", REFUSED, ids=lambda damage: damage.__name__)
 def test_refused_in_one_line_with_nothing_left(damage: Callable[[Path], None], saved: Saved, tmp_path: Path) -> None:
+    """By its checksums; where there are none, by what it holds."""
     checkpoint = copy(saved, tmp_path)
     damage(checkpoint)
+    with pytest.raises(UserError, match=f"^{checkpoint}: (is damaged: |no such|not a checkpoint)"):
+        convert_to_hf(checkpoint, tmp_path / "hf")
+    (checkpoint / "checksums.json").unlink(missing_ok=True)
     with pytest.raises(UserError) as refusal:
         convert_to_hf(checkpoint, tmp_path / "hf")
     assert REFUSED[damage] in str(refusal.value) and str(checkpoint) in str(refusal.value)
