@@ -104,7 +104,7 @@ def test_language_model(exported: Path, tmp_path: Path) -> None:
         AutoModelForCausalLM.from_pretrained(f)(text, labels=text).loss for f in (exported, tmp_path / "out")
     )
     assert after < before - 1
-    convert_from_hf(tmp_path / "out", tmp_path / "checkpoint")  # pretraining can go on from it
+    convert_from_hf(tmp_path / "out", tmp_path / "checkpoint")  # pretraining can continue from it
 
 
 def test_classifier(exported: Path, tmp_path: Path) -> None:
