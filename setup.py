@@ -52,7 +52,7 @@ setup(
         "pydantic>=2.7,<3",  # the typed YAML schema
         "PyYAML>=6,<7",
         "numpy>=1.26",
-        "psutil>=6",  # undeclared need of megatron.core.dist_checkpointing
+        "psutil>=6",  # the launcher's workers; also an undeclared need of megatron.core.dist_checkpointing
     ],
     extras_require={
         # MegaBlocks pins torch and packaging to versions that exclude Megatron-Core's, so it cannot be named here:

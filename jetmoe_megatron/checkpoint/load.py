@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import torch
 from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
 
-from jetmoe_megatron.checkpoint.common_state import OPTIMIZER_STEPS
-from jetmoe_megatron.checkpoint.load_state import load_state
-from jetmoe_megatron.checkpoint.model_state import fill_model, sharded_model
-from jetmoe_megatron.checkpoint.optimizer_state import empty_state, set_state, sharded, unsharded
-from jetmoe_megatron.errors import UserError
+from data_tools.printing import printable
+from jetmoe_megatron.checkpoint.common_state import COMMON, read_optimizer_steps
+from jetmoe_megatron.checkpoint.model_state import sharded_model
+from jetmoe_megatron.checkpoint.optimizer_state import kinds, set_state
+from jetmoe_megatron.checkpoint.saved_tensors import SavedTensors
+from jetmoe_megatron.errors import SharedError
 
 
 def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
     """Fill model and optimizer from a checkpoint of any layout. All ranks call it.
 
     Raises:
-        UserError: a file is not what it should be.
+        SharedError: on all ranks, if a file is not what it should be.
     """
-    state = sharded_model(model)
-    parameters: list[Any] = [getattr(entry, "data", None) for entry in nested_values(state)]
-    state["optimizer"] = sharded(empty_state(optimizer), state)
-    loaded = load_state(path, state)
-    if OPTIMIZER_STEPS not in loaded:
-        raise UserError(f"{path}: cannot be loaded: its common.pt has no {OPTIMIZER_STEPS}")
-    fill_model(model, loaded)
-    set_state(optimizer, unsharded(loaded.get("optimizer", {}), parameters), loaded[OPTIMIZER_STEPS])
+    with _failing_together(path):
+        steps = read_optimizer_steps(path)
+        if steps is None:
+            raise ValueError(f"its {COMMON} has no number of optimizer steps")
+        saved = SavedTensors(path)
+        part_of = _fill_model(model, saved)
+
+        def state_of(parameter: Tensor) -> dict[str, Tensor]:
+            state = {kind: torch.empty(parameter.shape, dtype=torch.float32) for kind in kinds(parameter)}
+            for kind, tensor in state.items():
+                part = make_sharded_optimizer_tensor(part_of[parameter], tensor, prefix=f"optimizer.{kind}")
+                saved.fill(part)
+            return state
+
+        set_state(optimizer, state_of, steps)
 
 
 def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
@@ -38,7 +51,33 @@ def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: Me
     The optimizer's moments stay as they are. Tensors are cast to the model's precision.
 
     Raises:
-        UserError: as `load_state`.
+        SharedError: as `load_checkpoint`.
     """
-    fill_model(model, load_state(path, sharded_model(model)))
+    with _failing_together(path):
+        read_optimizer_steps(path)
+        _fill_model(model, SavedTensors(path))
     optimizer.reload_model_params()
+
+
+def _fill_model(model: list[DistributedDataParallel], saved: SavedTensors) -> dict[Tensor, ShardedTensor]:
+    """Returns what was loaded into each parameter."""
+    parts = {entry.data: entry for entry in nested_values(sharded_model(model)) if isinstance(entry, ShardedTensor)}
+    for part in parts.values():
+        saved.fill(part)
+    return parts
+
+
+@contextmanager
+def _failing_together(path: Path) -> Iterator[None]:
+    """What fails on one rank is raised on all, so that none waits for it."""
+    failed: str | None = None
+    try:
+        yield
+    except OSError as error:
+        failed = f"{Path(error.filename or path).name}: {error.strerror}"
+    except ValueError as error:
+        failed = str(error)
+    reasons: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(reasons, failed)
+    if reason := next(filter(None, reasons), None):
+        raise SharedError(printable(f"{path}: cannot be loaded: {reason}"))

@@ -19,9 +19,3 @@ def sharded_model(model: list[DistributedDataParallel]) -> dict[str, Any]:
         # Megatron's linear layers add an empty `_extra_state` each.
         chunks[f"model{i}"] = {key: entry for key, entry in state.items() if not isinstance(entry, ShardedObject)}
     return chunks
-
-
-def fill_model(model: list[DistributedDataParallel], state: dict[str, Any]) -> None:
-    """Fill the model from the loaded state that `sharded_model` described."""
-    for i, chunk in enumerate(unwrap_model(model)):
-        chunk.load_state_dict(state[f"model{i}"])

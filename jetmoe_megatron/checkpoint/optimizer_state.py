@@ -8,7 +8,7 @@ another layout just as the model does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,24 +36,6 @@ def sharded(state: State, model_state: dict[str, Any]) -> dict[str, Any]:
     return entries
 
 
-def unsharded(loaded: dict[str, Tensor], parameters: list[Tensor]) -> State:
-    """The loaded tensors of `sharded`, by parameter. parameters: those of `model_state`, in its order."""
-    state: State = {}
-    for name, tensor in loaded.items():
-        place, kind = name.split(".")
-        state.setdefault(parameters[int(place)], {})[kind] = tensor
-    return state
-
-
-def empty_state(optimizer: MegatronOptimizer) -> State:
-    """Empty tensors to load a checkpoint into, for the parameters of which this rank has a part."""
-    return {
-        parameter: {kind: torch.empty(parameter.shape, dtype=torch.float32) for kind in _kinds(parameter)}
-        for part in _parts(optimizer)
-        for parameter in _own_parameters(part)
-    }
-
-
 def own_state(optimizer: MegatronOptimizer) -> State:
     """The state of this rank's parameters. What the distributed optimizer holds in parts has no data: see `gather`."""
     state: State = {}
@@ -62,12 +44,12 @@ def own_state(optimizer: MegatronOptimizer) -> State:
         if isinstance(part, DistributedOptimizer):
             for parameter in (p for buffer in part.buffers for p in buffer.param_index_map):
                 state[parameter] = {
-                    kind: torch.empty(parameter.shape, dtype=torch.float32, device="meta") for kind in _kinds(parameter)
+                    kind: torch.empty(parameter.shape, dtype=torch.float32, device="meta") for kind in kinds(parameter)
                 }
         else:
             for parameter, main in _mains(part):
                 own = part.optimizer.state[main]
-                state[parameter] = {kind: main if kind == MASTER else own[kind] for kind in _kinds(parameter)}
+                state[parameter] = {kind: main if kind == MASTER else own[kind] for kind in kinds(parameter)}
     return state
 
 
@@ -85,7 +67,7 @@ def gather(optimizer: MegatronOptimizer, state: State, entries: Iterable[Sharded
         if isinstance(part, DistributedOptimizer):
             for buffer, ranges in zip(part.buffers, part.gbuf_ranges, strict=True):
                 for bucket, own in zip(buffer.buckets, *ranges.values(), strict=True):
-                    for kind in _kinds(bucket.params_list[0]):
+                    for kind in kinds(bucket.params_list[0]):
                         targets = []  # (where it begins in the bucket, the flat tensor to fill)
                         for parameter in bucket.params_list:
                             if entry := written.get(id(state[parameter][kind])):
@@ -104,8 +86,11 @@ def steps_done(optimizer: MegatronOptimizer) -> int:
 
 
 @torch.no_grad()
-def set_state(optimizer: MegatronOptimizer, state: State, steps: int) -> None:
-    """Set this rank's share of the state from whole tensors. The model's parameters must have been loaded before."""
+def set_state(optimizer: MegatronOptimizer, state_of: Callable[[Tensor], dict[str, Tensor]], steps: int) -> None:
+    """Set this rank's share of the state. The model's parameters must have been loaded before.
+
+    state_of: whole tensors of a parameter; called once for each parameter of which this rank has a part.
+    """
     for part in _parts(optimizer):
         _allocate(part)
         for group in part.optimizer.param_groups:
@@ -113,16 +98,17 @@ def set_state(optimizer: MegatronOptimizer, state: State, steps: int) -> None:
                 group["step"] = steps
         if isinstance(part, DistributedOptimizer):
             for parameter, place in _own_ranges(part):
-                whole = {"param": state[parameter].get(MASTER, parameter.data), **state[parameter]}
+                state = state_of(parameter)
+                whole = {"param": state.get(MASTER, parameter.data), **state}
                 tensors = {kind: tensor.flatten()[place] for kind, tensor in whole.items() if kind != MASTER}
                 part._set_main_param_and_optimizer_states(parameter, {**tensors, "step": torch.tensor(float(steps))})
         else:
             for parameter, main in _mains(part):
-                own = part.optimizer.state[main]
-                if MASTER in state[parameter]:
-                    main.data.copy_(state[parameter][MASTER])
+                own, state = part.optimizer.state[main], state_of(parameter)
+                if MASTER in state:
+                    main.data.copy_(state[MASTER])
                 for kind in MOMENTS:
-                    own[kind].copy_(state[parameter][kind])
+                    own[kind].copy_(state[kind])
                 if "step" in own:
                     own["step"].fill_(steps)
 
@@ -132,14 +118,8 @@ def _parts(optimizer: MegatronOptimizer) -> list[Any]:
     return [part for part in optimizer.chained_optimizers if any(g["params"] for g in part.optimizer.param_groups)]
 
 
-def _kinds(parameter: Tensor) -> tuple[str, ...]:
+def kinds(parameter: Tensor) -> tuple[str, ...]:
     return MOMENTS if parameter.dtype == torch.float32 else (*MOMENTS, MASTER)
-
-
-def _own_parameters(part: Any) -> Iterable[Tensor]:
-    if isinstance(part, DistributedOptimizer):
-        return (parameter for parameter, _ in _own_ranges(part))
-    return (parameter for parameter, _ in _mains(part))
 
 
 def _mains(part: Any) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,41 +1,41 @@
-"""Save model, optimizer and progress through megatron.core.dist_checkpointing.
+"""Save model, optimizer and progress.
 
 Nothing in training is random (no dropout, no jitter; data order and weights come from the seed and the position), so
 there is no random state to keep.
 
-Saving runs beside training: tensors are copied to the host if they are not there, and a forked process writes them and
-computes checksums. A step or more later the ranks agree that all is written, and the folder gets its name.
+Saving runs beside training: a rank copies to the host what it will write, and a thread writes it. Writing and hashing
+leave Python's lock to the training. Megatron-Core forks processes for this (dist_checkpointing/strategies/
+filesystem_async.py); they lose the reason of a failure, and a fork shares CUDA's memory. A step or more later the ranks
+agree that all is written; then a thread of rank 0 publishes the folder.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import queue
 import shutil
-import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
-from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    determine_main_replica_uniform_distribution,
+    distribute_main_replicas_with_precomputed_distribution,
+)
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
-from torch.distributed.checkpoint.api import CheckpointException
 
-from jetmoe_megatron.checkpoint import handover
-from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, checksum, write_checksums
-from jetmoe_megatron.checkpoint.common_state import leave_common_to_us, write_common
+from data_tools.printing import printable
+from jetmoe_megatron.checkpoint.checksums import write_checksums
+from jetmoe_megatron.checkpoint.common_state import write_common
 from jetmoe_megatron.checkpoint.folder import (
     check_room,
     checkpoint_path,
@@ -44,16 +44,19 @@ from jetmoe_megatron.checkpoint.folder import (
     retain,
     unfinished_path,
 )
-from jetmoe_megatron.checkpoint.load_state import reason_of
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.model_state import sharded_model
 from jetmoe_megatron.checkpoint.optimizer_state import gather, own_state, sharded, steps_done
 from jetmoe_megatron.checkpoint.progress import PROGRESS_FILE
 from jetmoe_megatron.checkpoint.saved_run import RUN_FILE
+from jetmoe_megatron.checkpoint.tensors_file import TensorsFile, WrittenPiece
+from jetmoe_megatron.checkpoint.write_metadata import write_metadata
 from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.runtime.clock import utc_now
 from jetmoe_megatron.runtime.shared_folder import SEEN_LATE_SECONDS
+
+_WRITTEN = "written.json"  # with a rank at its end: what that rank wrote
 
 
 class Saver:
@@ -72,8 +75,7 @@ class Saver:
         """
         self.root, self.run, self.is_kept, self.published = root, run, is_kept, published
         self.failed: str | None = None  # why the last save did not succeed
-        self._queue = AsyncCallsQueue()
-        leave_common_to_us()
+        self._saving: _Saving | None = None  # the save that has not ended
         self._on_rank_0 = torch.distributed.get_rank() == 0
         if self._on_rank_0:
             clear_unfinished(root)
@@ -93,34 +95,33 @@ class Saver:
         aside = self._begin(path, progress, steps_done(optimizer), _bytes(state))
         if aside is None:
             return
-        handover.renew()
-        strategy = get_default_save_sharded_strategy()
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        FullyParallelSaveStrategyWrapper(strategy, group).apply_saving_parallelization(state)
+        _share_out(state)
+        own = [part for part in _tensors(state) if is_main_replica(part.replica_id)]
+        for part in own:
+            if part.data is not None and not part.data.is_meta:
+                part.data = part.data.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         gather(optimizer, optimizer_state, state["optimizer"].values())
-        request = dist_checkpointing.save(state, str(aside), strategy, async_sharded_save=True)
-        if request.async_fn is not None:
-            rank = torch.distributed.get_rank()
-            request = request._replace(async_fn=partial(_write_and_sum, request.async_fn, aside, rank))
-        # These run on rank 0 only: if one of them fails, the other ranks must be released.
-        metadata, config = request.finalize_fns
-        own: list[str] = []
-        request.finalize_fns[:] = [
-            partial(_try, own, metadata, partial(torch.distributed.broadcast, _no_failure(), src=0)),
-            partial(_try, own, config, torch.distributed.barrier),
-            partial(self._publish, aside, path, own),
-        ]
-        self._queue.schedule_async_request(request)
+        work = _Work(partial(_write, aside, torch.distributed.get_rank(), own))
+        self._saving = _Saving(path, work, publish=partial(self._publish, aside, path))
         self.poll(wait=wait or not self.run.checkpoint.asynchronous)
 
     def poll(self, wait: bool = False) -> None:
-        """Publish a checkpoint whose files all ranks have written."""
-        if not self._queue.get_num_unfinalized_calls():
-            return
-        try:
-            self._queue.maybe_finalize_async_calls(blocking=wait)
-        except (Exception, CheckpointException) as error:  # raised on all ranks if a writer of any rank failed
-            self._fail(reason_of(error))
+        """Go on with a save in which all ranks have done what they do beside the training."""
+        while self._saving is not None:
+            work = self._saving.work
+            if wait:
+                work.join()
+            state = torch.tensor([work.is_alive(), work.failed is not None], device=torch.cuda.current_device()).int()
+            torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
+            any_alive, any_failed = state.tolist()
+            if any_alive:
+                return
+            if any_failed:
+                self._fail(f"{self._saving.path}: {_first_of_ranks(work.failed)}")
+            elif self._saving.publish is not None:
+                self._saving = _Saving(self._saving.path, _Work(self._saving.publish), None)
+            else:
+                self._succeed(self._saving.path)
 
     def _begin(self, path: Path, progress: dict[str, Any], steps: int, size: int) -> Path | None:
         """If there is room, rank 0 makes the folder with everything except the tensors. All ranks get its name."""
@@ -142,103 +143,117 @@ class Saver:
             self._fail(answer[1])
         return answer[0]
 
-    def _publish(self, aside: Path, path: Path, failed: list[str]) -> None:
-        """Called on all ranks, after Megatron has written its metadata or failed to."""
-        answer: list[Any] = [f"{path}: {failed[0]}" if failed else None]
-        if self._on_rank_0 and not failed:
-            try:
-                _collect_checksums(aside)
-                publish(aside, path)
-                retain(self.root, self.run.checkpoint.keep_last, self.is_kept)
-            except (OSError, ValueError) as error:
-                answer = [f"{path}: {getattr(error, 'strerror', error)}"]
-        torch.distributed.broadcast_object_list(answer)
-        if answer[0]:
-            self._fail(answer[0])
+    def _publish(self, aside: Path, path: Path) -> None:
+        """In a thread, after all ranks have written. Only rank 0 has something to do."""
+        if not self._on_rank_0:
             return
-        self.failed = None
+        files = _written(aside, torch.distributed.get_world_size())
+        write_metadata(aside, [(file.name, file.pieces) for file in files])
+        read_metadata(aside)  # whether the pieces cover all tensors
+        write_checksums(aside, {file.name: file.checksum for file in files})
+        publish(aside, path)
+        retain(self.root, self.run.checkpoint.keep_last, self.is_kept)
+
+    def _succeed(self, path: Path) -> None:
+        self.failed = self._saving = None
         if self._on_rank_0:
             print(f"{utc_now()} saved {path}", flush=True)
             self.published(path)
 
     def _fail(self, reason: str) -> None:
-        self.failed = reason
+        self.failed, self._saving = reason, None
         if self._on_rank_0:
             clear_unfinished(self.root)
             print(f"error: this checkpoint was not saved: {reason}", file=sys.stderr, flush=True)
 
 
+class _Work(threading.Thread):
+    """Runs beside the training; `failed` says why it did not succeed."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__()  # no daemon: torch aborts a process that ends in the middle of its writing
+        self.failed: str | None = None
+        self._do = work
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._do()
+        except OSError as error:
+            self.failed = error.strerror or str(error)
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {printable(str(error))}"
+
+
+@dataclass(frozen=True)
+class _Saving:
+    path: Path
+    work: _Work
+    publish: Callable[[], None] | None  # what follows when all ranks' work is done; None if `work` is that
+
+
+@dataclass(frozen=True)
+class _File:
+    """What one rank has written."""
+
+    name: str
+    checksum: tuple[int, str]
+    pieces: list[WrittenPiece]
+
+
+def _tensors(state: dict[str, Any]) -> list[ShardedTensor]:
+    return [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
+
+
 def _bytes(state: dict[str, Any]) -> int:
     """The size of the whole checkpoint, all ranks together; what several ranks hold counts once."""
-    tensors = [entry for entry in nested_values(state) if isinstance(entry, ShardedTensor)]
-    own = sum(tensor.data.nbytes for tensor in tensors if is_main_replica(tensor.replica_id))
+    own = sum(
+        part.data.nbytes for part in _tensors(state) if part.data is not None and is_main_replica(part.replica_id)
+    )
     total = torch.tensor([own], dtype=torch.int64, device=torch.cuda.current_device())
     torch.distributed.all_reduce(total)
     return int(total)
 
 
-def _write_and_sum(write: Callable[..., None], folder: Path, rank: int, *arguments: Any) -> None:
-    """In the writing process: write, and compute checksums while the files of this rank are in the page cache.
-
-    arguments: those of `write`. The last one is the queue that takes its results, or its exception.
-    """
-    *usual, results = arguments
-    own: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    signal.signal(signal.SIGCHLD, _end_with_a_killed_child)
-    write(*usual, own)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    outcome = own.get()
-    try:
-        sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*.distcp")}
-        (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
-    except OSError as error:
-        outcome = outcome if isinstance(outcome, Exception) else error
-    results.put(outcome)
+def _share_out(state: dict[str, Any]) -> None:
+    """Of what several data-parallel ranks hold, each shall write about the same number of bytes."""
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    shares = determine_main_replica_uniform_distribution(state, group)
+    distribute_main_replicas_with_precomputed_distribution(state, group, shares)
 
 
-def _end_with_a_killed_child(*signal_and_frame: Any) -> None:
-    """Megatron's writer would wait forever for a child that was killed, for example for lack of memory."""
-    for child in psutil.Process().children():
-        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if ended and ended.si_code != os.CLD_EXITED:
-            os._exit(1)
+def _write(folder: Path, rank: int, parts: list[ShardedTensor]) -> None:
+    """In a thread: write this rank's parts, and free each when it is written."""
+    with TensorsFile(folder, rank) as file:
+        while parts:
+            part = parts.pop()
+            assert part.data is not None
+            file.add(part.key, part.global_shape, part.global_offset, part.data[(None,) * part.prepend_axis_num])
+            part.data = None
+    (folder / f"{_WRITTEN}.{rank}").write_text(json.dumps([file.name, file.checksum, file.pieces]))
 
 
-def _try(failed: list[str], finalize: Callable[[], None], join: Callable[[], Any]) -> None:
-    """Run `finalize`. If the disk refuses, run `join`, the collective that the other ranks have reached meanwhile."""
-    try:
-        finalize()
-    except OSError as error:
-        failed.append(str(error.strerror))
-        join()
+def _written(folder: Path, ranks: int) -> list[_File]:
+    """What all ranks have written. The files that say so are removed.
 
-
-def _no_failure() -> torch.Tensor:
-    """As in state_dict_saver.save_state_dict_async_finalize: no rank failed to write its part."""
-    return torch.zeros(1, dtype=torch.int, device=torch.cuda.current_device())
-
-
-def _collect_checksums(folder: Path) -> None:
-    """
     Raises:
         OSError: a file that a rank has written is not there.
-        ValueError: `.metadata` is not what Megatron writes.
     """
-    written = {place.relative_path for place in read_metadata(folder).storage_data.values()}
-    sums: dict[str, Any] = {}
+    files: list[_File] = []
     deadline = time.monotonic() + SEEN_LATE_SECONDS
-    for rank in sorted({name.split("_")[2] for name in written}):  # __<rank>_<number>.distcp
-        part = folder / f"{CHECKSUMS}.{rank}"
-        while (own := _read_json(part)) is None:
+    for rank in range(ranks):
+        said = folder / f"{_WRITTEN}.{rank}"
+        while (found := _read_json(said)) is None:
             if time.monotonic() > deadline:
                 raise OSError(0, f"the files of rank {rank} are not there: do all nodes see the same output_dir?")
             time.sleep(0.2)
-        sums |= own
-    for part in folder.glob(f"{CHECKSUMS}.*"):
-        os.remove(part)
-    if lost := written - sums.keys():
-        raise OSError(0, f"{min(lost)} is not there")
-    write_checksums(folder, sums)
+        name, checksum, pieces = found
+        files.append(_File(name, tuple(checksum), [WrittenPiece(*piece) for piece in pieces]))
+        if not (folder / name).exists():
+            raise OSError(0, f"{name} is not there")
+    for rank in range(ranks):
+        (folder / f"{_WRITTEN}.{rank}").unlink()
+    return files
 
 
 def _read_json(file: Path) -> Any:
@@ -247,3 +262,10 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _first_of_ranks(reason: str | None) -> str:
+    """The reason of the first rank that has one. All ranks call it."""
+    reasons: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(reasons, reason)
+    return next(filter(None, reasons))

@@ -206,7 +206,7 @@ class Checkpoint(Section):
     keep_every_tokens: Count = 0
     """Checkpoints at multiples of this number of tokens always stay; a multiple of `every_tokens`. 0: none do."""
     asynchronous: bool = True
-    """Write in a process beside the training."""
+    """Write beside the training."""
     export_every_tokens: Count = 0
     """Convert the first checkpoint past each multiple of this number of tokens to Hugging Face's format. 0: never."""
     may_change: list[str] = []

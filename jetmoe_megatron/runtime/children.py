@@ -1,6 +1,6 @@
 """No process outlives the process that started it, even if that is killed.
 
-If a rank dies, the processes that it forked to write checkpoints and to read data are killed. If a launcher dies, its
+If a rank dies, the processes that it forked to read data are killed. If a launcher dies, its
 ranks save and end.
 """
 

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, METADATA, checksum
+from jetmoe_megatron.checkpoint.common_state import read_optimizer_steps
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from tests.ranks import run_ranks
 from tests.support import jetmoe, pretrain, small_run, training, write_run
@@ -252,17 +253,15 @@ def test_the_optimizers_steps_are_a_number(checkpoint: Path, value: Any) -> None
 
 def test_common_holds_plain_values(checkpoint: Path) -> None:
     """Of which one is taken: Megatron would put all of them among what it has loaded."""
-    from jetmoe_megatron.checkpoint.common_state import LoadsSteps
-
     torch.save({"optimizer_steps": 2, "model0": {WEIGHT: 7}}, checkpoint / "common.pt")
-    assert LoadsSteps().load_common(checkpoint) == {"optimizer_steps": 2}
+    assert read_optimizer_steps(checkpoint) == 2
     tensor = {"optimizer_steps": 2, "model0": {WEIGHT: torch.zeros(1)}}
     refused: list[Any] = [[], tensor, {"optimizer_steps": "x" * 2**17}]
     for content in refused:
         torch.save(content, checkpoint / "common.pt")
         with pytest.raises(ValueError, match="common.pt (has no number|cannot be read)"):
-            LoadsSteps().load_common(checkpoint)
+            read_optimizer_steps(checkpoint)
     with zipfile.ZipFile(checkpoint / "common.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(2**28))
     with pytest.raises(ValueError, match="more than a few values"):
-        LoadsSteps().load_common(checkpoint)
+        read_optimizer_steps(checkpoint)

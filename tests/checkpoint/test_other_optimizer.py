@@ -90,7 +90,7 @@ class Training:
         for parameter, state in zip(parameters, states, strict=True):
             parameter.data.copy_(state.pop("weight"))
         with self.kind():
-            set_state(self.optimizer, dict(zip(parameters, states, strict=True)), steps)
+            set_state(self.optimizer, dict(zip(parameters, states, strict=True)).__getitem__, steps)
 
 
 @pytest.fixture(autouse=True)

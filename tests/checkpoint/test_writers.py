@@ -1,4 +1,4 @@
-"""If one rank or one process fails while a checkpoint is written, all ranks learn of it and continue."""
+"""If one rank or one thread fails while a checkpoint is written, all ranks learn of it and continue."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import builtins
 import contextlib
 import errno
 import io
-import json
 import os
-import signal
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
+from torch import Tensor
 
 from jetmoe_megatron.checkpoint.folder import check_room, in_units
 from tests.parallel.oracle import train_step, training
@@ -23,17 +25,12 @@ from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
 
 
-def killed(*arguments: Any, **named: Any) -> None:
-    """In the place of writing a file: as the kernel does where memory is short."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def refuse(*arguments: Any, **named: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
 class NoInodes:
-    """No file of such a name can be made any more, in this process and those that it forks."""
+    """No file of such a name can be made any more, in any thread."""
 
     def __init__(self, name: str) -> None:
         self.name, self.real = name, io.open
@@ -51,37 +48,48 @@ def no_inodes(name: str) -> Iterator[None]:
         yield
 
 
-def write_elsewhere(write: Any, folder: Path, rank: int, *arguments: Any) -> None:
-    """As where the node of rank 1 has another disk under the same name."""
-    from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, checksum
+def broken(*arguments: Any) -> None:
+    raise RuntimeError("a bug\nof ours")
 
-    write(*arguments)
-    sums = {path.name: checksum(path) for path in folder.glob(f"__{rank}_*")}
+
+def write_elsewhere(write: Any, folder: Path, rank: int, parts: list[Any]) -> None:
+    """As where the node of rank 1 has another disk under the same name."""
     if rank == 1:
-        for name in sums:
-            (folder / name).unlink()
-    else:
-        (folder / f"{CHECKSUMS}.{rank}").write_text(json.dumps(sums))
+        folder = folder.parent / "another disk"
+        folder.mkdir()
+    write(folder, rank, parts)
+
+
+def lose_a_file(write: Any, folder: Path, rank: int, parts: list[Any]) -> None:
+    """As where a file system loses a file."""
+    write(folder, rank, parts)
+    if rank == 1:
+        (folder / f"__{rank}_0.distcp").unlink()
+
+
+def lose_a_piece(write: Any, folder: Path, rank: int, parts: list[Any]) -> None:
+    """As where the ranks have not shared out all."""
+    write(folder, rank, parts[rank:])
 
 
 def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, str | None, float]:
     """Why a save fails while `where` goes wrong, why the next one does, and the loss of a step after both."""
     with training(tree, 1) as (run, model, batches_of_steps):
-        from megatron.core.dist_checkpointing import serialization
-        from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-
         import jetmoe_megatron.checkpoint.saver as saver_module
         from jetmoe_megatron.checkpoint.saver import Saver
         from jetmoe_megatron.training.optimizer import build_optimizer
 
+        write = saver_module._write
         faults: dict[str, contextlib.AbstractContextManager[Any]] = {
-            "writer": patch.object(FileSystemWriterAsync, "write_preloaded_data", killed),
-            "metadata": patch.object(FileSystemWriterAsync, "finish", refuse),
-            "config": patch.object(serialization, "save_config", refuse),
+            "metadata": patch.object(saver_module, "write_metadata", refuse),
+            "name": patch.object(saver_module, "publish", refuse),
             "no file for the steps": no_inodes("common.pt"),
             "no file for the tensors": no_inodes(".distcp"),
-            "no file for the checksums": no_inodes("checksums.json."),
-            "elsewhere": patch.multiple(saver_module, _write_and_sum=write_elsewhere, SEEN_LATE_SECONDS=0.5),
+            "no file for what a rank wrote": no_inodes("written.json."),
+            "elsewhere": patch.multiple(saver_module, _write=partial(write_elsewhere, write), SEEN_LATE_SECONDS=0.5),
+            "lost": patch.object(saver_module, "_write", partial(lose_a_file, write)),
+            "not all": patch.object(saver_module, "_write", partial(lose_a_piece, write)),
+            "bug": patch.object(saver_module, "_write", broken),
         }
         optimizer, (batches,) = build_optimizer(run, model), batches_of_steps
         saver = Saver(Path(folder), run, lambda tokens: False)
@@ -92,21 +100,53 @@ def saves(tree: dict[str, Any], folder: str, where: str) -> tuple[str | None, st
         return first, saver.failed, train_step(model, optimizer, batches, 1e-3)["lm_loss"]
 
 
-NO_FILE = ["no file for the steps", "no file for the tensors", "no file for the checksums"]
+NO_ROOM = ["metadata", "name", "no file for the steps", "no file for the tensors", "no file for what a rank wrote"]
+REASONS = {
+    **dict.fromkeys(NO_ROOM, "No space left on device"),
+    "elsewhere": "the files of rank 1 are not there: do all nodes see the same output_dir?",
+    "lost": "__1_0.distcp is not there",
+    "not all": "are missing, or occur twice",
+    "bug": r"RuntimeError: a bug\nof ours",
+}
 
 
-@pytest.mark.parametrize("where", ["writer", "metadata", "config", "elsewhere", *NO_FILE])
+@pytest.mark.parametrize("where", REASONS)
 def test_the_next_save_succeeds(where: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     results = run_ranks(2, saves, run_tree(), str(tmp_path), where)
     for first, second, loss in results:
-        assert first is not None and second is None and loss > 0
-    if where in ("metadata", "config", *NO_FILE):
-        assert "No space left on device" in results[0][0]
-    if where == "elsewhere":
-        assert "the files of rank 1 are not there: do all nodes see the same output_dir?" in results[0][0]
-    assert [path.name for path in tmp_path.iterdir()] == ["tokens_512"]
+        assert first is not None and REASONS[where] in first and second is None and loss > 0
+    assert {path.name for path in tmp_path.iterdir()} - {"another disk"} == {"tokens_512"}
     errors = capfd.readouterr().err
     assert errors.count("error: this checkpoint was not saved: ") == 1 and "Traceback" not in errors
+
+
+def trains_while_the_disk_hangs(tree: dict[str, Any], folder: str) -> tuple[float, list[str], Tensor, Tensor]:
+    """The loss of a step in between, what is saved then, a weight of the model at the save, and what was saved."""
+    with training(tree, 1) as (run, model, batches_of_steps):
+        import jetmoe_megatron.checkpoint.saver as saver_module
+        from jetmoe_megatron.checkpoint.load import load_weights
+        from jetmoe_megatron.training.optimizer import build_optimizer
+
+        optimizer, (batches,) = build_optimizer(run, model), batches_of_steps
+        saver = saver_module.Saver(Path(folder), run, lambda tokens: False)
+        goes_on, write = threading.Event(), saver_module._write
+        with patch.object(saver_module, "_write", lambda *arguments: goes_on.wait() and write(*arguments)):
+            saver.save({"tokens": 256, "data": {}}, model, optimizer, wait=False)
+        weight = next(model[0].parameters())
+        before = weight.detach().clone()
+        loss = train_step(model, optimizer, batches, 1e-3)["lm_loss"]
+        saver.poll()
+        published = [path.name for path in Path(folder).glob("tokens_256")]
+        assert not torch.equal(before, weight)
+        goes_on.set()
+        saver.poll(wait=True)
+        load_weights(Path(folder) / "tokens_256", model, optimizer)
+        return loss, published, before, weight.detach().clone()
+
+
+def test_training_goes_on_while_a_disk_hangs(tmp_path: Path) -> None:
+    for loss, published, before, saved in run_ranks(2, trains_while_the_disk_hangs, run_tree(), str(tmp_path)):
+        assert loss > 0 and published == [] and torch.equal(before, saved)
 
 
 def replaced(disk: os.statvfs_result, **fields: int) -> SimpleNamespace:

@@ -42,4 +42,3 @@ def _quiet_megatron() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\..*")  # deprecated names
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # which is the right one
     logging.getLogger("megatron.core.datasets.blended_dataset").setLevel(logging.ERROR)
-    logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.CRITICAL)  # it also raises its errors
