@@ -10,8 +10,7 @@ from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import ModuleSpec
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import GroupedMLP, SequentialMLP, TEGroupedMLP
-from megatron.core.transformer.moe.grouped_gemm_util import grouped_gemm_is_available
+from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 
 from benchmarks.contestants import Step
@@ -28,9 +27,7 @@ OURS = "ours"
 
 def layer_names() -> list[str]:
     """The layers whose packages are installed."""
-    on_gpu = torch.cuda.is_available()
-    needs = {"GroupedMLP": on_gpu and grouped_gemm_is_available(), "TEGroupedMLP": on_gpu and HAVE_TE}
-    return [OURS, "SequentialMLP", *(name for name, present in needs.items() if present)]
+    return [OURS, "SequentialMLP", *(["TEGroupedMLP"] if torch.cuda.is_available() and HAVE_TE else [])]
 
 
 def layer_step(name: str, run: Run) -> Step:
@@ -61,9 +58,6 @@ def _layer(name: str, config: Any) -> MoELayer:
     config.moe_permute_fusion = torch.cuda.is_available() and HAVE_TE
     linear = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     experts: ModuleSpec | type = ModuleSpec(SequentialMLP, submodules=linear)
-    if name == "GroupedMLP":
-        config.moe_use_legacy_grouped_gemm = True
-        experts = GroupedMLP
     if name == "TEGroupedMLP":
         from megatron.core.extensions.transformer_engine import (
             TEColumnParallelGroupedLinear,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -139,16 +139,19 @@ class _CachedDataset(GPTDataset):
     def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, ...]:
         return self._arrays
 
-    def _query_document_sample_shuffle_indices(self, idx: int) -> tuple[np.ndarray, np.ndarray]:
-        """Raises UserError if the sequence has another length than when the index was built."""
+    def _query_document_sample_shuffle_indices(self, idx: int) -> tuple[Any, ...]:
+        """The tokens, their documents and, from newer versions of Megatron-Core, the lengths of these.
+
+        Raises UserError if the sequence has another length than when the index was built.
+        """
         self._check(idx)
         try:
-            text, documents = super()._query_document_sample_shuffle_indices(idx)
+            sequence = super()._query_document_sample_shuffle_indices(idx)
         except ValueError as error:  # a position outside the file
             raise self._changed() from error
-        if len(text) != self.config.sequence_length + 1:
+        if len(sequence[0]) != self.config.sequence_length + 1:
             raise self._changed()
-        return text, documents
+        return sequence
 
     def _check(self, idx: int) -> None:
         """Raises UserError for wrong indices: with them Megatron would read another part of the file."""

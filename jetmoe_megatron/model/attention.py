@@ -57,6 +57,7 @@ class MixtureOfAttention(MegatronModule):
         submodules: AttentionSubmodules,
         layer_number: int,
         pg_collection: ProcessGroupCollection,
+        name: str | None = None,  # newer versions of Megatron-Core give each module its name
     ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
@@ -22,6 +24,8 @@ def build_model(run: Run, layout: Layout) -> list[GPTModel]:
 
     Megatron's parallel state must exist.
     """
+    # Newer versions of Megatron-Core announce HybridModel for each chunk, which has no place for JetMoE's layers.
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     config = transformer_config(run, layout)
     if run.model.expert_backend == "auto" and torch.distributed.get_rank() == 0:
         choice = choose_backend(run, layout)

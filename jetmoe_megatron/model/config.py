@@ -22,8 +22,7 @@ LAYER_NORM_EPS = 1e-6
 _DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
-    # Norms could be recomputed too, but Megatron needs Transformer Engine for that (random.py:589).
-    "selective": {"recompute_granularity": "selective", "recompute_modules": ["moe_act"]},
+    "selective": {"recompute_activation": True},
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
 _IS_SHARDED = {"replicated": False, "sharded": True}
@@ -36,6 +35,7 @@ class JetMoEConfig(TransformerConfig):
 
     final_norm_eps: float = 1e-5
     expert_backend: str = "torch"
+    recompute_activation: bool = False  # recompute: selective
     shard_attention_experts: bool = False
     global_balance: bool = False  # losses.scope: global_batch
 
@@ -113,7 +113,6 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         pipeline_model_parallel_layout=_stages(run),
         overlap_moe_expert_parallel_comm=run.parallel.overlap_moe_expert_parallel_comm,
         **_RECOMPUTE[run.recompute],
-        moe_grouped_gemm=True,  # Megatron requires it for recomputing moe_act
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
         shard_attention_experts=_IS_SHARDED[run.parallel.attention_experts],
         global_balance=_IS_GLOBAL[run.losses.scope],

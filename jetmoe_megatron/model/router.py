@@ -27,8 +27,10 @@ class Router(TopKRouter):
 
     kind: str  # "moa" (attention) or "moe" (MLP): the prefix of its losses in the metrics
 
-    def __init__(self, config: JetMoEConfig, pg_collection: ProcessGroupCollection | None = None) -> None:
-        super().__init__(config=config, pg_collection=pg_collection)
+    def __init__(
+        self, config: JetMoEConfig, pg_collection: ProcessGroupCollection | None = None, **of_newer_versions: Any
+    ) -> None:
+        super().__init__(config=config, pg_collection=pg_collection, **of_newer_versions)
         self.losses = RouterLosses()
         self.counting = False  # in the pass before a step with losses.scope: global_batch
         # Integers: Megatron casts floating-point buffers to bf16, which cannot count beyond 256.

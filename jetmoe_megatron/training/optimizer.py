@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from jetmoe_megatron.training.gradient_clipping import replace_norm_and_scale
 
 def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[DistributedDataParallel]:
     """Gradients are accumulated and reduced in fp32, averaged over data-parallel ranks."""
+    # Newer versions of Megatron-Core say that they compute which rank has which part of the optimizer's state.
+    logging.getLogger("megatron.core.distributed.distributed_data_parallel").setLevel(logging.ERROR)
     config = chunks[0].config
     parallel, distributed = run.parallel, _is_distributed(run)
     ddp_config = DistributedDataParallelConfig(

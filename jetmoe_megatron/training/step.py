@@ -17,7 +17,6 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.utils import get_batch_on_this_cp_rank
 from torch import Tensor
 
 from jetmoe_megatron.data.step_batches import MicroBatch
@@ -114,12 +113,25 @@ def _forward_step(
     mean_tokens: Tensor, batches: Iterator[MicroBatch], model: Any, return_schedule_plan: bool = False
 ) -> tuple[Any, Any]:
     """What the schedule runs. Returns the losses [B, S], or a plan for it to interleave, and how to reduce them."""
-    batch = get_batch_on_this_cp_rank(dict(next(batches)))  # it changes the dict that it is given
-    batch = {key: value.to(device(), non_blocking=True) for key, value in batch.items()}
+    whole: dict[str, Any] = dict(next(batches))
+    batch = {key: _own_part(value).to(device(), non_blocking=True) for key, value in whole.items()}
     mask = _hidden(batch["document"]) if "document" in batch else None
     forward = model.build_schedule_plan if return_schedule_plan else model
     output = forward(batch["tokens"], batch["position_ids"], mask, labels=batch["labels"])
     return output, functools.partial(_loss, batch["loss_mask"], mean_tokens)
+
+
+def _own_part(whole_BS: Tensor) -> Tensor:
+    """The part [B, S / context] of this context-parallel rank: two of 2 * context chunks, an early and a late one.
+
+    That is the split that Transformer Engine's ring exchange expects; each rank's part attends to as many tokens.
+    Source: megatron/core/utils.py, get_batch_on_this_cp_rank, whose arguments and default group differ by version.
+    """
+    ranks, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
+    if ranks == 1:
+        return whole_BS
+    chunks = whole_BS.chunk(2 * ranks, dim=1)
+    return torch.cat([chunks[rank], chunks[2 * ranks - 1 - rank]], dim=1)
 
 
 def _hidden(document_BS: Tensor) -> Tensor:
