@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` work on a fresh machine with Python 3.10 or newer.
+# `make quickstart` and `make test` work on a fresh machine with Python 3.10 to 3.13.
 PYTHON ?= python3
 VENV ?= .venv
 # torch goes first and alone: on a machine without a GPU point pip at PyTorch's CPU wheels to save gigabytes.
@@ -6,8 +6,12 @@ TORCH ?= torch==2.13.0
 # The versions that CI runs with; empty: the newest ones that setup.py allows.
 CONSTRAINTS ?= -c constraints.txt
 BIN := $(VENV)/bin
+# Another environment, with the Megatron-Core of Python 3.12 and newer, and the tests of what a new version can break.
+STACK_VENV := .venv-stack
+STACK_TESTS := tests/runtime tests/model tests/parallel tests/checkpoint tests/training/test_step.py \
+	tests/training/test_pretrain.py
 
-.PHONY: install quickstart test test-all check format clean
+.PHONY: install quickstart test test-all test-stack check format clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +30,10 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest tests
 
+test-stack: install
+	python=$$(scripts/newer_python.sh) && $(MAKE) install VENV=$(STACK_VENV) PYTHON="$$python"
+	OTHER_PYTHON="$(abspath $(BIN))/python" $(STACK_VENV)/bin/python -m pytest -m "not slow and not gpu" $(STACK_TESTS)
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,4 +44,4 @@ format: install
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(STACK_VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

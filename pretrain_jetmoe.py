@@ -32,7 +32,7 @@ def main() -> int:
     try:
         run = apply_start_from(load_run(arguments.run, arguments.overrides))
         if run.logging.wandb == "off" or rank != 0:
-            # Megatron-Core imports wandb if it is installed (timers.py:13). Each import makes two temporary folders,
+            # Megatron-Core imports wandb if it is installed (timers.py). Each import makes two temporary folders,
             # which a killed rank leaves behind.
             sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
         layout = resolve_layout(run, arguments.world or world)
@@ -40,8 +40,9 @@ def main() -> int:
             print(describe(run, layout), flush=True)
         if layout.tensor > 1 and not run.parallel.overlap_moe_expert_parallel_comm:
             # With one hardware queue, a collective starts before the matmul that it overlaps with, in the order of
-            # issue (megatron/core/tensor_parallel/layers.py:526). The variable is read when the GPU is first used: in
-            # the checks. The overlap of the experts' exchange has its own streams, which need their own queues.
+            # issue (tensor_parallel/layers.py, `LinearWithGradAccumulationAndAsyncCommunication`). The variable is read
+            # when the GPU is first used: in the checks. The overlap of the experts' exchange has its own streams, which
+            # need their own queues.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
         from jetmoe_megatron.training.preflight import check_run_can_start

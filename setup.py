@@ -30,15 +30,19 @@ setup(
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",  # no Megatron-Core has wheels for newer ones
     packages=find_packages(include=["jetmoe_megatron*", "data_tools*"]),
     package_data={"jetmoe_megatron": ["py.typed"], "data_tools": ["py.typed"]},
     install_requires=[
         "torch>=2.10,<2.14",  # 2.10 made torch.nn.functional.grouped_mm public
-        "megatron-core==0.16.1",  # the newest for Python 3.10 and 3.11; the CPU adapter names its lines
+        # The newest for each Python. Exact versions: the CPU adapter replaces parts of them (runtime/cpu.py).
+        "megatron-core==0.16.1; python_version < '3.12'",
+        "megatron-core==0.19.2; python_version >= '3.12'",
         "transformers>=4.57,<6",  # Hugging Face's JetMoE: conversion target and ground truth of the tests
         "tokenizers>=0.22",  # BPE training and tokenization: what a tokenizer.json means
         # The same ids, many times as fast, compared at run time; it has no wheel for Linux on ARM.
@@ -57,7 +61,10 @@ setup(
     extras_require={
         # MegaBlocks pins torch and packaging to versions that exclude Megatron-Core's, so it cannot be named here:
         # scripts/install_gpu.sh installs it. NVIDIA's Apex is not on the index; the package of that name is another.
-        "gpu": ["transformer-engine[pytorch]>=2.9,<2.12"],  # the range megatron-core 0.16.1 declares
+        "gpu": [  # what each Megatron-Core declares; our own backends were written for 2.9
+            "transformer-engine[pytorch]>=2.9,<2.12; python_version < '3.12'",
+            "transformer-engine[pytorch]>=2.9; python_version >= '3.12'",
+        ],
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.16"],
         "plot": ["matplotlib>=3.8"],

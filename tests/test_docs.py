@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +46,36 @@ def test_named_files_are_there(name: str) -> None:
 
 
 def of_a_library(path: str) -> bool:
-    """`schedules.py:996` of Megatron-Core and the like are named with their package in the text around."""
+    """`schedules.py` of Megatron-Core and the like are named with their package in the text around."""
+    return bool(files_of_libraries(path))
+
+
+@functools.cache
+def files_of_libraries(path: str) -> list[Path]:
+    """Those whose path ends so; megatron/core and torch may be left out."""
     import megatron.core
     import torch
 
     roots = [Path(megatron.core.__path__[0]), Path(torch.__path__[0]) / "distributed", Path(torch.__path__[0]) / "nn"]
-    return any(next(root.rglob(path), None) for root in roots)
+    inside = re.sub(r"^(megatron/core|torch/(distributed|nn))/", "", path)
+    return [file for root in roots for file in root.rglob(inside)]
+
+
+NAMED = r"([\w./]+\.py),\s+(?:#\s+)?`([\w.]+)`"  # a name in a file: "optimizer.py, `ChainedOptimizer.step`"
+OF_MISSING_PACKAGES = ("megablocks/",)  # they need a GPU
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".py", ".md")) and name != "CHANGELOG.md"])
+def test_what_is_named_in_a_library_is_there(name: str) -> None:
+    """In each version that this runs with. Line numbers would hold for one version alone."""
+    text = (REPO / name).read_text()
+    assert not re.search(r"\.py:\d+\b", text), "name the function, not the line"
+    for path, word in re.findall(NAMED, text):
+        if not path.startswith(OF_MISSING_PACKAGES):
+            last = re.escape(word.rpartition(".")[2])
+            defined = re.compile(rf"^\s*(?:def|class) {last}\b|^{last}\b.*=", re.M)
+            where = [*files_of_libraries(path), *(REPO / file for file in FILES if file.endswith(path))]
+            assert any(defined.search(file.read_text()) for file in where), f"{path}, {word}"
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 
 import yaml
+from packaging.requirements import Requirement
 
 import jetmoe_megatron
-from tests.support import REPO, jetmoe
+from tests.support import REPO, command, jetmoe
 
 
 def test_one_version() -> None:
@@ -23,6 +25,37 @@ def test_workflows_call_ours() -> None:
         (job,) = yaml.safe_load(file.read_text())["jobs"].values()
         called[file.stem] = [step["run"] for step in job["steps"] if "run" in step]
     assert called == {"ci": [".ci/run"], "nightly": ["make test-all CONSTRAINTS="]}
+
+
+def test_a_newer_python_is_found_or_asked_for() -> None:
+    """By `make test-stack`. A Python that is named is the one, or an error."""
+    script = REPO / "scripts/newer_python.sh"
+    named = command("env", "PYTHON312=/no/such/python", "bash", script)
+    assert named.returncode == 2 and named.stdout == ""
+    assert named.stderr == (
+        "error: no Python 3.12 or 3.13 runs here (tried /no/such/python): set PYTHON312 to the path of one\n"
+    )
+    if (found := command("bash", script)).returncode == 0:
+        version = command(found.stdout.strip(), "-c", "import sys; print(sys.version_info[:2])").stdout.strip()
+        assert version in ("(3, 12)", "(3, 13)")
+
+
+def test_test_stack_runs_files_that_are_there() -> None:
+    text = (REPO / "Makefile").read_text().replace("\\\n", " ")
+    (files,) = re.findall(r"^STACK_TESTS := (.+)$", text, re.M)
+    assert len(files.split()) >= 5 and all((REPO / name).exists() for name in files.split())
+
+
+def test_each_python_has_its_megatron() -> None:
+    """The classifiers, the pins by Python and the nightly workflow name the same versions."""
+    text = (REPO / "setup.py").read_text()
+    pythons = re.findall(r"Python :: (3\.\d+)", text)
+    assert pythons == ["3.10", "3.11", "3.12", "3.13"] and 'python_requires=">=3.10,<3.14"' in text
+    pins = [Requirement(pin) for pin in re.findall(r'"(megatron-core==[^"]+)"', text)]
+    for python in pythons:
+        assert sum(pin.marker.evaluate({"python_version": python}) for pin in pins if pin.marker) == 1
+    nightly = yaml.safe_load((REPO / ".github/workflows/nightly.yml").read_text())
+    assert nightly["jobs"]["run"]["strategy"]["matrix"]["python"] == pythons[1:]
 
 
 def test_other_files_are_yaml() -> None:

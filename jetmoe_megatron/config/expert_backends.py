@@ -34,7 +34,7 @@ EXPERT_BACKENDS = {
     "loop": ExpertBackend("loop", {"bf16": 1, "fp32": 1}),
     # Strides of 16 bytes (torch/aten/src/ATen/native/GroupedMMUtils.h).
     "torch": ExpertBackend("torch_grouped", {"bf16": 8, "fp32": 4}, counts_on_host=False),
-    # Its matmul takes only bf16 (grouped_gemm.cu:480).
+    # Its matmul takes only bf16 (grouped_gemm.cu).
     "megablocks": ExpertBackend("megablocks", {"bf16": 8}, True, (0, 0), _MEGABLOCKS, "--megablocks"),
     # Transformer Engine computes fp32 as TF32.
     "te": ExpertBackend("te", {"bf16": 8}, True, (0, 0), _TE, "--te"),

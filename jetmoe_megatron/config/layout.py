@@ -125,7 +125,7 @@ def phase_steps(run: Run) -> tuple[int, ...]:
 
 
 def _missing_for_expert_overlap(run: Run) -> str | None:
-    """Source: megatron/core/transformer/transformer_config.py:1852."""
+    """Source: megatron/core/transformer/transformer_config.py, `__post_init__`."""
     if run.parallel.expert == 1:
         return "parallel.expert > 1"
     if run.precision != "bf16":

@@ -86,7 +86,8 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         final_norm_eps=model.norm_eps,
         add_bias_linear=False,
         bias_dropout_fusion=can_fuse(),
-        # The fused kernel's gradient is in bf16, whatever the dtype of the logits (fused_cross_entropy.py:98).
+        # The fused kernel's gradient is in bf16, whatever the dtype of the logits (fused_cross_entropy.py,
+        # `calculate_gradients`).
         cross_entropy_loss_fusion=run.precision == "bf16" and can_fuse(),
         # Transformer Engine's kernels, for rows that Megatron's token dispatcher sends. Local rows use
         # `permutation.py`.

@@ -29,12 +29,13 @@ class MixtureOfMLPs(MoELayer):
         return output, None if self.config.overlap_moe_expert_parallel_comm else self.bias
 
     # Megatron's overlap of the exchange with another micro-batch calls the steps of this layer one by one. It does not
-    # call `forward` (models/gpt/fine_grained_callables.py:544).
+    # call `forward` (models/gpt/fine_grained_callables.py, `submodule_combine_forward`).
 
     def routed_experts_compute(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, None]:
         """Rows from all ranks -> the outputs of this rank's experts, and no bias."""
         if self.config.overlap_moe_expert_parallel_comm and self.num_local_experts == 1:
-            # Megatron frees the received rows as if sorting by expert had copied them (pipeline_parallel/utils.py:238).
+            # Megatron frees the received rows as if sorting by expert had copied them (pipeline_parallel/utils.py,
+            # `ScheduleNode`).
             hidden_states = hidden_states.clone()
         return super().routed_experts_compute(hidden_states, probs)
 

@@ -80,8 +80,9 @@ def follow_position_ids(model: GPTModel, rotary_base: float) -> None:
 
 
 def forget_angles() -> None:
-    """Clear Megatron's cache of angles (rotary_pos_embedding.py:177). Call it when a model is no longer needed.
+    """Clear Megatron's cache of angles. Call it when a model is no longer needed.
 
-    The cache keeps the module that made the angles and, through the hooks that gather weights, the whole model.
+    The cache (rotary_pos_embedding.py, `RotaryEmbedding`) keeps the module that made the angles and, through the hooks
+    that gather weights, the whole model.
     """
     RotaryEmbedding.forward.cache_clear()

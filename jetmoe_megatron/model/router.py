@@ -37,7 +37,8 @@ class Router(TopKRouter):
         self.register_buffer("count_E", torch.zeros(config.num_moe_experts, dtype=torch.int64), persistent=False)
 
     def gating(self, input: Tensor) -> Tensor:
-        """Logits in fp32. Megatron's own needs Transformer Engine (moe_utils.py:1192 reads an unbound name)."""
+        """Logits in fp32. Megatron's own needs Transformer Engine in 0.16: without it, a name is not defined there
+        (moe_utils.py, `RouterGatingLinearFunction`)."""
         return _Gating.apply(input, self.weight)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ def layer_spec() -> ModuleSpec:
 
 def block_spec(num_layers: int) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage and the final norm, which only the last stage builds."""
-    # Megatron warns, once per layer, that it does not know MixtureOfMLPs (transformer_layer.py:368).
+    # Megatron-Core 0.16 warns, once per layer, that it does not know MixtureOfMLPs (transformer_layer.py,
+    # `TransformerLayer`).
     logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
     return TransformerBlockSubmodules(layer_specs=[layer_spec()] * num_layers, layer_norm=FinalRMSNorm)

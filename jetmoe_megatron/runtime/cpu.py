@@ -1,7 +1,7 @@
-"""Megatron-Core 0.16.1 on a machine without a GPU.
+"""Megatron-Core on a machine without a GPU.
 
 Megatron-Core assumes CUDA. `install()` replaces the CUDA calls that it makes while it trains on the CPU over gloo.
-Importing this module patches nothing, and with a GPU nothing is ever patched. Each entry names the line of
+Importing this module patches nothing, and with a GPU nothing is ever patched. Each entry names the file or function of
 megatron/core that needs it. `tests/runtime/test_cpu.py` fails if another version needs other entries.
 """
 
@@ -43,22 +43,16 @@ def _set_cpu_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
     torch.set_rng_state(state)
 
 
-# torch.cuda attribute -> (replacement, a line of megatron/core that calls it)
+# torch.cuda attribute -> (replacement, a file of megatron/core that uses it)
 CUDA_PATCHES: dict[str, tuple[Any, str]] = {
-    "current_device": (
-        lambda: _CPU,
-        "tensor_parallel/layers.py:261, distributed/param_and_grad_buffer.py:783",
-    ),
-    "synchronize": (_nothing, "dist_checkpointing/strategies/filesystem_async.py:230"),
-    "empty_cache": (_nothing, "dist_checkpointing/strategies/async_utils.py"),
-    "Stream": (_Inert, "transformer/moe/token_dispatcher.py:445"),
-    "Event": (_Inert, "models/common/model_chunk_schedule_plan.py:310"),
-    "current_stream": (lambda *a: _STREAM, "transformer/moe/token_dispatcher.py:871"),
-    "default_stream": (lambda *a: _STREAM, "distributed/param_and_grad_buffer.py:422"),
-    "stream": (lambda stream: contextlib.nullcontext(), "transformer/moe/token_dispatcher.py:874"),
-    "get_rng_state": (lambda *a: torch.get_rng_state(), "tensor_parallel/random.py:235"),
-    "set_rng_state": (_set_cpu_rng_state, "tensor_parallel/random.py:238"),
-    "manual_seed": (torch.manual_seed, "tensor_parallel/random.py:236"),
+    "current_device": (lambda: _CPU, "tensor_parallel/layers.py"),
+    "Stream": (_Inert, "transformer/moe/token_dispatcher.py"),
+    "Event": (_Inert, "models/common/model_chunk_schedule_plan.py"),
+    "current_stream": (lambda *a: _STREAM, "transformer/moe/token_dispatcher.py"),
+    "stream": (lambda stream: contextlib.nullcontext(), "transformer/moe/token_dispatcher.py"),
+    "get_rng_state": (lambda *a: torch.get_rng_state(), "tensor_parallel/random.py"),
+    "set_rng_state": (_set_cpu_rng_state, "tensor_parallel/random.py"),
+    "manual_seed": (torch.manual_seed, "tensor_parallel/random.py"),
 }
 
 
@@ -77,14 +71,17 @@ def install() -> None:
         setattr(torch.cuda, name, replacement)
     torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
-    torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]  # pipeline_parallel/utils.py:237
+    torch.Tensor.record_stream = _nothing  # type: ignore[method-assign]  # pipeline_parallel/utils.py, `ScheduleNode`
     torch.Tensor.type = _type_as_cuda(torch.Tensor.type)  # type: ignore[method-assign]
     _patch_megatron()
     _installed = True
 
 
 def _type_as_cuda(original: Any) -> Any:
-    """optimizer.py:671 and distrib_optimizer.py:361 sort parameters by type names like 'torch.cuda.FloatTensor'."""
+    """Megatron sorts parameters by type names like 'torch.cuda.FloatTensor'.
+
+    Source: optimizer/optimizer.py, `Float16OptimizerWithFloat16Params`.
+    """
 
     @functools.wraps(original)
     def tensor_type(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -137,7 +134,7 @@ def _reduce_scatter(own: torch.Tensor, parts: list[torch.Tensor], group: Any) ->
 def _without_transformer_engine() -> None:
     """If Transformer Engine can be imported, Megatron uses its optimizer and norms, which need a GPU.
 
-    Source: optimizer/__init__.py:12, optimizer.py:15, clip_grads.py:10, distrib_optimizer.py:21.
+    Source: the imports of optimizer/__init__.py, optimizer.py, clip_grads.py and distrib_optimizer.py.
     """
     from megatron.core import optimizer as optimizers
     from megatron.core import utils
@@ -161,25 +158,27 @@ def _patch_megatron() -> None:
     from megatron.core.transformer.moe import token_dispatcher
 
     _without_transformer_engine()
-    # These lines hard-code device='cuda': optimizer.py:907, clip_grads.py:90, schedules.py:596, utils.py:1207.
+    # These modules hard-code device='cuda'.
     factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
     for module in (optimizer, clip_grads, schedules, utils):
         module.torch = _Overlay(torch, **factories)
 
-    # utils.py:212 and model_chunk_schedule_plan.py:476 mark ranges for NVIDIA's profiler.
+    # In 0.16, both mark ranges for NVIDIA's profiler without being asked.
     marks = _Overlay(torch.cuda.nvtx, range_push=_nothing, range_pop=_nothing)
     for module in (pipeline_utils, model_chunk_schedule_plan):
         module.torch = _Overlay(torch, cuda=_Overlay(torch.cuda, nvtx=marks))
 
-    # mappings.py:150 and 199: the token dispatcher gathers uneven numbers of tokens over expert-tensor ranks.
+    # The token dispatcher gathers uneven numbers of tokens over expert-tensor ranks (mappings.py,
+    # `_gather_along_first_dim`).
     collectives = _Overlay(torch.distributed, all_gather=_all_gather, reduce_scatter=_reduce_scatter)
     mappings.torch = _Overlay(torch, distributed=collectives)
 
-    # random.py:80 reaches into torch.cuda.default_generators.
+    # Both reach into torch.cuda.default_generators.
     random._set_cuda_rng_state = _set_cpu_rng_state
     random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
 
-    # token_dispatcher.py:882 converts its all-to-all split sizes to numpy only if they are on a GPU.
+    # Megatron converts its all-to-all split sizes to numpy only if they are on a GPU (moe_utils.py,
+    # `maybe_move_tensor_to_cpu`).
     original = token_dispatcher.maybe_move_tensor_to_cpu
 
     def split_sizes_on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

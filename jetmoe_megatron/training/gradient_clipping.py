@@ -26,7 +26,9 @@ def replace_norm_and_scale() -> None:
 
 
 def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_tensor: bool) -> tuple[Tensor, None]:
-    """Replaces Megatron's own (utils.py:1200, without Transformer Engine and Apex), which waits once per tensor.
+    """Replaces the one that Megatron has without Transformer Engine and Apex, which waits once per tensor.
+
+    Source: megatron/core/utils.py, `local_multi_tensor_l2_norm`.
 
     On a CPU, torch adds squares one by one in fp32: the sum of ten million is wrong in the fourth digit.
     """
@@ -41,5 +43,8 @@ def _in_parts(x: Tensor) -> list[Tensor]:
 
 
 def _scale(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], scale: float) -> None:
-    """Scale in place. Megatron's own (utils.py:1211) makes a copy of each gradient and copies it back."""
+    """Scale in place. Megatron's own makes a copy of each gradient and copies it back.
+
+    Source: megatron/core/utils.py, `local_multi_tensor_scale`.
+    """
     torch._foreach_mul_(tensors[1], scale)

@@ -69,7 +69,7 @@ def settle_weights(model: list[DistributedDataParallel]) -> None:
 def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronOptimizer:
     """AdamW with fp32 main weights. Parameters of one dimension (norms, biases) do not decay, as in Megatron.
 
-    Source: megatron/core/optimizer/__init__.py, get_standard_config_overrides.
+    Source: megatron/core/optimizer/__init__.py, `get_standard_config_overrides`.
     """
     options = run.optimizer
     config = OptimizerConfig(

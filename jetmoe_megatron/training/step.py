@@ -52,7 +52,7 @@ def compute_gradients(
 def update_weights(optimizer: MegatronOptimizer, gradient_norm: float, learning_rate: float) -> None:
     """Clip the gradients of `compute_gradients` and step.
 
-    Source: megatron/core/optimizer/optimizer.py, ChainedOptimizer.step, after it has computed the norm.
+    Source: megatron/core/optimizer/optimizer.py, `ChainedOptimizer.step`, after it has computed the norm.
     """
     set_learning_rate(optimizer, learning_rate)
     clip_gradients(optimizer, gradient_norm)
@@ -125,7 +125,7 @@ def _own_part(whole_BS: Tensor) -> Tensor:
     """The part [B, S / context] of this context-parallel rank: two of 2 * context chunks, an early and a late one.
 
     That is the split that Transformer Engine's ring exchange expects; each rank's part attends to as many tokens.
-    Source: megatron/core/utils.py, get_batch_on_this_cp_rank, whose arguments and default group differ by version.
+    Source: megatron/core/utils.py, `get_batch_on_this_cp_rank`, whose arguments and default group differ by version.
     """
     ranks, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
     if ranks == 1:

@@ -40,7 +40,8 @@ def train(tree: dict[str, Any], steps: int) -> Any:
 
     from jetmoe_megatron.model import attention
 
-    # rope_utils.py:62 asks for pinned memory. The adapter has no answer: nobody runs context parallelism on a CPU.
+    # rope_utils.py, `get_pos_emb_on_this_cp_rank`, asks for pinned memory. The adapter has no answer: nobody runs
+    # context parallelism on a CPU.
     rope_utils.torch = cpu._Overlay(torch, tensor=lambda values, **_: torch.tensor(values))
 
     attention._core_attention = gather_and_attend

@@ -1,4 +1,4 @@
-"""The adapter replaces exactly what the pinned Megatron-Core uses of CUDA."""
+"""The adapter replaces exactly what each Megatron-Core that setup.py pins uses of CUDA."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from jetmoe_megatron.runtime import cpu
+from tests.support import REPO
 
 CORE = Path(megatron.core.__file__).parent
 # The modules that training runs through; the rest of Megatron-Core is not reached without a GPU.
@@ -37,17 +38,42 @@ PATHS = (
     "transformer/moe/token_dispatcher.py",
     "models/gpt/gpt_model.py",
     "models/common/embeddings/rotary_pos_embedding.py",
-    "dist_checkpointing/serialization.py",
-    "dist_checkpointing/strategies/filesystem_async.py",
-    "dist_checkpointing/strategies/async_utils.py",
 )
-# Asked for only with options that need a GPU: fused kernels, CUDA graphs, activation offloading, FSDP.
+# Asked for only with options that need a GPU: fused kernels, CUDA graphs, activation offloading, FSDP, several
+# instances of the distributed optimizer, transfers of variable shape, a dispatcher for NVIDIA's newest GPUs.
 NOT_REACHED = {"amp", "CUDAGraph", "MemPool", "default_generators", "random", "nvtx", "is_current_stream_capturing"}
-NOT_REACHED |= {"set_device", "device_count"}  # the process of an asynchronous save
-NOT_REACHED |= {"_lazy_call", "memory", "graphs", "device", "get_device_properties"}
+NOT_REACHED |= {"_lazy_call", "memory", "graphs", "device", "get_device_properties", "get_device_capability"}
+NOT_REACHED |= {"synchronize", "empty_cache", "default_stream"}
+# By version, the files that write device="cuda" where the adapter need not answer: NCCL's registered buffers are warmed
+# up, and a stream, which the adapter replaces, is made there.
+CUDA_LITERALS = {
+    "0.16.1": {"distributed/param_and_grad_buffer.py", "pipeline_parallel/utils.py"},
+    "0.19.2": {
+        "distributed/param_and_grad_buffer.py",
+        "pipeline_parallel/utils.py",
+        "transformer/moe/moe_layer.py",  # a stream
+        "transformer/moe/token_dispatcher.py",  # of the dispatchers for GPUs
+    },
+}
 
 
-def test_every_cuda_call_of_the_pinned_version_is_known() -> None:
+def test_version_is_one_that_the_adapter_was_written_for() -> None:
+    assert megatron.core.__version__ in CUDA_LITERALS, (
+        "a new Megatron-Core: read what it does with CUDA (the tests below say where), extend CUDA_PATCHES and "
+        "CUDA_LITERALS, run all tests with it, and pin it in setup.py"
+    )
+
+
+def test_setup_pins_these_versions() -> None:
+    assert re.findall(r"megatron-core==([\d.]+)", (REPO / "setup.py").read_text()) == list(CUDA_LITERALS)
+
+
+@pytest.mark.parametrize("name", cpu.CUDA_PATCHES)
+def test_each_patch_is_asked_for_where_it_says(name: str) -> None:
+    assert re.search(rf"torch\.cuda\.{name}\b", (CORE / cpu.CUDA_PATCHES[name][1]).read_text())
+
+
+def test_every_cuda_call_is_known() -> None:
     """A new version of Megatron-Core that asks for more makes this fail: add a patch, or say why it is not reached."""
     asked = {
         name
@@ -60,19 +86,13 @@ def test_every_cuda_call_of_the_pinned_version_is_known() -> None:
     assert asked - cpu.CUDA_PATCHES.keys() - NOT_REACHED == set()
 
 
-def test_every_cuda_literal_of_the_pinned_version_is_known() -> None:
+def test_every_cuda_literal_is_known() -> None:
     """Files that write device="cuda" out: the adapter gives them another `torch`."""
     writing = {
         path for path in (*PATHS, "utils.py") if re.search(r"device ?= ?['\"]cuda['\"]", (CORE / path).read_text())
     }
-    nccl_only = {"distributed/param_and_grad_buffer.py"}  # line 768: warms up NCCL's registered buffers
-    stream = {"pipeline_parallel/utils.py"}  # line 334
     answered = {"optimizer/optimizer.py", "optimizer/clip_grads.py", "pipeline_parallel/schedules.py", "utils.py"}
-    assert writing - nccl_only - stream == answered
-
-
-def test_version_is_the_one_the_adapter_was_written_for() -> None:
-    assert megatron.core.__version__ == "0.16.1"
+    assert writing == answered | CUDA_LITERALS.get(megatron.core.__version__, set())
 
 
 def test_nothing_is_patched_on_import() -> None:
@@ -99,7 +119,7 @@ def test_answers(world_of_one: None) -> None:
     assert optimizer.torch.tensor([1.0], device="cuda").device.type == "cpu"
     assert optimizer.torch.Tensor is torch.Tensor
     with torch.cuda.stream(torch.cuda.Stream()):
-        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        torch.cuda.current_stream().wait_stream(torch.cuda.Stream())
     torch.cuda.manual_seed(3)
     state = torch.cuda.get_rng_state()
     first = torch.rand(3)

@@ -91,7 +91,7 @@ def test_unknown_option() -> None:
     assert result.returncode == 2 and "usage:" in result.stderr
 
 
-@pytest.mark.parametrize("script", ["install_gpu.sh", "gpu_check.sh"])
+@pytest.mark.parametrize("script", ["install_gpu.sh", "gpu_check.sh", "newer_python.sh"])
 def test_shellcheck(script: str) -> None:
     shellcheck = Path(sys.executable).parent / "shellcheck"
     assert shellcheck.exists(), "install the extra `dev`"

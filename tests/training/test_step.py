@@ -38,7 +38,7 @@ def waits(layers: int, micro_batches: int) -> int:
 
 @pytest.fixture
 def no_loss_scale(world_of_one: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backward pass outside of a step leaves one of another shape behind (moe_utils.py:265)."""
+    """A backward pass outside of a step leaves one of another shape behind (moe_utils.py, `MoEAuxLossAutoScaler`)."""
     from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 
     monkeypatch.setattr(MoEAuxLossAutoScaler, "main_loss_backward_scale", None)

@@ -1,7 +1,7 @@
 """MegaBlocks' dropless path (arXiv 2211.15841): its gather, grouped matmul and weighted scatter.
 
 Its layers are not used: they have their own router, losses and expert-parallel exchange, which conflict with
-Megatron-Core's. Its block-sparse matmuls refuse triton 3.2 and newer (megablocks/layers/arguments.py:78).
+Megatron-Core's. Its block-sparse matmuls refuse triton 3.2 and newer (megablocks/layers/arguments.py, `__post_init__`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def gather(x_TD: Tensor, permutation: Permutation, slots: int) -> Tensor:
 
 def scatter(y_ND: Tensor, gate_TK: Tensor | None, permutation: Permutation, slots: int) -> Tensor:
     indices, experts, ends = _plan(permutation)
-    # The gates' gradient comes back in the rows' dtype (megablocks/backend/kernels.py, padded_scatter_wgrad).
+    # The gates' gradient comes back in the rows' dtype (megablocks/backend/kernels.py, `padded_scatter_wgrad`).
     gate_N = None if gate_TK is None else gate_TK.flatten().to(y_ND.dtype)
     return ops.scatter(y_ND.contiguous(), indices, experts, gate_N, ends, slots)
 
