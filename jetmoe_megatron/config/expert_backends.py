@@ -19,6 +19,7 @@ class ExpertBackend:
     capability: the smallest compute capability of a GPU that it runs on; None: it runs on CPUs too.
     packages: modules that must be importable.
     install: the option of scripts/install_gpu.sh that installs them.
+    delays_weight_gradient: whether the gradients of rows and of weights can be computed one after the other.
     """
 
     module: str
@@ -27,13 +28,14 @@ class ExpertBackend:
     capability: tuple[int, int] | None = None
     packages: tuple[str, ...] = ()
     install: str = ""
+    delays_weight_gradient: bool = False
 
 
 _TE, _MEGABLOCKS = ("transformer_engine.pytorch",), ("megablocks.ops", "grouped_gemm")
 EXPERT_BACKENDS = {
-    "loop": ExpertBackend("loop", {"bf16": 1, "fp32": 1}),
+    "loop": ExpertBackend("loop", {"bf16": 1, "fp32": 1}, delays_weight_gradient=True),
     # Strides of 16 bytes (torch/aten/src/ATen/native/GroupedMMUtils.h).
-    "torch": ExpertBackend("torch_grouped", {"bf16": 8, "fp32": 4}, counts_on_host=False),
+    "torch": ExpertBackend("torch_grouped", {"bf16": 8, "fp32": 4}, counts_on_host=False, delays_weight_gradient=True),
     # Its matmul takes only bf16 (grouped_gemm.cu).
     "megablocks": ExpertBackend("megablocks", {"bf16": 8}, True, (0, 0), _MEGABLOCKS, "--megablocks"),
     # Transformer Engine computes fp32 as TF32.

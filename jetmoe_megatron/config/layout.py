@@ -47,6 +47,7 @@ def resolve_layout(run: Run, world: int) -> Layout:
         raise UserError("parallel.overlap_param_gather: needs distributed_optimizer and overlap_grad_reduce")
     if parallel.overlap_moe_expert_parallel_comm and (missing := _missing_for_expert_overlap(run)):
         raise UserError(f"parallel.overlap_moe_expert_parallel_comm: needs {missing}")
+    _check_exchange(run)
     if parallel.attention_experts == "sharded" and parallel.expert_tensor != parallel.tensor:
         raise UserError(
             "parallel.attention_experts: sharded needs parallel.expert_tensor equal to parallel.tensor "
@@ -135,6 +136,27 @@ def _missing_for_expert_overlap(run: Run) -> str | None:
     if run.parallel.pipeline > 1 and run.parallel.virtual_pipeline == 1:
         return "parallel.virtual_pipeline > 1 if parallel.pipeline > 1"
     return None
+
+
+def _check_exchange(run: Run) -> None:
+    """The options of the exchange of the experts' rows. What the machine lacks for them is found in preflight.py."""
+    parallel = run.parallel
+    overlap, delayed = parallel.overlap_moe_expert_parallel_comm, parallel.delay_wgrad_compute
+    alone = parallel.overlap_dispatch_backward_with_experts_wgrad
+    if parallel.moe_token_dispatcher != "alltoall":
+        if parallel.expert == 1:
+            raise UserError(f"parallel.moe_token_dispatcher: {parallel.moe_token_dispatcher} needs parallel.expert > 1")
+        if run.precision != "bf16":
+            raise UserError(f"parallel.moe_token_dispatcher: {parallel.moe_token_dispatcher} needs precision: bf16")
+    for key in ("delay_wgrad_compute", "high_priority_a2a_comm_stream"):
+        if getattr(parallel, key) and not overlap:
+            raise UserError(f"parallel.{key}: needs parallel.overlap_moe_expert_parallel_comm")
+    if alone and parallel.expert == 1:
+        raise UserError("parallel.overlap_dispatch_backward_with_experts_wgrad: needs parallel.expert > 1")
+    if alone and (overlap or delayed):
+        raise UserError(
+            "parallel.overlap_dispatch_backward_with_experts_wgrad: does not go with overlap_moe_expert_parallel_comm"
+        )
 
 
 def _check_stages(layers: list[int], stages: int, num_layers: int) -> None:

@@ -136,6 +136,17 @@ class Parallel(Section):
     overlap_moe_expert_parallel_comm: bool = False
     """Exchange the MLP's rows of one micro-batch while another micro-batch computes; needs `expert` above 1 and
     bf16."""
+    moe_token_dispatcher: Literal["alltoall", "deepep", "hybridep", "ncclep"] = "alltoall"
+    """What exchanges the MLP's rows among expert-parallel ranks: NCCL's all-to-all, or Megatron's flexible dispatcher
+    with one of three libraries, which need GPUs, `expert` above 1 and bf16; `ncclep` needs Megatron-Core 0.19."""
+    delay_wgrad_compute: bool = False
+    """Compute the gradients of the experts' weights while rows are exchanged; needs
+    `overlap_moe_expert_parallel_comm`."""
+    overlap_dispatch_backward_with_experts_wgrad: bool = False
+    """The same for the MLP's experts without another micro-batch beside it; needs `expert` above 1, Megatron-Core 0.19
+    and Transformer Engine, and goes with neither of the two above."""
+    high_priority_a2a_comm_stream: bool = False
+    """The exchange comes before matmuls on the GPU; needs `overlap_moe_expert_parallel_comm` and Megatron-Core 0.19."""
     timeout_minutes: float = Field(30.0, gt=0, le=1e6)
     """Minutes that a rank waits for another rank before it gives up."""
 

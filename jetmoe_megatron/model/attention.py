@@ -73,6 +73,7 @@ class MixtureOfAttention(MegatronModule):
             "expert_group": self.expert_group,
             "tensor_group": pg_collection.tp,
             "replica_group": moe_groups.expt_dp if self.expert_group else pg_collection.dp_cp,
+            "delay_gradient": config.delay_wgrad_compute,
         }
         self.router = submodules.router(config=config, pg_collection=moe_groups)
         self.linear_q = ExpertLinear(config, (experts, width, hidden), tensor_axis=1, **groups)
@@ -125,7 +126,9 @@ class MixtureOfAttention(MegatronModule):
         return output, self.bias
 
     def backward_dw(self) -> None:
-        """Megatron's hook for a delayed weight gradient. Does nothing: ours is computed in the backward pass."""
+        """Megatron's hook for delayed weight gradients. Those of keys and values are computed in the backward pass."""
+        self.linear_out.backward_dw()
+        self.linear_q.backward_dw()
 
     def _attend(self, q_TKA: Tensor, kv_SBX: Tensor, angles: Tensor, mask: Tensor | None) -> Tensor:
         """Queries [T, K, A] over keys and values [S, B, 2 * A] -> [T, K, A]."""

@@ -11,6 +11,7 @@ from megatron.core.transformer import TransformerConfig
 
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.model.exchange_options import exchange_options
 from jetmoe_megatron.model.experts.choose_backend import choose_backend
 from jetmoe_megatron.model.fusion import can_fuse
 
@@ -38,6 +39,11 @@ class JetMoEConfig(TransformerConfig):
     recompute_activation: bool = False  # recompute: selective
     shard_attention_experts: bool = False
     global_balance: bool = False  # losses.scope: global_batch
+
+    @property
+    def delays_mlp_experts_only(self) -> bool:
+        """An option of Megatron-Core 0.19."""
+        return bool(getattr(self, "overlap_dispatch_backward_with_experts_wgrad", False))
 
 
 def _has_transformer_engine() -> bool:
@@ -78,7 +84,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=run.losses.balance,
         moe_z_loss_coeff=run.losses.z,
-        moe_token_dispatcher_type="alltoall",
+        **exchange_options(run),
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         normalization="RMSNorm",
@@ -112,7 +118,6 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
         pipeline_model_parallel_layout=_stages(run),
-        overlap_moe_expert_parallel_comm=run.parallel.overlap_moe_expert_parallel_comm,
         **_RECOMPUTE[run.recompute],
         gradient_accumulation_fusion=False,  # needs NVIDIA's Apex
         shard_attention_experts=_IS_SHARDED[run.parallel.attention_experts],

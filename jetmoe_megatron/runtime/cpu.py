@@ -26,10 +26,14 @@ class _Inert:
     def _nothing(self, *args: Any, **kwargs: Any) -> None:
         return None
 
-    wait_stream = synchronize = wait = record = _nothing
+    wait_stream = wait_event = synchronize = wait = record = _nothing
 
     def record_event(self, *args: Any) -> _Inert:
         return self
+
+    @staticmethod
+    def priority_range() -> tuple[int, int]:
+        return 0, 0
 
 
 _STREAM = _Inert()
@@ -151,6 +155,7 @@ def _without_transformer_engine() -> None:
 def _patch_megatron() -> None:
     from megatron.core import utils
     from megatron.core.models.common import model_chunk_schedule_plan
+    from megatron.core.models.gpt import fine_grained_callables
     from megatron.core.optimizer import clip_grads, optimizer
     from megatron.core.pipeline_parallel import schedules
     from megatron.core.pipeline_parallel import utils as pipeline_utils
@@ -163,9 +168,11 @@ def _patch_megatron() -> None:
     for module in (optimizer, clip_grads, schedules, utils):
         module.torch = _Overlay(torch, **factories)
 
-    # In 0.16, both mark ranges for NVIDIA's profiler without being asked.
-    marks = _Overlay(torch.cuda.nvtx, range_push=_nothing, range_pop=_nothing)
-    for module in (pipeline_utils, model_chunk_schedule_plan):
+    # In 0.16, they mark ranges for NVIDIA's profiler without being asked.
+    marks = _Overlay(
+        torch.cuda.nvtx, range_push=_nothing, range_pop=_nothing, range=lambda name: contextlib.nullcontext()
+    )
+    for module in (pipeline_utils, model_chunk_schedule_plan, fine_grained_callables):
         module.torch = _Overlay(torch, cuda=_Overlay(torch.cuda, nvtx=marks))
 
     # The token dispatcher gathers uneven numbers of tokens over expert-tensor ranks (mappings.py,

@@ -36,6 +36,7 @@ def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[Distributed
         use_distributed_optimizer=distributed,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather and distributed,
+        delay_wgrad_compute=parallel.delay_wgrad_compute or parallel.overlap_dispatch_backward_with_experts_wgrad,
     )
     modules = [Float16Module(config, chunk) if run.precision == "bf16" else chunk for chunk in chunks]
     wrapped = [DistributedDataParallel(config, ddp_config, module) for module in modules]

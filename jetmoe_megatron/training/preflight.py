@@ -22,9 +22,10 @@ from jetmoe_megatron.runtime.matmul import bf16_is_slow
 
 def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
     """Raises UserError or data_tools.errors.InputError with one line that says what to change."""
+    from jetmoe_megatron.model.exchange_options import check_exchange
     from jetmoe_megatron.model.experts.choose_backend import choose_backend
 
-    choose_backend(run, layout)
+    check_exchange(run, choose_backend(run, layout).name)
     if rank == 0:
         _check_trackers(run)
     if layout.context > 1 and importlib.util.find_spec("transformer_engine") is None:

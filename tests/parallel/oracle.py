@@ -41,7 +41,7 @@ def outcome(
     tree: dict[str, Any], ranks: int, steps: int = 3, prepare: Callable[[list[Any]], None] | None = None
 ) -> Outcome:
     """`prepare` is called on each rank with the wrapped model."""
-    return joined(run_ranks(ranks, _train, tree, steps, prepare))
+    return joined(run_ranks(ranks, train, tree, steps, prepare))
 
 
 def joined(results: list[Any]) -> Outcome:
@@ -109,7 +109,7 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
         yield run, model, StepBatches(samples, range(steps), *shares)
 
 
-def _train(
+def train(
     tree: dict[str, Any], steps: int, prepare: Callable[[list[Any]], None] | None = None
 ) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
     with training(tree, steps) as (run, model, batches_of_steps):

@@ -45,7 +45,7 @@ def train(tree: dict[str, Any], steps: int) -> Any:
     rope_utils.torch = cpu._Overlay(torch, tensor=lambda values, **_: torch.tensor(values))
 
     attention._core_attention = gather_and_attend
-    return oracle._train(tree, steps)
+    return oracle.train(tree, steps)
 
 
 @pytest.mark.parametrize(

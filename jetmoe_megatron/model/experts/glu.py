@@ -30,6 +30,7 @@ class GLUExperts(MegatronModule):
             "expert_group": pg_collection.ep if pg_collection.ep.size() > 1 else None,
             "tensor_group": pg_collection.expt_tp,
             "replica_group": pg_collection.expt_dp,
+            "delay_gradient": config.delay_wgrad_compute or config.delays_mlp_experts_only,
         }
         # The two halves are a separate axis, so that splitting the width splits both halves in the same way.
         self.linear_in = ExpertLinear(config, (experts, 2, ffn, hidden), tensor_axis=2, **groups)
@@ -52,4 +53,6 @@ class GLUExperts(MegatronModule):
         return y_ND if gate_N is None else y_ND * gate_N.unsqueeze(-1).to(y_ND.dtype), None
 
     def backward_dw(self) -> None:
-        """Megatron's hook for a delayed weight gradient. Does nothing: ours is computed in the backward pass."""
+        """Megatron's hook for delayed weight gradients."""
+        self.linear_out.backward_dw()
+        self.linear_in.backward_dw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed import ProcessGroup, get_process_group_ranks
 
 from jetmoe_megatron.model.config import JetMoEConfig
 from jetmoe_megatron.model.experts import open_backend
+from jetmoe_megatron.model.experts.delayed_gradient import DelayedGradient
 
 
 class ExpertLinear(nn.Module):
@@ -30,6 +32,7 @@ class ExpertLinear(nn.Module):
         expert_group: ProcessGroup | None,
         tensor_group: ProcessGroup,
         replica_group: ProcessGroup,
+        delay_gradient: bool = False,
     ) -> None:
         """
         Args:
@@ -37,6 +40,7 @@ class ExpertLinear(nn.Module):
             tensor_axis: the dimension of `shape` that `tensor_group` splits.
             expert_group: None keeps every expert on every rank.
             replica_group: ranks that hold the same slice.
+            delay_gradient: the weight's gradient is computed by `backward_dw`, not in the backward pass.
         """
         super().__init__()
         self.backend = open_backend(config.expert_backend)
@@ -53,10 +57,25 @@ class ExpertLinear(nn.Module):
         self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
         self.weight.partition_dim = tensor_axis  # type: ignore[attr-defined]
         self.weight.partition_stride = 1  # type: ignore[attr-defined]
+        self.delayed = DelayedGradient(self.weight) if delay_gradient else None
 
     def forward(self, x_ND: Tensor, count_E: Tensor) -> Tensor:
         """Rows [N, in] sorted by expert -> [N, rows]."""
-        return self.backend.linear(x_ND, self.weight.flatten(1, -2), count_E)
+
+        def linear(x_ND: Tensor, weight: Tensor) -> Tensor:
+            return self.backend.linear(x_ND, weight.flatten(1, -2), count_E)
+
+        return linear(x_ND, self.weight) if self.delayed is None else self.delayed.apply(linear, x_ND)
+
+    def backward_dw(self) -> None:
+        """Megatron's hook for a delayed weight gradient: that of the oldest backward pass that still lacks it."""
+        if self.delayed is not None:
+            self.delayed.compute()
+
+    def register_wgrad_accumulation_and_reduce_hooks(self, hook: Callable[[], None]) -> None:
+        """Megatron's DDP: what to do with a delayed gradient."""
+        if self.delayed is not None:
+            self.delayed.hooks.append(hook)
 
     def sharded_state_dict(
         self,
