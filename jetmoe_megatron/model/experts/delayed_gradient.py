@@ -13,7 +13,7 @@ class DelayedGradient:
     """Of one weight. Each backward pass leaves work for one call of `compute`, in the same order.
 
     Megatron's DDP puts the gradient where it belongs with the hooks that it registers: the weight is no part of the
-    graph (distributed_data_parallel.py, `register_wgrad_accumulation_and_reduce_hooks`).
+    graph (distributed_data_parallel.py, `_make_backward_post_hook`).
     """
 
     def __init__(self, weight: Tensor) -> None:
