@@ -39,7 +39,7 @@ setup(
     packages=find_packages(include=["jetmoe_megatron*", "data_tools*"]),
     package_data={"jetmoe_megatron": ["py.typed"], "data_tools": ["py.typed"]},
     install_requires=[
-        "torch>=2.10,<2.14",  # 2.10 made torch.nn.functional.grouped_mm public
+        "torch>=2.10,<2.15",  # 2.10 made torch.nn.functional.grouped_mm public
         # The newest for each Python. Exact versions: the CPU adapter replaces parts of them (runtime/cpu.py).
         "megatron-core==0.16.1; python_version < '3.12'",
         "megatron-core==0.19.2; python_version >= '3.12'",

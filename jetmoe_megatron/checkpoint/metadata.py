@@ -4,7 +4,7 @@ That file is a pickle, and torch unpickles it: a crafted file can run code, and 
 read. Here it is read into inert records (`plain_pickle.py`). What we need is taken from these records, checked, and put
 into new metadata. Everything that loads a checkpoint uses this metadata.
 
-Sources: torch/distributed/checkpoint/metadata.py (torch 2.10 to 2.13), filesystem.py, `_StorageInfo`.
+Sources: torch/distributed/checkpoint/metadata.py (torch 2.10 to 2.14), filesystem.py, `_StorageInfo`.
 """
 
 from __future__ import annotations

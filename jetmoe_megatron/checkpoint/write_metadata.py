@@ -2,7 +2,7 @@
 
 The format is torch.distributed.checkpoint's, as Megatron-Core writes it (`torch_dist`); both can read it.
 
-Sources: torch/distributed/checkpoint/metadata.py and filesystem.py (torch 2.10 to 2.13).
+Sources: torch/distributed/checkpoint/metadata.py and filesystem.py (torch 2.10 to 2.14).
 """
 
 from __future__ import annotations

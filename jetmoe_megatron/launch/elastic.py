@@ -7,7 +7,7 @@ they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to
 status.
 
 Source: torch.distributed.run and torch.distributed.elastic.agent.server, of which the parts used here (`run`,
-`_monitor_workers`, `_exit_barrier`) are the same in torch 2.10 to 2.13.
+`_monitor_workers`, `_exit_barrier`) are the same in torch 2.10 to 2.14.
 """
 
 import logging
