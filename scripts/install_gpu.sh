@@ -60,7 +60,7 @@ pip() {
     run "$python" -m pip install "$@"
   fi
 }
-# Torch's version and CUDA, the GPU's architecture (Hopper's where there is none), and whether the packages work.
+# Torch's version and CUDA, the GPU's architecture (Hopper's if there is none), and whether the packages work.
 facts() {
   "$python" -W ignore -c '
 import importlib, importlib.metadata, torch
@@ -80,10 +80,28 @@ if ! "$python" -c 'import importlib.util as u; raise SystemExit(u.find_spec("tor
   pip 'torch==2.11.0' # its wheel on the package index is the one for CUDA 13
 fi
 read -r torch cuda arch has_te has_megablocks < <(facts || echo "2.11.0 13 9.0 0 0")
-# pip must not replace a container's torch.
+if ! allowed=$("$python" -c '
+import pathlib, re, sys
+from pip._vendor.packaging.requirements import Requirement
+
+needed = re.search("\"(torch[<>=][^\"]*)\"", pathlib.Path("setup.py").read_text())[1]
+print(needed)
+raise SystemExit(not Requirement(needed).specifier.contains(sys.argv[1], prereleases=True))' "$torch"); then
+  echo "error: torch $torch is installed, but jetmoe-megatron needs $allowed: use an environment or a container with" \
+    "such a torch" >&2
+  exit 2
+fi
+# pip must not replace a container's torch and Transformer Engine.
 held=$(mktemp)
 trap 'rm -rf "$held" "${source:-}"' EXIT
 echo "torch==$torch" > "$held"
+"$python" -c '
+import importlib.metadata
+
+try:
+    print("transformer-engine==" + importlib.metadata.version("transformer_engine"))
+except importlib.metadata.PackageNotFoundError:
+    pass' >> "$held"
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$arch}
 pip setuptools wheel
 pip -c "$held" --no-build-isolation .
@@ -113,7 +131,7 @@ print(*sorted(found), sep=":")')
   if [[ -n $headers ]]; then
     run export "CPATH=$headers${CPATH:+:$CPATH}"
   fi
-  NVTE_FRAMEWORK=pytorch pip -c "$held" --no-build-isolation 'transformer-engine[pytorch]>=2.9,<2.12' pybind11 ninja
+  NVTE_FRAMEWORK=pytorch pip -c "$held" --no-build-isolation '.[gpu]' pybind11 ninja
 fi
 
 if $megablocks && [[ $has_megablocks == 0 ]]; then

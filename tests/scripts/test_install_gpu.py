@@ -24,6 +24,17 @@ def install(*arguments: str, python: str = sys.executable, **variables: str) -> 
     )
 
 
+def without_pip(folder: Path) -> str:
+    """A Python whose pip installs nothing and succeeds. `held` in the folder is the file that it got as constraints."""
+    python = folder / "python"
+    python.write_text(
+        f"#!/bin/bash\n[[ $3 == install && $4 == -c ]] && cp $5 {folder}/held\n"
+        f'[[ $2 == pip ]] && exit 0\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    return str(python)
+
+
 def commands(*arguments: str) -> str:
     result = install("--dry-run", *arguments)
     assert result.returncode == 0, result.stderr
@@ -62,6 +73,50 @@ def test_transformer_engine_finds_the_headers_of_torchs_packages(tmp_path: Path)
     assert str(headers) in line
 
 
+def test_transformer_engine_in_the_versions_that_the_package_allows(everything: str) -> None:
+    """They depend on the Python: setup.py says which."""
+    (line,) = [line for line in everything.splitlines() if "gpu\\]" in line]
+    assert re.search(r"pip install -c \S+ --no-build-isolation \.\\\[gpu\\\] pybind11 ninja$", line)
+    assert "transformer-engine" not in everything
+
+
+def fake_torch(folder: Path, version: str) -> None:
+    (folder / "torch").mkdir(parents=True)
+    text = "class version:\n    cuda = '13.0'\nclass cuda:\n    is_available = staticmethod(lambda: False)\n"
+    (folder / "torch/__init__.py").write_text(text)
+    fake_distribution(folder, "torch", version)
+
+
+def fake_distribution(folder: Path, name: str, version: str) -> None:
+    (folder / f"{name}-{version}.dist-info").mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (folder / f"{name}-{version}.dist-info/METADATA").write_text(metadata)
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.10.0a0+b5.nv25.11", "9.0.0"])
+def test_a_torch_that_the_package_does_not_support_is_refused_at_once(tmp_path: Path, version: str) -> None:
+    """pip would say only that its constraints contradict each other."""
+    fake_torch(tmp_path, version)
+    refused = install("--all", python=without_pip(tmp_path), PYTHONPATH=str(tmp_path))
+    assert refused.returncode == 2 and not refused.stdout
+    assert re.fullmatch(rf"error: torch {re.escape(version)} is installed, but .*torch>=2\.10.*\n", refused.stderr)
+
+
+def test_a_container_keeps_its_torch_and_transformer_engine(tmp_path: Path) -> None:
+    """Also if Transformer Engine cannot be imported, for example because a library of the driver is missing."""
+    fake_torch(tmp_path, "2.11.0a0+eb65b36914.nv26.02")
+    fake_distribution(tmp_path, "transformer_engine", "2.12.0+5671fd36")
+    (tmp_path / "transformer_engine/pytorch").mkdir(parents=True)
+    (tmp_path / "transformer_engine/pytorch/__init__.py").write_text("raise OSError('libcuda.so.1: no such file')")
+    nvcc = tmp_path / "cuda/bin/nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/bash\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    nvcc.chmod(0o755)
+    install("--te", python=without_pip(tmp_path), PYTHONPATH=str(tmp_path), CUDA_HOME=str(tmp_path / "cuda"))
+    held = (tmp_path / "held").read_text().split()
+    assert held == ["torch==2.11.0a0+eb65b36914.nv26.02", "transformer-engine==2.12.0+5671fd36"]
+
+
 def test_apex_is_never_asked_for(everything: str) -> None:
     assert "apex" not in everything.lower()
 
@@ -76,11 +131,7 @@ def test_wheels_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_torch_without_cuda_is_refused_before_anything_is_built(tmp_path: Path) -> None:
-    """A Python whose pip does nothing stands for one that has all there is on the index."""
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\n[[ $2 == pip ]] && exit 0\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    result = install("--megablocks", python=str(python))
+    result = install("--megablocks", python=without_pip(tmp_path))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: this torch is built without CUDA")
     assert "grouped_gemm" not in result.stdout
