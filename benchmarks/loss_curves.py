@@ -3,7 +3,7 @@
     python -m benchmarks.loss_curves [--steps 200] [--record]
 
 Two bf16 backends show how far equally good runs drift apart, by rounding alone. The text is the quickstart's, the
-source of Python's standard library, byte by byte. On a GPU there are three runs, and each is ended after three minutes.
+source of SymPy, byte by byte. On a GPU there are three runs, and each is ended after three minutes.
 Without a GPU, it trains a tiny model for a few steps, only to test the code. `--record` writes the table to
 benchmarks/results/loss_curves.md, and needs a GPU.
 """
@@ -15,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from benchmarks.provenance import REPO, provenance, versions
 from data_tools.indexed import IndexedWriter
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.monitor.jsonl import read_metrics
-from scripts.quickstart_corpus import is_held_out, sources
+from scripts.quickstart_corpus import folder_of_sympy, is_held_out, sources
 
 RESULT = REPO / "benchmarks/results/loss_curves.md"
 GPU = {"num_layers": 8, "hidden_size": 1024, "num_kv_heads": 8, "kv_channels": 128, "ffn_hidden_size": 2816}
@@ -79,7 +78,7 @@ def write_text(folder: Path) -> None:
         IndexedWriter(folder / "train", np.uint16) as train,
         IndexedWriter(folder / "held_out", np.uint16) as held_out,
     ):
-        for name, code in sources(Path(sysconfig.get_path("stdlib"))):
+        for name, code in sources(folder_of_sympy()):
             text = np.frombuffer(code.encode(), np.uint8).astype(np.uint16)
             (held_out if is_held_out(name) else train).add_document(np.append(text, np.uint16(END)))
 
@@ -130,7 +129,7 @@ def report(results: dict[str, Metrics | str], on_gpu: bool) -> str:
     head = [
         "# The loss by backend\n",
         f"`{' '.join(['python -m benchmarks.loss_curves', *sys.argv[1:]])}`, {provenance()}, {device}, {versions()}.\n",
-        f"{shape}, 8 experts, top 2, bytes of Python's standard library. Nats per byte, the mean of the steps, and in\n"
+        f"{shape}, 8 experts, top 2, bytes of SymPy's source. Nats per byte, the mean of the steps, and in\n"
         "brackets the difference to the first column.\n",
     ]
     missing = [f"\n{backend}: not measured: {why}" for backend, why in results.items() if isinstance(why, str)]

@@ -11,7 +11,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM="${TOKENIZ
 step() { printf '\n== %s\n$%s\n' "$1" "$(printf ' %q' "${@:2}")"; "${@:2}"; }
 
 if [ ! -e "$data/done" ]; then
-    step "Corpus: the standard library's source (code) and its docstrings (prose)" \
+    step "Corpus: SymPy's source (code) and its docstrings (prose)" \
         python scripts/quickstart_corpus.py "$data"
     step "Tokenizer" \
         jetmoe data tokenizer "$data/code.train.jsonl" "$data/prose.train.jsonl" \

@@ -1,4 +1,4 @@
-"""Make a small real corpus from the running interpreter's standard library: no download, the same every time.
+"""Make a small real corpus of SymPy, which torch brings: no download, and the same for every Python.
 
     python scripts/quickstart_corpus.py OUT_DIR
 
@@ -10,17 +10,15 @@ About 3% of the files are held out, whole, so that no docstring of a held-out fi
 import argparse
 import ast
 import hashlib
+import importlib.util
 import json
 import os
-import sysconfig
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-# Not the library itself: installed packages, tests (large, and absent from some installs) and caches.
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-# Written when the interpreter was built: they differ between machines and spell out their paths.
-_BUILD_PREFIXES = ("_sysconfigdata", "config-")
+# Tests, long lists of equations to time, tables that a parser generator wrote, and caches.
+_SKIPPED_FOLDERS = {"tests", "benchmarks", "_antlr", "__pycache__"}
 _HELD_OUT_PER_MILLE = 30
 _SHORTEST_PROSE = 200  # characters
 
@@ -43,7 +41,7 @@ def main(root: Path, out_dir: Path) -> None:
         if len(prose) >= _SHORTEST_PROSE:
             documents[f"prose.{part}"].append(_line(prose, name))
     if not documents["code.train"]:
-        raise ValueError(f"no Python sources under {root}; use a Python whose library has its .py files")
+        raise ValueError(f"no Python sources under {root}")
 
     for name, lines in documents.items():
         content = "".join(lines).encode()
@@ -56,25 +54,25 @@ def main(root: Path, out_dir: Path) -> None:
         print(f"{path}: {len(lines)} documents, {len(content) / 1e6:.1f} MB")
 
 
+def folder_of_sympy() -> Path:
+    """Raises ValueError if it is not installed."""
+    found = importlib.util.find_spec("sympy")
+    if found is None or found.origin is None:
+        raise ValueError("SymPy is not installed, although torch needs it: pip install sympy")
+    return Path(found.origin).parent
+
+
 def sources(root: Path) -> Iterator[tuple[str, str]]:
     """Relative path and content of each file, sorted by path: the filesystem's order does not matter."""
     names: list[str] = []
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = filter(_is_library, subfolders)
-        names += [
-            (Path(folder) / name).relative_to(root).as_posix()
-            for name in files
-            if name.endswith(".py") and _is_library(name)
-        ]
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS]
+        names += [(Path(folder) / name).relative_to(root).as_posix() for name in files if name.endswith(".py")]
     for name in sorted(names):
         try:
             yield name, (root / name).read_bytes().decode("utf-8")
         except (UnicodeDecodeError, OSError):  # another encoding, or a dangling link
             continue
-
-
-def _is_library(name: str) -> bool:
-    return name not in _SKIPPED_FOLDERS and not name.startswith(_BUILD_PREFIXES)
 
 
 def is_held_out(name: str) -> bool:
@@ -104,6 +102,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir", metavar="OUT_DIR", type=Path)
     try:
-        main(Path(sysconfig.get_path("stdlib")), parser.parse_args().out_dir)
+        main(folder_of_sympy(), parser.parse_args().out_dir)
     except (ValueError, OSError) as error:
         parser.error(str(error))

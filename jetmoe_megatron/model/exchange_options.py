@@ -23,7 +23,7 @@ _SWITCHES = (
 _LIBRARIES = {
     "deepep": ("fused_dispatch", "DeepEP"),
     "hybridep": ("hybrid_ep_dispatch", "the hybrid-ep branch of DeepEP"),
-    "ncclep": ("nccl_ep_dispatch", "Transformer Engine, built with NVTE_BUILD_WITH_NCCL_EP=1"),
+    "ncclep": ("nccl_ep_dispatch", "a Transformer Engine with NCCL EP"),
 }
 
 

@@ -33,8 +33,7 @@ def test_files_and_docstrings(tmp_path: Path) -> None:
         "python2.py": b'"""' + long.encode() + b'"""\nprint "x"\n',
         "deep/er.py": b"y = 2\n",
         "notes.txt": b"no",
-        "_sysconfigdata_x.py": b"z = 3\n",
-        **{f"{folder}/x.py": b"z = 3\n" for folder in ("test", "a/tests", "site-packages", "config-3.1")},
+        **{f"{folder}/x.py": b"z = 3\n" for folder in ("tests", "a/tests", "benchmarks", "b/_antlr")},
     }
     for name, content in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ def test_files_and_docstrings(tmp_path: Path) -> None:
     assert corpus["prose.train"] == [{"text": prose, "source": "good.py"}]
 
 
-def test_the_standard_library(tmp_path: Path) -> None:
+def test_sympy(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, SCRIPT, tmp_path / "out"], check=True, capture_output=True, text=True)
     names = ["code.train", "code.heldout", "prose.train", "prose.heldout"]
     for name, line in zip(names, done.stdout.splitlines(), strict=True):
@@ -55,7 +54,7 @@ def test_the_standard_library(tmp_path: Path) -> None:
         assert line.startswith(f"{tmp_path}/out/{name}.jsonl: {documents} documents, ")
     size = {name: (tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in names}
     assert 5e6 < size["code.train"] < 40e6
-    assert 5e5 < size["prose.train"] < 5e6
+    assert 5e5 < size["prose.train"] < 2e7
     sources = {name: {record["source"] for record in records(tmp_path / "out" / f"{name}.jsonl")} for name in names}
     heldout = sources["code.heldout"] | sources["prose.heldout"]
     assert 0.01 < len(sources["code.heldout"]) / len(sources["code.train"]) < 0.1

@@ -87,7 +87,7 @@ def test_options_that_do_not_go_together(parallel: dict[str, Any], changes: dict
         (
             {"expert": 2, "moe_token_dispatcher": "ncclep"},
             "torch",
-            "ncclep needs " + ("Transformer Engine, built with" if HAS_0_19 else "Megatron-Core 0.19 or newer"),
+            "ncclep needs " + ("a Transformer Engine with NCCL EP" if HAS_0_19 else "Megatron-Core 0.19 or newer"),
         ),
         (
             {"expert": 2, ALONE: True},

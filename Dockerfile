@@ -1,0 +1,14 @@
+# An image with the package and what it uses on a GPU. docs/install.md says which combinations were tried, and how.
+#
+#   docker build --build-arg BASE=IMAGE -t jetmoe-megatron .
+#   docker build --build-arg BASE=IMAGE --build-arg OPTIONS=--all -t jetmoe-megatron .
+#
+# IMAGE is NVIDIA's PyTorch container, or, with OPTIONS=--all, one with Python 3.10 to 3.13 and the CUDA toolkit.
+ARG BASE
+FROM ${BASE}
+ARG OPTIONS=--megablocks
+# There is no GPU to ask while an image is built. 9.0 is Hopper.
+ENV TORCH_CUDA_ARCH_LIST=9.0
+WORKDIR /opt/jetmoe-megatron
+COPY . .
+RUN bash scripts/install_gpu.sh ${OPTIONS}
