@@ -112,6 +112,12 @@ def _unlisted(checkpoint: Path, files: Collection[str]) -> str | None:
     return next((f"{name} is not in {CHECKSUMS}" for name in sorted(read) if name not in files), None)
 
 
+def not_a_file(checkpoint: Path) -> str | None:
+    """A problem if something that would be read is a folder or a pipe, for a checkpoint that has no list."""
+    read = sorted(path for path in checkpoint.iterdir() if _is_read(path.name))
+    return next((f"{path.name} is not a file" for path in read if not path.is_file()), None)
+
+
 def _is_plain(path: Path) -> bool:
     """Whether it is a regular file. Reading a pipe would block, and a link leads outside."""
     return stat.S_ISREG(path.lstat().st_mode)

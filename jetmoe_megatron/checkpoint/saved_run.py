@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jetmoe_megatron.checkpoint.checksums import CHECKSUMS
+from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, not_a_file
 from jetmoe_megatron.checkpoint.progress import PROGRESS_FILE
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.schema import (
@@ -44,9 +44,15 @@ def is_of_training(checkpoint: Path) -> bool:
 
 
 def without_checksums(checkpoint: Path) -> str | None:
-    """A warning if damage cannot be detected: `jetmoe convert from-hf` has not always written checksums."""
+    """A warning if damage cannot be detected: `jetmoe convert from-hf` has not always written checksums.
+
+    Raises:
+        UserError: something that would be read is not a file. Reading a pipe would block.
+    """
     if (checkpoint / CHECKSUMS).exists():
         return None
+    if wrong := not_a_file(checkpoint):
+        raise UserError(f"{checkpoint}: is damaged: {wrong}")
     return f"{checkpoint}: has no {CHECKSUMS}, so damage in it may not be noticed"
 
 

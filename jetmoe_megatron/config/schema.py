@@ -144,7 +144,7 @@ class Parallel(Section):
     `overlap_moe_expert_parallel_comm`."""
     overlap_dispatch_backward_with_experts_wgrad: bool = False
     """The same for the MLP's experts without another micro-batch beside it; needs `expert` above 1, Megatron-Core 0.19
-    and Transformer Engine, and goes with neither of the two above."""
+    and Transformer Engine, and does not go with `overlap_moe_expert_parallel_comm`."""
     high_priority_a2a_comm_stream: bool = False
     """The exchange comes before matmuls on the GPU; needs `overlap_moe_expert_parallel_comm` and Megatron-Core 0.19."""
     timeout_minutes: float = Field(30.0, gt=0, le=1e6)

@@ -27,7 +27,8 @@ from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, METADATA, checksum
 from jetmoe_megatron.checkpoint.common_state import read_optimizer_steps
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from tests.ranks import run_ranks
-from tests.support import jetmoe, pretrain, small_run, training, write_run
+from tests.support import REPO, environment, jetmoe, pretrain, small_run, training, write_run
+from tests.warm import Command
 
 WEIGHT = "decoder.final_layernorm.weight"
 
@@ -178,6 +179,22 @@ def test_a_pipe_that_is_not_listed(checkpoint: Path, name: str) -> None:
     ended = pretrain(1, checkpoint.parents[2] / "run.yaml", timeout=60)
     assert ended.returncode == 2
     assert "checksums.json" in ended.stderr and "is damaged" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["common.pt", "metadata.json", "__0_0.distcp"])
+def test_a_pipe_where_nothing_is_listed(name: str, tmp_path: Path, data: dict[str, str]) -> None:
+    """In weights that `jetmoe convert from-hf` made before it wrote checksums."""
+    weights = tmp_path / "weights"
+    shutil.copytree(REPO / "tests/golden/from_hf-6290843/weights", weights)
+    (weights / name).unlink()
+    os.mkfifo(weights / name)
+    run_file = write_run(tmp_path, small_run(tmp_path, data, start_from=str(weights)))
+    for ended in (
+        training(run_file).run(timeout=30),
+        Command(["jetmoe", "convert", "to-hf", weights, tmp_path / "hf"], environment(), REPO).run(timeout=30),
+    ):
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1
+        assert f"error: {weights}: is damaged: {name} is not a file" in ended.stderr
 
 
 def test_a_link_is_damage(checkpoint: Path) -> None:
