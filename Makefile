@@ -1,5 +1,6 @@
 # `make quickstart` and `make test` work on a fresh machine with Python 3.10 to 3.13.
 PYTHON ?= python3
+unexport PYTHON  # scripts/torchrun_local.sh takes it for the Python to run, which is that of the environment
 VENV ?= .venv
 # torch goes first and alone: on a machine without a GPU point pip at PyTorch's CPU wheels to save gigabytes.
 TORCH ?= torch==2.13.0
