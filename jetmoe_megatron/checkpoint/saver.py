@@ -226,6 +226,8 @@ def _write(folder: Path, rank: int, parts: list[ShardedTensor]) -> None:
     """In a thread: write this rank's parts, and free each when it is written."""
     with TensorsFile(folder, rank) as file:
         while parts:
+            if not threading.main_thread().is_alive():
+                return  # training has failed, and the process ends when this thread does: nobody will publish
             part = parts.pop()
             assert part.data is not None
             file.add(part.key, part.global_shape, part.global_offset, part.data[(None,) * part.prepend_axis_num])

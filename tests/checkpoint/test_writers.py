@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -23,6 +24,7 @@ from jetmoe_megatron.checkpoint.folder import check_room, in_units
 from tests.parallel.oracle import train_step, training
 from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
+from tests.support import command
 
 
 def refuse(*arguments: Any, **named: Any) -> None:
@@ -147,6 +149,27 @@ def trains_while_the_disk_hangs(tree: dict[str, Any], folder: str) -> tuple[floa
 def test_training_goes_on_while_a_disk_hangs(tmp_path: Path) -> None:
     for loss, published, before, saved in run_ranks(2, trains_while_the_disk_hangs, run_tree(), str(tmp_path)):
         assert loss > 0 and published == [] and torch.equal(before, saved)
+
+
+WRITES_FOR_MINUTES = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+import jetmoe_megatron.checkpoint.saver as saver
+saver.TensorsFile.add = lambda *arguments: time.sleep(0.5)
+part = dict(key="w", global_shape=(1,), global_offset=(0,), prepend_axis_num=0, data=torch.zeros(1))
+parts = [SimpleNamespace(**part) for _ in range(200)]
+saver._Work(lambda: saver._write(Path(sys.argv[1]), 0, parts))
+raise SystemExit(4)
+"""
+
+
+def test_a_rank_that_fails_does_not_write_to_the_end(tmp_path: Path) -> None:
+    """Nobody would publish it, and the launcher learns of the failure only when the process has ended."""
+    ended = command(sys.executable, "-c", WRITES_FOR_MINUTES, tmp_path, timeout=60)
+    assert ended.returncode == 4 and not ended.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["__0_0.distcp"]
 
 
 def replaced(disk: os.statvfs_result, **fields: int) -> SimpleNamespace:
