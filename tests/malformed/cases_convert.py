@@ -115,9 +115,7 @@ TO_HF = [
     _to_hf(".metadata of negative places", "metadata does not say where", _elsewhere(offset=-1)),
     _to_hf(".metadata of places in text", "tokens_1024", _elsewhere(offset="x")),
     _to_hf("tensors empty", "distcp: damaged", spoilt("run/checkpoints/tokens_1024/__0_0.distcp", "empty")),
-    _to_hf(
-        "tensors a folder", "distcp: Is a directory", spoilt("run/checkpoints/tokens_1024/__0_0.distcp", "a folder")
-    ),
+    _to_hf("tensors a folder", "distcp is not a file", spoilt("run/checkpoints/tokens_1024/__0_0.distcp", "a folder")),
     _to_hf(
         "tensors crafted", "distcp: damaged", lambda w: w.crafted("run/checkpoints/tokens_1024/__0_0.distcp", 200_000)
     ),
