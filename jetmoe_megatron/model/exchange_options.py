@@ -6,6 +6,7 @@ Which of them go together is checked in `config/layout.py`.
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from typing import Any
 
 from jetmoe_megatron.config.expert_backends import EXPERT_BACKENDS
@@ -72,6 +73,5 @@ def check_exchange(run: Run, expert_backend: str) -> None:
 
 
 def _newer() -> str:
-    import megatron.core
-
-    return f"needs Megatron-Core 0.19 or newer, which needs Python 3.12; {megatron.core.__version__} is installed"
+    installed = importlib.metadata.version("megatron-core")
+    return f"needs Megatron-Core 0.19 or newer, which needs Python 3.12; {installed} is installed"
