@@ -17,7 +17,8 @@ from torch import Tensor
 from data_tools.printing import printable
 from jetmoe_megatron.checkpoint.common_state import COMMON, read_optimizer_steps
 from jetmoe_megatron.checkpoint.model_state import sharded_model
-from jetmoe_megatron.checkpoint.optimizer_state import kinds, set_state
+from jetmoe_megatron.checkpoint.optimizer_state import own_numbers, replicas, set_steps
+from jetmoe_megatron.checkpoint.read_together import Wanted, fill
 from jetmoe_megatron.checkpoint.saved_tensors import SavedTensors
 from jetmoe_megatron.errors import SharedError
 
@@ -33,16 +34,10 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
         if steps is None:
             raise ValueError(f"its {COMMON} has no number of optimizer steps")
         saved = SavedTensors(path)
-        part_of = _fill_model(model, saved)
-
-        def state_of(parameter: Tensor) -> dict[str, Tensor]:
-            state = {kind: torch.empty(parameter.shape, dtype=torch.float32) for kind in kinds(parameter)}
-            for kind, tensor in state.items():
-                part = make_sharded_optimizer_tensor(part_of[parameter], tensor, prefix=f"optimizer.{kind}")
-                saved.fill(part)
-            return state
-
-        set_state(optimizer, state_of, steps)
+    part_of = _parts(model)
+    with _failing_together(path):
+        fill(saved, [*_weights(part_of), *_state(part_of, optimizer)])
+    set_steps(optimizer, steps)
 
 
 def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
@@ -55,16 +50,29 @@ def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: Me
     """
     with _failing_together(path):
         read_optimizer_steps(path)
-        _fill_model(model, SavedTensors(path))
+        saved = SavedTensors(path)
+    with _failing_together(path):
+        fill(saved, _weights(_parts(model)))
     optimizer.reload_model_params()
 
 
-def _fill_model(model: list[DistributedDataParallel], saved: SavedTensors) -> dict[Tensor, ShardedTensor]:
-    """Returns what was loaded into each parameter."""
-    parts = {entry.data: entry for entry in nested_values(sharded_model(model)) if isinstance(entry, ShardedTensor)}
-    for part in parts.values():
-        saved.fill(part)
-    return parts
+def _parts(model: list[DistributedDataParallel]) -> dict[Tensor, ShardedTensor]:
+    """What each parameter is in a checkpoint."""
+    part_of = {entry.data: entry for entry in nested_values(sharded_model(model)) if isinstance(entry, ShardedTensor)}
+    assert all(parameter in part_of for chunk in model for parameter in chunk.parameters())
+    return part_of
+
+
+def _weights(part_of: dict[Tensor, ShardedTensor]) -> Iterator[Wanted]:
+    for parameter, part in part_of.items():
+        yield Wanted(part, parameter.detach().view(-1), 0, replicas(parameter))
+
+
+def _state(part_of: dict[Tensor, ShardedTensor], optimizer: MegatronOptimizer) -> Iterator[Wanted]:
+    for own in own_numbers(optimizer):
+        shape = torch.empty(own.parameter.shape, dtype=torch.float32, device="meta")
+        part = make_sharded_optimizer_tensor(part_of[own.parameter], shape, prefix=f"optimizer.{own.kind}")
+        yield Wanted(part, own.numbers_N, own.first, own.group)
 
 
 @contextmanager

@@ -8,10 +8,12 @@ another layout just as the model does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
@@ -19,6 +21,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _GATHERED_AT_ONCE = 2**26  # numbers
@@ -82,35 +85,54 @@ def steps_done(optimizer: MegatronOptimizer) -> int:
     group = next(group for group in part.optimizer.param_groups if group["params"])
     if isinstance(part.optimizer, torch.optim.AdamW):
         return int(part.optimizer.state[group["params"][0]]["step"])
-    return int(group.get("step", 0))  # where Transformer Engine and Apex keep it
+    return int(group.get("step", 0))
 
 
-@torch.no_grad()
-def set_state(optimizer: MegatronOptimizer, state_of: Callable[[Tensor], dict[str, Tensor]], steps: int) -> None:
-    """Set this rank's share of the state. The model's parameters must have been loaded before.
+@dataclass(frozen=True)
+class OwnNumbers:
+    """What this rank holds of one kind of state of a parameter, to be filled in place."""
 
-    state_of: whole tensors of a parameter; called once for each parameter of which this rank has a part.
-    """
+    parameter: Tensor
+    kind: str
+    numbers_N: Tensor  # flat
+    first: int  # where `numbers_N` begins in the flattened parameter
+    group: ProcessGroup | None  # of the ranks that hold the same numbers; None: only this rank
+
+
+def own_numbers(optimizer: MegatronOptimizer) -> Iterator[OwnNumbers]:
+    """All that this rank holds of the state. fp32 parameters are not in it: they belong to the model."""
     for part in _parts(optimizer):
         _allocate(part)
-        for group in part.optimizer.param_groups:
-            if not isinstance(part.optimizer, torch.optim.AdamW):
-                group["step"] = steps
         if isinstance(part, DistributedOptimizer):
-            for parameter, place in _own_ranges(part):
-                state = state_of(parameter)
-                whole = {"param": state.get(MASTER, parameter.data), **state}
-                tensors = {kind: tensor.flatten()[place] for kind, tensor in whole.items() if kind != MASTER}
-                part._set_main_param_and_optimizer_states(parameter, {**tensors, "step": torch.tensor(float(steps))})
+            for parameter, first in _own_ranges(part):
+                tensors = part._get_main_param_and_optimizer_states(parameter)
+                for kind in kinds(parameter):
+                    numbers_N = tensors["param" if kind == MASTER else kind].detach().view(-1)
+                    yield OwnNumbers(parameter, kind, numbers_N, first, None)
         else:
             for parameter, main in _mains(part):
-                own, state = part.optimizer.state[main], state_of(parameter)
-                if MASTER in state:
-                    main.data.copy_(state[MASTER])
-                for kind in MOMENTS:
-                    own[kind].copy_(state[kind])
-                if "step" in own:
-                    own["step"].fill_(steps)
+                own = part.optimizer.state[main]
+                for kind in kinds(parameter):
+                    numbers_N = (main if kind == MASTER else own[kind]).detach().view(-1)
+                    yield OwnNumbers(parameter, kind, numbers_N, 0, replicas(parameter))
+
+
+def replicas(parameter: Tensor) -> ProcessGroup:
+    """The ranks that hold the same part of the model: Megatron's DDP reduces the parameter's gradient over them."""
+    if getattr(parameter, "allreduce", True):
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+    return parallel_state.get_expert_data_parallel_group()
+
+
+def set_steps(optimizer: MegatronOptimizer, steps: int) -> None:
+    """Set the number of steps that are done. `own_numbers` must have been called before."""
+    for part in _parts(optimizer):
+        if not isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                group["step"] = steps  # where Transformer Engine and Apex keep it
+        for own in part.optimizer.state.values():
+            if "step" in own:
+                own["step"].fill_(steps)
 
 
 def _parts(optimizer: MegatronOptimizer) -> list[Any]:
@@ -170,10 +192,10 @@ def _gather_bucket(
                     target[low - start : high - start] = values[low - begins : high - begins]
 
 
-def _own_ranges(part: DistributedOptimizer) -> Iterator[tuple[Tensor, slice]]:
-    """Each parameter that this rank has a part of, and where that lies in the flat parameter."""
+def _own_ranges(part: DistributedOptimizer) -> Iterator[tuple[Tensor, int]]:
+    """Each parameter that this rank has a part of, and where that begins in the flat parameter."""
     for ranges in part.gbuf_ranges:
         for buckets in ranges.values():
             for bucket in buckets:
                 for parameter, own in bucket["param_map"].items():
-                    yield parameter, slice(own["param"].start, own["param"].end)
+                    yield parameter, own["param"].start

@@ -8,7 +8,7 @@ for are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -24,6 +24,7 @@ from jetmoe_megatron.checkpoint.pieces import Piece, find_piece, read_rows
 from jetmoe_megatron.checkpoint.write_metadata import FORMAT, FORMAT_FILE
 
 _READ_AT_ONCE = 2**26  # bytes
+_WORTH_A_SEEK = 2**16  # bytes: parts of rows that are shorter are cut out of whole rows
 _MOST_FORMAT = 2**12  # bytes
 
 
@@ -39,8 +40,14 @@ class SavedTensors:
         self._path, self._metadata = path, read_metadata(path)
 
     @torch.no_grad()
-    def fill(self, part: ShardedTensor) -> None:
-        """Fill `part.data`, a part of a tensor, and cast to its dtype.
+    def fill(self, part: ShardedTensor, numbers_N: Tensor, first: int = 0) -> None:
+        """Fill `numbers_N` with the numbers of the flattened `part` from `first` on, cast to its dtype.
+
+        Little more than these numbers is read, and 64 MiB at most are held beside them.
+
+        Args:
+            part: names the tensor and the place in it; its data is not used.
+            numbers_N: flat and contiguous, on any device.
 
         Raises:
             ValueError: the checkpoint has no such tensor, or it has another shape; its file is damaged.
@@ -51,16 +58,42 @@ class SavedTensors:
             raise ValueError(f"it has no tensor {part.key!r}")
         if tuple(saved.size) != part.global_shape:
             raise ValueError(f"{part.key!r} has the shape {list(saved.size)}, not {list(part.global_shape)}")
-        assert part.data is not None
-        own = part.data.detach()[(None,) * part.prepend_axis_num]  # with the axis of the layers
-        for chunk in saved.chunks:
-            if box := _common_box(part.global_offset, own.shape, chunk):
-                place = self._metadata.storage_data[MetadataIndex(part.key, chunk.offsets)]
-                try:
-                    with open(self._path / place.relative_path, "rb") as file:
-                        _copy(file, find_piece(file, place, chunk.sizes, saved.properties.dtype), box, own)
-                except ValueError as error:
-                    raise ValueError(f"{place.relative_path}: {part.key!r}: {error}") from None
+        shape = (*[1] * part.prepend_axis_num, *part.local_shape)  # with the axis of the layers
+        done = 0
+        for start, sizes in _boxes(shape, first, first + len(numbers_N)):
+            target = numbers_N[done : done + prod(sizes)].view(sizes)
+            done += target.numel()
+            offset = [own + inner for own, inner in zip(part.global_offset, start, strict=True)]
+            for chunk in saved.chunks:
+                if box := _common_box(offset, sizes, chunk):
+                    place = self._metadata.storage_data[MetadataIndex(part.key, chunk.offsets)]
+                    try:
+                        with open(self._path / place.relative_path, "rb") as file:
+                            piece = find_piece(file, place, chunk.sizes, saved.properties.dtype)
+                            _copy(file, piece, box.in_piece, _narrow(target, box.in_part, box.shape))
+                    except ValueError as error:
+                        raise ValueError(f"{place.relative_path}: {part.key!r}: {error}") from None
+
+
+def _boxes(shape: Sequence[int], first: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The numbers `first` to `end` of a flattened tensor as (start, sizes) of boxes, in their order."""
+    if first >= end:
+        return
+    if not shape:
+        yield (), ()
+        return
+    row, inner = prod(shape[1:]), shape[1:]
+    low, high = -(-first // row), end // row  # the whole rows are those from `low` to `high`
+
+    def part_of_row(index: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+        for start, sizes in _boxes(inner, max(first - index * row, 0), min(end - index * row, row)):
+            yield (index, *start), (1, *sizes)
+
+    yield from part_of_row(low - 1)
+    if low < high:
+        yield (low, *[0] * len(inner)), (high - low, *inner)
+    if low <= high:
+        yield from part_of_row(high)
 
 
 def _read_format(path: Path) -> Any:
@@ -95,21 +128,23 @@ def _common_box(offset: Sequence[int], shape: Sequence[int], chunk: ChunkStorage
     )
 
 
-def _copy(file: IO[bytes], piece: Piece, box: _Box, part: Tensor) -> None:
-    """Copy `box` from the file into `part`, a few rows at a time."""
-    part = _narrow(part, box.in_part, box.shape)
-    flat = 0  # axes of length 1 in front, as the one of the layers: rows follow each other along the axis after them
-    while flat < len(piece.shape) - 1 and piece.shape[flat] == 1:
-        flat += 1
-    piece, part = replace(piece, shape=piece.shape[flat:]), part[(0,) * flat]
+def _copy(file: IO[bytes], piece: Piece, start: Sequence[int], target: Tensor) -> None:
+    """Copy a box of the piece, which begins at `start` and has the shape of `target`."""
     if not piece.shape:
-        part.copy_(read_rows(file, piece))
+        target.copy_(read_rows(file, piece))
         return
-    (first, *before), (count, *sizes) = box.in_piece[flat:], box.shape[flat:]
-    at_once = max(1, _READ_AT_ONCE // (prod(piece.shape[1:]) * piece.dtype.itemsize))
+    (first, *before), (count, *sizes) = start, target.shape
+    row = prod(piece.shape[1:]) * piece.dtype.itemsize
+    needed = prod(sizes) * piece.dtype.itemsize
+    if sizes and (row > _READ_AT_ONCE or _WORTH_A_SEEK <= needed < row or count == 1):
+        for index in range(count):
+            inner = replace(piece, start=piece.start + (first + index) * row, shape=piece.shape[1:])
+            _copy(file, inner, before, target[index])
+        return
+    at_once = max(1, _READ_AT_ONCE // row)
     for done in range(0, count, at_once):
         rows = read_rows(file, piece, first + done, min(at_once, count - done))
-        part[done : done + len(rows)].copy_(_narrow(rows, (0, *before), (len(rows), *sizes)))
+        target[done : done + len(rows)].copy_(_narrow(rows, (0, *before), (len(rows), *sizes)))
 
 
 def _narrow(tensor: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Tensor:

@@ -19,10 +19,12 @@ from jetmoe_megatron.model.spec import block_spec
 from jetmoe_megatron.runtime.device import device
 
 
-def build_model(run: Run, layout: Layout) -> list[GPTModel]:
-    """One GPTModel for each virtual pipeline stage of this rank, with its initial weights, on this rank's device.
+def build_model(run: Run, layout: Layout, draw_weights: bool = True) -> list[GPTModel]:
+    """One GPTModel for each virtual pipeline stage of this rank, on this rank's device.
 
     Megatron's parallel state must exist.
+
+    draw_weights: draw the initial weights; without it they are undefined, for a checkpoint that fills all of them.
     """
     # Newer versions of Megatron-Core announce HybridModel for each chunk, which has no place for JetMoE's layers.
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
@@ -48,6 +50,7 @@ def build_model(run: Run, layout: Layout) -> list[GPTModel]:
         if run.data.reset_positions:
             follow_position_ids(chunk, run.model.rope_theta)
         chunk.to(device())
-        initialize_weights(chunk, run.seed, run.model.init_std)
+        if draw_weights:
+            initialize_weights(chunk, run.seed, run.model.init_std)
         chunks.append(chunk)
     return chunks

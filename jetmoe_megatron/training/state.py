@@ -50,7 +50,7 @@ class TrainingState:
         """All ranks call it. step: the number of steps that are done."""
         folder, rank = RunFolder.of(run), torch.distributed.get_rank()
         cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
-        model = wrap_for_data_parallel(run, build_model(run, layout))
+        model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=start.checkpoint is None))
         optimizer = build_optimizer(run, model)
         if start.checkpoint:
             load = load_weights if start.weights_only else load_checkpoint
