@@ -74,7 +74,7 @@ def our_step(run: Run, micro_batches: int = 1) -> Step:
 
     def step() -> dict[str, float]:
         losses, norm = compute_gradients(model, optimizer, [batch] * micro_batches)
-        metrics, _ = reduce_metrics(model, losses, norm, stop=False)
+        metrics, _ = reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
         update_weights(optimizer, norm, 1e-4)
         return metrics.dump()
 

@@ -36,7 +36,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "pipeline 2, data 2": (4, {"pipeline": 2}),
     "expert 4, data 4": (4, {"expert": 4}),
     "pipeline 4, data 2": (8, {"pipeline": 4}),
-    "tensor 2, pipeline 2, data 2": (8, {"tensor": 2, "pipeline": 2}),
+    "tensor 2, pipeline 2, data 2": (8, {"tensor": 2, "expert_tensor": 2, "pipeline": 2}),
 }
 
 
@@ -51,22 +51,23 @@ def main() -> None:
     if arguments.child:
         what, layout = arguments.child
         sys.exit(fork_ranks(what, layout, arguments.folder))
-    rows = []
+    rows = list(HEADER)
+    print("\n".join(HEADER), flush=True)
     with code_of(arguments.against) as trees:
         for layout in arguments.layouts:
             folder = Path(tempfile.mkdtemp(dir=arguments.folder))
             try:
                 run_ranks(ROOT, "write", layout, folder)
                 size = sum(path.stat().st_size for path in folder.iterdir())
-                rows += [row(layout, name, run_ranks(tree, "load", layout, folder), size) for name, tree in trees]
+                for name, tree in trees:
+                    rows.append(row(layout, name, run_ranks(tree, "load", layout, folder), size))
+                    print(rows[-1], flush=True)
             finally:
                 shutil.rmtree(folder)
-    table = "\n".join([*HEADER, *rows])
-    print(table)
     if arguments.record:
         from benchmarks.provenance import provenance
 
-        RESULT.write_text(REPORT.format(provenance=provenance(), command=" ".join(sys.argv[1:]), table=table))
+        RESULT.write_text(REPORT.format(provenance=provenance(), command=" ".join(sys.argv[1:]), table="\n".join(rows)))
 
 
 HEADER = (
@@ -183,10 +184,12 @@ def number_of(name: str) -> int:
 
 def write(layout: str, folder: Path) -> dict[str, float]:
     """The checkpoint that `Saver` would write, but only one tensor is in memory at a time."""
+    from megatron.core.dist_checkpointing.mapping import is_main_replica
+
     from jetmoe_megatron.checkpoint.common_state import write_common
     from jetmoe_megatron.checkpoint.model_state import sharded_model
     from jetmoe_megatron.checkpoint.optimizer_state import own_state, sharded
-    from jetmoe_megatron.checkpoint.saver import _share_out, _tensors, is_main_replica
+    from jetmoe_megatron.checkpoint.saver import _share_out, _tensors
     from jetmoe_megatron.checkpoint.tensors_file import TensorsFile
     from jetmoe_megatron.checkpoint.write_metadata import write_metadata
 

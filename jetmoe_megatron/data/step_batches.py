@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import multiprocessing
 import signal
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -29,6 +31,11 @@ def micro_batches_of_step(
     return [list(range(start, start + micro_sequences)) for start in starts]
 
 
+# A GPU must not wait for the disk: each reader is two steps ahead. On a CPU, no core is to spare for them.
+READERS_ON_GPU = 2
+_STEPS_AHEAD = 2  # of each reader
+
+
 class StepBatches:
     """Iterates over steps: each item is the list of this rank's micro-batches, on the host."""
 
@@ -40,23 +47,32 @@ class StepBatches:
         micro_sequences: int,
         data_ranks: int,
         data_rank: int,
+        readers: int | None = None,
     ) -> None:
-        self.micro_batches = micro_batches
+        """readers: processes that read whole steps ahead; 0: none; by default `READERS_ON_GPU`, and none on a CPU."""
         on_gpu = torch.cuda.is_available()
+        if readers is None:
+            readers = READERS_ON_GPU if on_gpu else 0
+        self.micro_sequences = micro_sequences
         self.loader = DataLoader(
             dataset,
+            # A step is one item: 128 tensors of 32 micro-batches take longer to pass between processes than four.
             batch_sampler=_Sampler(steps, micro_batches, micro_sequences, data_ranks, data_rank),
-            num_workers=2 if on_gpu else 0,  # a GPU must not wait for the disk; a CPU has no core to spare
-            multiprocessing_context="fork" if on_gpu else None,  # newer Pythons' default copies all indices
+            num_workers=readers,
+            prefetch_factor=_STEPS_AHEAD if readers else None,
+            multiprocessing_context="fork" if readers else None,  # newer Pythons' default copies all indices
             worker_init_fn=ignore_stop,
             pin_memory=on_gpu,
         )
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        batches = iter(self.loader)
         try:
-            while step_batches := [batch for _, batch in zip(range(self.micro_batches), batches, strict=False)]:
-                yield step_batches
+            for step in self.loader:
+                parts = {name: tensor.split(self.micro_sequences) for name, tensor in step.items()}
+                yield [
+                    cast("MicroBatch", dict(zip(parts, each, strict=True)))
+                    for each in zip(*parts.values(), strict=True)
+                ]
         except InputError as error:  # from a worker, with a traceback before the message
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
@@ -76,15 +92,17 @@ def _end_readers() -> None:
 
 
 class _Sampler:
+    """The sample numbers of each step."""
+
     def __init__(self, steps: range, *position: int) -> None:
         self.steps, self.position = steps, position
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps:
-            yield from micro_batches_of_step(step, *self.position)
+            yield list(itertools.chain(*micro_batches_of_step(step, *self.position)))
 
     def __len__(self) -> int:
-        return len(self.steps) * self.position[0]
+        return len(self.steps)
 
 
 HELD_OUT_SEED = 0  # not the run's, so that the losses of runs with different seeds can be compared

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
 from dataclasses import replace
 from functools import partial
 
@@ -20,7 +19,6 @@ from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.resume.rollback import roll_back
 from jetmoe_megatron.resume.start_point import find_start_point
-from jetmoe_megatron.runtime.clock import utc_now
 from jetmoe_megatron.runtime.device import peak_memory
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.stopping import ExitStatus
@@ -73,17 +71,17 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         return 0
     announce(start.checkpoint, step)
     state = TrainingState.build(run, layout, start, step)
-    model, optimizer, samples, guard = state.model, state.optimizer, state.samples, state.guard
+    model, optimizer, samples, guard, clock = state.model, state.optimizer, state.samples, state.guard, state.clock
     if owed:
         state.monitor.amend(step, state.held_out.measure(model))
     batches, stopping = state.batches(run, layout, range(step, last_step)), False
     bad: str | None = None
-    stall: Record = {}  # of the save after the previous step
+    clock.end("start_seconds")
     while step < last_step and not stopping:  # a stop counts only after all ranks agreed on it
-        started = time.perf_counter()
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
-        losses, grad_norm = compute_gradients(model, optimizer, next(batches))
-        metrics, stopping = reduce_metrics(model, losses, grad_norm, stop=stop.received is not None)
+        micro_batches, waited = next(batches), clock.end("step_seconds")
+        losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
+        metrics, stopping = reduce_metrics(model, losses, grad_norm, waited, stop=stop.received is not None)
         step += 1
         before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
         bad = guard.judge(step, phase, metrics.lm_loss, metrics.grad_norm)
@@ -93,7 +91,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             record_bad_step(folder.bad_steps, step, bad, guard, metrics, before, ledger.read)
             if guard.action != "skip":
                 break
-        seconds = time.perf_counter() - started
+        seconds = waited + clock.end("step_seconds")
         record: Record = {
             "step": step,
             "phase": phase,
@@ -103,27 +101,27 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
             "tflops_per_rank": flops / seconds / layout.world / 1e12,
-            "step_seconds": seconds,
-            "time": utc_now(),
             **peak_memory(),
             **samples.tokens_read(ledger.read),
-            **stall,
         }
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
+            clock.end("other_seconds")
         if is_due(run, step, last=step == last_step) and not stopping:  # a stop leaves time for the save only
             record |= state.held_out.measure(model)
-        state.monitor.log(record)  # before the save, so that a published checkpoint has the lines of all its steps
-        started, ending = time.perf_counter(), stopping or step == last_step
+            clock.end("evaluation_seconds")
+        # The line comes before the save, so that a published checkpoint has the lines of all its steps.
+        state.monitor.log(record | clock.new_line(metrics.data_wait_seconds, useful=bad is None))
+        clock.end("other_seconds")
+        ending = stopping or step == last_step
         if ending or state.save_points.is_due(step):
             settle_weights(model)
             progress = {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}
             state.saver.save(start.progress | progress, model, optimizer, wait=ending)
-            stall = {"save_stall_seconds": time.perf_counter() - started}
         else:
             state.saver.poll()
-            stall = {}
+        clock.end("save_stall_seconds")
     state.close()
     if bad and guard.action == "stop":
         return ExitStatus.BAD_STEPS

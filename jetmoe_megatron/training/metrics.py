@@ -34,27 +34,43 @@ class StepMetrics:
     moe_z_loss: float
     moe_load_imbalance: float
     grad_norm: float  # before clipping; the mean over ranks, which differ only if something is wrong
+    data_wait_seconds: float  # of the rank that waited longest
 
     def dump(self) -> dict[str, float]:
         return asdict(self)
 
 
 def reduce_metrics(
-    model: list[DistributedDataParallel], losses: list[Tensor], grad_norm: float, stop: bool
+    model: list[DistributedDataParallel], losses: list[Tensor], grad_norm: float, data_wait: float, stop: bool
 ) -> tuple[StepMetrics, bool]:
     """What `compute_gradients` found, the same on all ranks, and whether any rank was asked to stop.
 
-    One collective. losses: (loss sum, tokens) of each micro-batch, on the last pipeline stage.
+    One collective.
+
+    Args:
+        losses: (loss sum, tokens) of each micro-batch, on the last pipeline stage.
+        data_wait: seconds that this rank waited for the step's micro-batches.
+        stop: this rank was asked to stop.
     """
-    own = torch.tensor([grad_norm, stop], device=device(), dtype=torch.float64)
-    total = _sum_over_ranks({**_loss_sums(losses), **_router_sums(model), "grad_norm": own[0], "stop": own[1]})
+    own = torch.tensor([grad_norm, stop, data_wait], device=device(), dtype=torch.float64)
+    world = torch.distributed.get_world_size()
+    waits = torch.zeros(world, device=device(), dtype=torch.float64)  # a sum over ranks of one entry for each
+    waits[torch.distributed.get_rank()] = own[2]
+    wait_of_rank = {f"data_wait/{rank}": wait for rank, wait in enumerate(waits)}
+    sums = {**_loss_sums(losses), **_router_sums(model), "grad_norm": own[0], "stop": own[1], **wait_of_rank}
+    total = _sum_over_ranks(sums)
     of_routers = {
         f"{kind}_{name}": total[f"{kind}_{name}"] / total[f"{kind}_micro_batches"]
         for kind in KINDS
         for name in _OF_A_ROUTER
     }
-    norm = total["grad_norm"] / torch.distributed.get_world_size()
-    return StepMetrics(lm_loss=_mean_loss(total), grad_norm=norm, **of_routers), total["stop"] > 0
+    metrics = StepMetrics(
+        lm_loss=_mean_loss(total),
+        grad_norm=total["grad_norm"] / world,
+        data_wait_seconds=max(total[wait] for wait in wait_of_rank),
+        **of_routers,
+    )
+    return metrics, total["stop"] > 0
 
 
 def reduce_loss(losses: list[Tensor]) -> float:

@@ -22,6 +22,7 @@ from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
 from jetmoe_megatron.model.build import build_model
+from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.monitor import Monitor
 from jetmoe_megatron.monitor.trackers import build_monitor
 from jetmoe_megatron.resume.start_point import StartPoint
@@ -30,6 +31,7 @@ from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.save_points import SavePoints
+from jetmoe_megatron.training.wall_time import WallTime
 
 
 @dataclass
@@ -43,6 +45,7 @@ class TrainingState:
     save_points: SavePoints
     saver: Saver
     exports: Exports
+    clock: WallTime
     monitor: Monitor
 
     @classmethod
@@ -75,7 +78,8 @@ class TrainingState:
             save_points=save_points,
             saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
-            monitor=build_monitor(run, layout, rank, step),
+            clock=WallTime.of(each_record(folder.metrics) if rank == 0 else (), step),
+            monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
         )
 
     def batches(self, run: Run, layout: Layout, steps: range) -> Iterator[list[MicroBatch]]:

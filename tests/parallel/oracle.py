@@ -135,7 +135,7 @@ def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: fl
 
     losses, norm = compute_gradients(model, optimizer, batches)
     update_weights(optimizer, norm, learning_rate)
-    return reduce_metrics(model, losses, norm, stop=False)[0].dump()
+    return reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)[0].dump()
 
 
 def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:

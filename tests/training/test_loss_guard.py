@@ -148,7 +148,7 @@ def skip_and_compare(tree: dict[str, Any], faults: list[Fault]) -> tuple[dict[in
             settle_weights(model)
             before = everything(model, optimizer)
             losses, norm = compute_gradients(model, optimizer, batches)
-            metrics, _ = reduce_metrics(model, losses, norm, stop=False)
+            metrics, _ = reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
             if reason := guard.judge(step, "", metrics.lm_loss, metrics.grad_norm):
                 reasons[step] = reason
             else:

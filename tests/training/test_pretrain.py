@@ -47,7 +47,8 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     assert [r["tokens"] for r in records] == [256 * step for step in range(1, 9)]
     expected = {"lm_loss", "moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss", "grad_norm"}
     expected |= {"moa_load_imbalance", "moe_load_imbalance", "tflops_per_rank"}
-    expected |= {"time", "step", "phase", "tokens", "lr", "tokens_per_second", "step_seconds"}
+    expected |= {"time", "step", "phase", "tokens", "lr", "tokens_per_second", "data_wait_seconds"}
+    expected |= {"start_seconds", "step_seconds", "wall_seconds", "run_seconds", "goodput"}
     assert expected | {f"dataset_{unit}/{name}" for unit in ("tokens", "epochs") for name in ("code", "prose")} == set(
         records[0]
     )
