@@ -1,0 +1,72 @@
+"""Where the time of a run goes, from its first start on: every moment belongs to one part.
+
+A line of metrics.jsonl has the parts of the time since the line before it, so that the parts of all lines add up to the
+run's wall time. What a kill, the queue or a rollback took, with the steps that they lost, is in `start_seconds` of the
+first line after it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import psutil
+
+from jetmoe_megatron.monitor.monitor import Record
+
+# In the order of a line. `step_seconds` includes `data_wait_seconds`.
+PARTS = ("save_stall_seconds", "other_seconds", "start_seconds", "step_seconds", "evaluation_seconds")
+_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+_MOST = 2.0**40  # seconds
+
+
+@dataclass
+class WallTime:
+    began: float  # seconds since 1970, as `line`
+    line: float  # when the last line was written; without lines, when the run began
+    useful: float = 0.0  # seconds of computing up to that line
+    parts: dict[str, float] = field(default_factory=dict)  # since that line
+
+    @classmethod
+    def of(cls, lines: Iterable[dict[str, Any]], step: int) -> WallTime:
+        """For a run that continues after `step`. lines: of metrics.jsonl, also those of steps that are lost."""
+        began, line, useful = psutil.Process().create_time(), None, 0.0
+        for number, record in enumerate(lines):
+            if times := _times(record):
+                began = times[0] if number == 0 else began
+                line, useful = times[1:] if record["step"] == step else (line, useful)
+        return cls(began, began if line is None else line, useful)
+
+    def end(self, part: str) -> float:
+        """Count the time since the part before ended, or since the line before, as `part`. Returns it."""
+        seconds = max(time.time() - self.line - sum(self.parts.values()), 0.0)
+        self.parts[part] = self.parts.get(part, 0.0) + seconds
+        return seconds
+
+    def new_line(self, data_wait: float, useful: bool) -> Record:
+        """The times of a line, which is written now.
+
+        Args:
+            data_wait: seconds of the step in which a rank waited for data.
+            useful: the step changed the weights.
+        """
+        parts, self.parts = {name: self.parts[name] for name in PARTS if name in self.parts}, {}
+        wall = sum(parts.values())
+        self.line += wall
+        self.useful += max(parts["step_seconds"] - data_wait, 0.0) if useful else 0.0
+        run = self.line - self.began
+        now = datetime.fromtimestamp(self.line, timezone.utc).strftime(_TIME)
+        return {"time": now, **parts, "wall_seconds": wall, "run_seconds": run, "goodput": self.useful / run}
+
+
+def _times(record: dict[str, Any]) -> tuple[float, float, float] | None:
+    """When the run began, when this line was written, and the useful seconds until then; None if it does not say."""
+    try:
+        ended = datetime.strptime(record["time"], _TIME).replace(tzinfo=timezone.utc).timestamp()
+        run, goodput = float(record["run_seconds"]), float(record["goodput"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return (ended - run, ended, run * goodput) if 0 <= run < _MOST and 0 <= goodput <= 1 else None
