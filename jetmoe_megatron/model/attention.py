@@ -99,14 +99,17 @@ class MixtureOfAttention(MegatronModule):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         rotary_pos_emb: Any = None,
-        **unused: Any,
+        **others: Any,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             hidden_states: normed input [S / tp, B, H].
             attention_mask: bool, true where a query may not see a key [B, 1, S, S]; None: causal.
             rotary_pos_emb: angles [S, 1 or B, 1, C].
+            others: what else Megatron's layer passes (transformer_layer.py, `_forward_attention`). All must be None.
         """
+        if given := [name for name, value in others.items() if value is not None]:
+            raise NotImplementedError(f"MoA attention does not support {', '.join(given)}")
         gates_TE, _ = self.router(hidden_states)
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)

@@ -35,8 +35,13 @@ class JsonLines:
         self._try()
 
     def write(self, record: Record) -> None:
+        before = self.waiting
         self.waiting += _line(record)
-        self._try()
+        try:
+            self._try()
+        except OSError:
+            self.waiting = before  # the monitor brings it again
+            raise
 
     def amend(self, step: int, values: Record) -> None:
         """Add values to a step's existing line."""

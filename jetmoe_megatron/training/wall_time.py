@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-import psutil
-
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.runtime.clock import process_began
 
 # In the order of a line. `step_seconds` includes `data_wait_seconds`.
 PARTS = ("save_stall_seconds", "other_seconds", "start_seconds", "step_seconds", "evaluation_seconds")
@@ -33,7 +32,7 @@ class WallTime:
     @classmethod
     def of(cls, lines: Iterable[dict[str, Any]], step: int) -> WallTime:
         """For a run that continues after `step`. lines: of metrics.jsonl, also those of steps that are lost."""
-        began, line, useful = psutil.Process().create_time(), None, 0.0
+        began, line, useful = process_began(), None, 0.0
         for number, record in enumerate(lines):
             if times := _times(record):
                 began = times[0] if number == 0 else began

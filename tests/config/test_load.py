@@ -46,6 +46,11 @@ def test_published_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.phases[1].shares["refinedweb"] == pytest.approx(0.398 / 0.997)
     assert run.schedule.warmup_tokens == 10 * 10**9
     assert run.phases[0].data[0].path == "/data/refinedweb/refinedweb"
+    trained_on = {dataset.path for phase in run.phases for dataset in phase.data}
+    assert run.evaluation.every_steps and len(run.evaluation.data) == 3
+    assert not trained_on & {held_out.path for held_out in run.evaluation.data}
+    assert run.checkpoint.keep_every_tokens == run.checkpoint.export_every_tokens == 100 * 10**9
+    assert run.logging.wandb_project == "jetmoe-8b"
 
 
 def test_resolved_config_loads_as_the_same_run(tmp_path: Path) -> None:

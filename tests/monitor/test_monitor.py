@@ -6,12 +6,14 @@ import json
 import os
 import resource
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+import jetmoe_megatron.monitor.monitor
 from data_tools.printing import printable_lines
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.errors import UserError
@@ -44,40 +46,76 @@ def record(step: int, **more: float) -> Record:
 
 
 class Failing:
+    """Fails at its first two calls."""
+
     def __init__(self) -> None:
         self.calls = 0
+        self.taken: list[Record] = []
 
     def write(self, record: Record) -> None:
         self.calls += 1
-        raise OSError("no space left on device")
+        if self.calls <= 2:
+            raise OSError("no network\nmore")
+        self.taken.append(record)
 
-    def amend(self, step: int, values: Record) -> None:
-        raise AssertionError("a dropped writer is not amended")
+    def amend(self, step: int, values: Record) -> None: ...
 
-    def close(self) -> None:
-        raise AssertionError("a dropped writer is not closed")
+    def close(self) -> None: ...
 
 
-def test_a_failing_writer_is_dropped_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed is tried again at the next record."""
+    monkeypatch.setattr(jetmoe_megatron.monitor.monitor, "_FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(jetmoe_megatron.monitor.monitor, "_TIMES_AS_LONG", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_tracker_that_fails_twice_recovers(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     failing = Failing()
     monitor = Monitor([lambda: failing, partial(JsonLines, tmp_path / "m.jsonl", 0)])
-    for step in (1, 2):
+    for step in (1, 2, 3):
         monitor.log(record(step))
     monitor.close()
-    assert failing.calls == 1
-    assert len(read_metrics(tmp_path / "m.jsonl")) == 2
-    assert capsys.readouterr().err == (
-        "warning: Failing failed and is switched off for this run: no space left on device\n"
-    )
+    assert failing.taken == [record(1), record(2), record(3)] == read_metrics(tmp_path / "m.jsonl")
+    failed, again, works = capsys.readouterr().err.splitlines()
+    assert failed == again == "warning: <lambda> failed and is tried again in 0 seconds: no network"
+    assert works == "<lambda> works again: it has all records that waited"
 
 
-def test_a_writer_that_cannot_be_built_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    no_folder = partial(JsonLines, tmp_path / "missing/m.jsonl", 0)
-    monitor = Monitor([no_folder, partial(JsonLines, tmp_path / "m.jsonl", 0)])
+def test_between_failures_a_tracker_is_left_alone(capsys: pytest.CaptureFixture) -> None:
+    failing = Failing()
+    monitor = Monitor([lambda: failing])
+    for step in range(1, 5):
+        monitor.log(record(step))
+    assert failing.calls == 1 and "tried again in 10 seconds" in capsys.readouterr().err
+    monitor.close()  # the last attempt fails too
+    assert failing.calls == 2 and "did not take the last 4 records" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_tracker_that_cannot_be_built_is_built_later(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    later = tmp_path / "missing/m.jsonl"
+    monitor = Monitor([partial(JsonLines, later, 0), partial(JsonLines, tmp_path / "m.jsonl", 0)])
     monitor.log(record(1))
+    later.parent.mkdir()
+    monitor.log(record(2))
     monitor.close()
-    assert len(read_metrics(tmp_path / "m.jsonl")) == 1
-    assert capsys.readouterr().err.startswith("warning: JsonLines failed and is switched off for this run:")
+    assert read_metrics(later) == read_metrics(tmp_path / "m.jsonl") == [record(1), record(2)]
+    assert capsys.readouterr().err.startswith("warning: JsonLines failed and is tried again in 0 seconds: ")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_file_that_cannot_be_written_for_a_while_has_all_lines_once(tmp_path: Path) -> None:
+    """On a network file system, I/O errors come and go."""
+    path = tmp_path / "m.jsonl"
+    monitor = Monitor([partial(JsonLines, path, 0)])
+    for step in range(1, 6):
+        broken = patch.object(JsonLines, "_flush", side_effect=OSError(errno.EIO, "Input/output error"))
+        with broken if step in (2, 3) else nullcontext():
+            monitor.log(record(step))
+    monitor.close()
+    assert read_metrics(path) == [record(step) for step in range(1, 6)]
 
 
 def test_resumed_metrics_have_each_step_once(tmp_path: Path) -> None:
