@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import multiprocessing
 import signal
@@ -61,7 +62,7 @@ class StepBatches:
             num_workers=readers,
             prefetch_factor=_STEPS_AHEAD if readers else None,
             multiprocessing_context="fork" if readers else None,  # newer Pythons' default copies all indices
-            worker_init_fn=ignore_stop,
+            worker_init_fn=begin_reader,
             pin_memory=on_gpu,
         )
 
@@ -77,9 +78,10 @@ class StepBatches:
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
-def ignore_stop(worker: int) -> None:
-    """For a process that reads data: if SIGTERM to the whole job ended it, its rank would fail instead of saving."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def begin_reader(worker: int) -> None:
+    """In a process that reads data, before it reads."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # if one to the whole job ended it, its rank would not save
+    gc.freeze()  # to collect what it shares with its rank would free objects of the GPU
 
 
 @atexit.register

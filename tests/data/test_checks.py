@@ -69,11 +69,11 @@ class _Slow(torch.utils.data.Dataset):
 
 def test_a_signal_for_the_whole_job_leaves_the_readers_alone() -> None:
     """On a GPU data is read by processes. Were they to end, the rank would, before it has saved."""
-    from jetmoe_megatron.data.step_batches import StepBatches, ignore_stop
+    from jetmoe_megatron.data.step_batches import StepBatches, begin_reader
 
     loader = StepBatches(_Slow(), range(1), 1, 1, 1, 0).loader
-    assert loader.worker_init_fn is ignore_stop
-    loader = torch.utils.data.DataLoader(_Slow(), sampler=range(20), num_workers=1, worker_init_fn=ignore_stop)
+    assert loader.worker_init_fn is begin_reader
+    loader = torch.utils.data.DataLoader(_Slow(), sampler=range(20), num_workers=1, worker_init_fn=begin_reader)
     workers = set()
     for batch in loader:
         workers.add(int(batch))
@@ -83,10 +83,10 @@ def test_a_signal_for_the_whole_job_leaves_the_readers_alone() -> None:
 
 FAILS = """
 import torch
-from jetmoe_megatron.data.step_batches import ignore_stop
+from jetmoe_megatron.data.step_batches import begin_reader
 
 def batches():
-    samples = torch.utils.data.DataLoader(range(1000), num_workers=2, worker_init_fn=ignore_stop)
+    samples = torch.utils.data.DataLoader(range(1000), num_workers=2, worker_init_fn=begin_reader)
     yield from samples
 
 def train():

@@ -150,8 +150,8 @@ def test_what_the_layer_would_ignore_is_refused() -> None:
     """Packed sequences, caches and biases: without an error, the result would be wrong."""
     from jetmoe_megatron.model.attention import MixtureOfAttention
 
+    layer: Any = None
     for name in ("packed_seq_params", "inference_context", "attention_bias"):
-        with pytest.raises(NotImplementedError, match=f"MoA attention does not support {name}"):
-            MixtureOfAttention.forward(
-                None, torch.zeros(1), attention_mask=None, **{name: object(), "rotary_pos_cos": None}
-            )  # type: ignore[arg-type]
+        given: dict[str, Any] = {name: object(), "rotary_pos_cos": None}
+        with pytest.raises(NotImplementedError, match=f"MoA attention does not support {name}$"):
+            MixtureOfAttention.forward(layer, torch.zeros(1), attention_mask=None, **given)
