@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -301,3 +302,19 @@ def test_a_token_beyond_the_vocabulary_that_no_check_saw(tmp_path: Path, data: d
     assert status == 2
     assert "data set 'code': token id 65535 is outside the model's vocabulary of 96" in error
     assert "Traceback" not in error
+
+
+def refuse_to_draw() -> None:
+    from jetmoe_megatron.model import build
+
+    patch.object(build, "initialize_weights", side_effect=AssertionError("drawn")).start()
+
+
+def test_a_resume_draws_no_weights(tmp_path: Path, data: dict[str, str]) -> None:
+    """A stage of the published model takes 17 seconds to draw, and a checkpoint overwrites it."""
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    assert "drawn" in training(run_file, before=refuse_to_draw).run().stderr
+    assert pretrain(1, run_file, "debug.max_steps=2").returncode == 0
+    assert training(run_file, before=refuse_to_draw).run().returncode == 0
+    changed = [f"start_from={tmp_path}/run/checkpoints/tokens_512", f"output_dir={tmp_path}/other"]
+    assert training(run_file, *changed, before=refuse_to_draw).run().returncode == 0
