@@ -133,7 +133,8 @@ def fork_ranks(what: str, layout: str, folder: Path) -> int:
     for rank in range(world):
         if (pid := os.fork()) == 0:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-            print(json.dumps({"write": write, "load": load}[what](layout, folder)), flush=True)
+            line = json.dumps({"write": write, "load": load}[what](layout, folder))
+            os.write(1, f"{line}\n".encode())  # in one piece, beside those of the other ranks
             os._exit(0)
         ranks.append(pid)
     return max(abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) for pid in ranks)
