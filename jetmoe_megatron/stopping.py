@@ -43,6 +43,8 @@ STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGHUP: 10.0,
 
 # The launcher waits for the other ranks of its node to end, once one has exited with RUN_ME_AGAIN.
 LAUNCHER_WAITS_FOR_RANKS = 120.0
+# The same, once one has exited with BAD_INPUT: what is wrong is wrong for all, or they wait for that one.
+LAUNCHER_WAITS_AFTER_BAD_INPUT = 10.0
 # The launcher of a node that stopped, or found bad input, waits for the launchers of the other nodes.
 LAUNCHER_WAITS_FOR_NODES = 60.0
 # torch's launcher waits between the SIGTERM and the SIGKILL that it sends to the ranks of its node after a failure.

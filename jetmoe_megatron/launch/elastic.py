@@ -4,50 +4,48 @@
 
 torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback, whatever status
 they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to the workers and exits with their
-status.
-
-Source: torch.distributed.run and torch.distributed.elastic.agent.server, of which the parts used here (`run`,
-`_monitor_workers`, `_exit_barrier`) are the same in torch 2.10 to 2.14.
+status, which they leave in files (`worker.py`).
 """
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from functools import partial
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
-import torch.distributed.launcher.api as launcher_api
 import torch.distributed.run as torchrun
-from torch.distributed.elastic.agent.server.api import DEFAULT_ROLE, RunResult, WorkerGroup
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
+from jetmoe_megatron.launch import worker
+from jetmoe_megatron.launch.worker import DECIDED, FOLDER, begun, ended
 from jetmoe_megatron.stopping import (
     FIRST_OF_SIGNALS,
+    LAUNCHER_WAITS_AFTER_BAD_INPUT,
     LAUNCHER_WAITS_FOR_NODES,
     LAUNCHER_WAITS_FOR_RANKS,
     NODES_MEET,
+    SIGKILL_AFTER_SIGTERM,
     STOP_SIGNALS,
     ExitStatus,
 )
 
 PROGRAM = "jetmoe_megatron.launch.elastic"
 
-# Starting the workers again at once (--max-restarts) would not help after these.
-DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.RUN_ME_AGAIN)
-
 # torch's log lines for each failed and closed worker would hide the one line that says why.
 NOISE = ("failed (exitcode", "Sending process", "Error waiting on exit barrier")
+_LOOKS_EVERY = 0.1  # seconds
 
 
 class _SignalRelay:
@@ -59,12 +57,9 @@ class _SignalRelay:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.passed_on.add(signum)
-        workers = psutil.Process().children()
-        if not workers:  # still waiting for other nodes to join, or for them to finish
+        if not _workers():  # still waiting for other nodes to join, or for them to finish
             raise SignalException(f"stopped by signal {signum}", sigval=signal.Signals(signum))
-        for worker in workers:
-            with suppress(psutil.NoSuchProcess):
-                worker.send_signal(signum)
+        _send(signum)
 
     def retire(self) -> None:
         """Nothing is left to stop now, and a late signal must not change the exit status."""
@@ -76,46 +71,56 @@ class _SignalRelay:
                 signal.signal(signum, handler)
 
 
-class _PatientAgent(LocalElasticAgent):
-    """torch's agent of one node, but it lets workers finish that are about to exit 75."""
-
-    def __init__(self, relay: _SignalRelay, met: threading.Event, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._relay, self._met = relay, met
-
-    def run(self, role: str = DEFAULT_ROLE) -> RunResult:
-        try:
-            return super().run(role)
-        finally:
-            self._relay.retire()
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._met.set()
-        # torch sends SIGTERM to all workers as soon as one has failed, and SIGKILL 30 seconds later.
-        deadline = time.monotonic() + LAUNCHER_WAITS_FOR_RANKS
-        assert self._pcontext is not None  # the workers have been started
-        pids = self._pcontext.pids().values()
-        while {_peek_exit_code(pid) for pid in pids} == {ExitStatus.RUN_ME_AGAIN, None} and time.monotonic() < deadline:
-            time.sleep(0.1)
-        result = super()._monitor_workers(worker_group)
-        codes = [failure.exitcode for failure in result.failures.values()]
-        if codes and exit_status(codes, self._relay.passed_on) in DECIDED:
-            self._remaining_restarts = 0
-            # The first node hosts the rendezvous: if its launcher left before the others, they would fail.
-            self._exit_barrier_timeout = LAUNCHER_WAITS_FOR_NODES
-            self._exit_barrier()
-        return result
+def _workers() -> list[psutil.Process]:
+    return psutil.Process().children()
 
 
-def _peek_exit_code(pid: int) -> int | None:
-    """The exit code of a child (negative: its signal), None while it runs; torch can still collect it afterwards."""
-    try:
-        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:  # collected, and torch continues only if every collected code is 0
-        return 0
-    if ended is None:
-        return None
-    return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+def _send(signum: int) -> None:
+    for process in _workers():
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signum)
+
+
+def _watch(folder: Path, endpoint: str) -> None:
+    """In a thread: end what torch would wait for without end."""
+    met = time.monotonic() + NODES_MEET
+    while not begun(folder):
+        # If another program listens at the endpoint, torch waits for its answer and ignores signals.
+        if time.monotonic() > met:
+            _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {NODES_MEET / 60:.0f} minutes")
+            _leave(1, folder)
+        time.sleep(_LOOKS_EVERY)
+    while not (status := _decided(folder)):
+        time.sleep(_LOOKS_EVERY)
+    bad_input = status == ExitStatus.BAD_INPUT
+    if not _all_end(folder, LAUNCHER_WAITS_AFTER_BAD_INPUT if bad_input else LAUNCHER_WAITS_FOR_RANKS):
+        _send(signal.SIGTERM)
+        if not _all_end(folder, SIGKILL_AFTER_SIGTERM):
+            _send(signal.SIGKILL)
+    # The first node hosts the rendezvous: torch lets it wait for the others.
+    time.sleep(LAUNCHER_WAITS_FOR_NODES)
+    _leave(status, folder)
+
+
+def _decided(folder: Path) -> int:
+    """The status of the workers, if one of them has decided it; otherwise 0."""
+    statuses = ended(folder).values()
+    return next((status for status in DECIDED if status in statuses), 0)
+
+
+def _all_end(folder: Path, seconds: float) -> bool:
+    """Wait for all workers that have begun."""
+    deadline = time.monotonic() + seconds
+    while running := set(begun(folder)) - ended(folder).keys():
+        if not _workers() or time.monotonic() > deadline:
+            break
+        time.sleep(_LOOKS_EVERY)
+    return not running or not _workers()
+
+
+def _leave(status: int, folder: Path) -> NoReturn:
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(status)
 
 
 def _culprits(exit_codes: Sequence[int], passed_on: Collection[int]) -> list[int]:
@@ -148,23 +153,17 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
     return culprits[0] if culprits[0] > 0 else FIRST_OF_SIGNALS - culprits[0]
 
 
-def _give_up(met: threading.Event, endpoint: str) -> None:
-    """If another program listens at the endpoint, torch waits for its answer without end and ignores signals."""
-    if not met.wait(NODES_MEET):
-        _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {NODES_MEET / 60:.0f} minutes")
-        os._exit(1)
-
-
 def _say(message: str) -> None:
     print(f"{PROGRAM}: {message}", file=sys.stderr, flush=True)
 
 
-def _report_failures(error: ChildFailedError, passed_on: Collection[int]) -> int:
+def _report_failures(error: ChildFailedError, stopped: Sequence[int], passed_on: Collection[int]) -> int:
+    """stopped: statuses of workers that ended by themselves."""
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in failures]
-    status = exit_status(codes, passed_on)
+    status = exit_status([*codes, *stopped], passed_on)
     if status not in (*DECIDED, ExitStatus.LOST_RANKS):  # for these, the workers have printed the reason
-        code = _culprits(codes, passed_on)[0]
+        code = _culprits([*codes, *stopped], passed_on)[0]
         rank, failure = failures[codes.index(code)]
         how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
         _say(f"rank {rank} on {socket.gethostname()} {how}")
@@ -192,25 +191,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     ours = {signum.name for signum in STOP_SIGNALS}
     args.log_dir = args.log_dir or os.devnull  # without it, torch leaves an empty temporary folder
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
-
-    relay, met = _SignalRelay(), threading.Event()
-    # launch_agent has no argument for the agent
-    launcher_api.LocalElasticAgent = partial(_PatientAgent, relay, met)  # type: ignore[misc, assignment]
-    threading.Thread(target=_give_up, args=(met, args.rdzv_endpoint), daemon=True).start()
+    script = ["-m", args.training_script] if args.module else [args.training_script]
+    args.training_script_args = [*script, *args.training_script_args]
+    args.module, args.training_script = True, worker.__name__
     for module in ("multiprocessing.api", "agent.server.api"):
         logging.getLogger(f"torch.distributed.elastic.{module}").addFilter(
             lambda record: not str(record.msg).startswith(NOISE)
         )
+    with tempfile.TemporaryDirectory(prefix="jetmoe-launcher-", ignore_cleanup_errors=True) as name:
+        os.environ[FOLDER] = name
+        return _run(args, Path(name))
+
+
+def _run(args: Any, folder: Path) -> int:
+    """folder: for what the workers leave there."""
+    relay = _SignalRelay()
+    threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint), daemon=True).start()
     try:
         torchrun.run(args)
     except ChildFailedError as error:
-        return _report_failures(error, relay.passed_on)
+        return _report_failures(error, list(ended(folder).values()), relay.passed_on)
     except SignalException as error:
         return ExitStatus.RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else FIRST_OF_SIGNALS + error.sigval
     except RendezvousError as error:
+        if status := _decided(folder):
+            return status
         _say(f"the rendezvous at {args.rdzv_endpoint} failed on {socket.gethostname()}: {error}")
         return 1
-    return 0
+    finally:
+        relay.retire()
+    return _decided(folder)
 
 
 if __name__ == "__main__":

@@ -275,3 +275,23 @@ def test_something_else_listens_where_the_nodes_are_to_meet(start: Start) -> Non
         _, errors = launcher.communicate(timeout=TIME_LIMIT)
     assert launcher.returncode == 1
     assert f"did not meet the other nodes at {endpoint}" in errors
+
+
+def test_a_worker_runs_like_a_script_of_its_own(start: Start, tmp_path: Path) -> None:
+    worker = """
+import json, pathlib, sys
+pathlib.Path("seen").write_text(json.dumps([__name__, __file__, sys.argv, sys.path[0]]))
+sys.exit("what went wrong")
+"""
+    status, stderr = end_of(start(worker, "--flag", "x", options="--standalone --nproc-per-node 1"))
+    name, file, argv, path = json.loads((tmp_path / "seen").read_text())
+    assert (name, argv, path) == ("__main__", ["worker.py", "--flag", "x"], str(tmp_path))
+    assert Path(file).name == "worker.py"
+    assert status == 1 and stderr.startswith("what went wrong\n")
+
+
+def test_nothing_is_left_in_the_temporary_folder(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    for worker in ("import sys; sys.exit(75)", "raise SystemExit(2)", "1 / 0"):
+        end_of(start(worker, TMPDIR=str(tmp_path / "tmp")))
+        assert not list((tmp_path / "tmp").glob("jetmoe*"))
