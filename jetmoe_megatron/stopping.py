@@ -35,6 +35,11 @@ class ExitStatus(IntEnum):
 
 FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process at once
 
+# A folder of the launcher, where the ranks of its node leave their exit statuses (`launch/worker.py`), and rank 0 the
+# path of the dumps (`runtime/flight_recorder.py`).
+LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
+DUMPS = "dumps"
+
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.
 STOP_SIGNALS = {signal.SIGTERM: 10.0, signal.SIGUSR1: 10.0, signal.SIGHUP: 10.0, signal.SIGINT: 2.0}

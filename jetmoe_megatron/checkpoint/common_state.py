@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from jetmoe_megatron.checkpoint.plain_pickle import read_pickle
+from jetmoe_megatron.runtime.plain_pickle import read_pickle
 
 COMMON = "common.pt"
 _OPTIMIZER_STEPS = "optimizer_steps"

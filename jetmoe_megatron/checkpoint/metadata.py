@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from jetmoe_megatron.checkpoint.checksums import METADATA
-from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
+from jetmoe_megatron.runtime.plain_pickle import Record, read_pickle
 
 # The names in what Megatron-Core and `jetmoe convert from-hf` write. The plan of the save is not used.
 _KNOWN = {

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from jetmoe_megatron.checkpoint.plain_pickle import Record, read_pickle
+from jetmoe_megatron.runtime.plain_pickle import Record, read_pickle
 
 _MOST_PICKLE = 2**16  # bytes; torch writes about 300
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of a name and of the padding to the next multiple of 64

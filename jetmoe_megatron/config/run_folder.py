@@ -8,7 +8,7 @@ from jetmoe_megatron.config.schema import Run
 
 
 class RunFolder:
-    """`output_dir` of a run. docs/running.md says what is written there, and when."""
+    """`output_dir` of a run. README.md says what is in it."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)

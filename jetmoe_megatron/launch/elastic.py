@@ -29,9 +29,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from jetmoe_megatron.launch import worker
-from jetmoe_megatron.launch.worker import DECIDED, FOLDER, begun, ended
+from jetmoe_megatron.launch.missing_ranks import missing_ranks
+from jetmoe_megatron.launch.worker import DECIDED, begun, ended
 from jetmoe_megatron.stopping import (
+    DUMPS,
     FIRST_OF_SIGNALS,
+    LAUNCHER_FOLDER,
     LAUNCHER_WAITS_AFTER_BAD_INPUT,
     LAUNCHER_WAITS_FOR_NODES,
     LAUNCHER_WAITS_FOR_RANKS,
@@ -199,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lambda record: not str(record.msg).startswith(NOISE)
         )
     with tempfile.TemporaryDirectory(prefix="jetmoe-launcher-", ignore_cleanup_errors=True) as name:
-        os.environ[FOLDER] = name
+        os.environ[LAUNCHER_FOLDER] = name
         return _run(args, Path(name))
 
 
@@ -210,7 +213,11 @@ def _run(args: Any, folder: Path) -> int:
     try:
         torchrun.run(args)
     except ChildFailedError as error:
-        return _report_failures(error, list(ended(folder).values()), relay.passed_on)
+        status = _report_failures(error, list(ended(folder).values()), relay.passed_on)
+        if status not in DECIDED and (folder / DUMPS).exists():  # on the node of rank 0
+            for line in missing_ranks(Path((folder / DUMPS).read_text())):
+                _say(line)
+        return status
     except SignalException as error:
         return ExitStatus.RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else FIRST_OF_SIGNALS + error.sigval
     except RendezvousError as error:

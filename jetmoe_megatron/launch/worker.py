@@ -11,9 +11,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from jetmoe_megatron.stopping import ExitStatus
+from jetmoe_megatron.stopping import LAUNCHER_FOLDER, ExitStatus
 
-FOLDER = "JETMOE_LAUNCHER_FOLDER"  # where each local rank has a file while it runs, and one when it has ended
 DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.RUN_ME_AGAIN)
 
 
@@ -30,7 +29,7 @@ def ended(folder: Path) -> dict[str, int]:
 
 def main() -> None:
     """The arguments of the process: a script, or `-m` and a module, and its arguments."""
-    folder, rank = Path(os.environ[FOLDER]), os.environ["LOCAL_RANK"]
+    folder, rank = Path(os.environ[LAUNCHER_FOLDER]), os.environ["LOCAL_RANK"]
     (folder / f"{rank}.ended").unlink(missing_ok=True)  # of the worker that this one replaces
     (folder / f"{rank}.begun").touch()
     sys.argv.pop(0)

@@ -6,17 +6,22 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
+from data_tools.errors import InputError
 from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.runtime.device import process_group
+from jetmoe_megatron.runtime.flight_recorder import record_into, remove_empty, write_dump
 
 
 @contextlib.contextmanager
 def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
     """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
     _quiet_megatron()
-    with process_group(run.parallel.timeout_minutes):
+    dumps = record_into(RunFolder.of(run).logs / "flight_recorder")
+    with process_group(run.parallel.timeout_minutes), _dumped(dumps):
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -35,6 +40,19 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
             yield
         finally:
             parallel_state.destroy_model_parallel()
+
+
+@contextlib.contextmanager
+def _dumped(dumps: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception:
+        write_dump(dumps)
+        raise
+    finally:
+        remove_empty(dumps)
 
 
 def _quiet_megatron() -> None:

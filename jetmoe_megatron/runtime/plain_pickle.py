@@ -1,7 +1,8 @@
 """Read a pickle into plain values and inert records: nothing that it names is called, whatever it says.
 
-Only what torch and Megatron-Core write into a checkpoint's small files is known. This is a restricted version of
-Python's unpickler, which would also call functions, take any memory that a file asks for, and hash keys without end.
+Only what torch and Megatron-Core write into the small files of a checkpoint, and torch's flight recorder into dumps, is
+known. This is a restricted version of Python's unpickler, which would also call functions, take any memory that a file
+asks for, and hash keys without end.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class _Reader(_Unpickler):
 _KNOWN = (
     "PROTO FRAME STOP MARK MEMOIZE BINGET LONG_BINGET BINPUT LONG_BINPUT SHORT_BINUNICODE BINUNICODE GLOBAL "
     "STACK_GLOBAL REDUCE NEWOBJ BUILD EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS "
-    "BININT BININT1 BININT2 LONG1 NONE NEWTRUE NEWFALSE BINPERSID"
+    "BININT BININT1 BININT2 LONG1 BINFLOAT NONE NEWTRUE NEWFALSE BINPERSID"
 )
 _Reader.dispatch = {
     **{(code := getattr(pickle, name)[0]): _Unpickler.dispatch[code] for name in _KNOWN.split()},
