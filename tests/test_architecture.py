@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "resume": {"config", "runtime", "data", "checkpoint"},
     "convert": {"config", "checkpoint"},
     "monitor": {"config", "checkpoint"},
-    "launch": set(),
+    "launch": {"runtime"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
     "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor"},
 }
