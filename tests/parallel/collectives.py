@@ -24,8 +24,11 @@ import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, ReduceOp, Store, TCPStore, distributed_c10d
 
+import jetmoe_megatron
+
 _LIMIT = timedelta(seconds=40)  # that a rank waits for another one
 _BACKEND = "recorder"
+_OURS = f"{Path(jetmoe_megatron.__file__).parent}/"
 _STAND_IN = 0.01  # each number of a tensor that another rank should have sent
 Transport = Callable[[Store, int, int], Any]  # of store, rank and number of ranks of a group
 
@@ -104,7 +107,7 @@ class Recorder(ProcessGroup):
 
     def allreduce(self, tensors: list[Tensor], options: Any) -> Any:
         self._note(f"all_reduce {_name(options)}", _sizes(tensors))
-        return self.transport.allreduce(tensors, options)
+        return self.transport.allreduce(tensors, options.reduceOp)
 
     def broadcast(self, tensors: list[Tensor], options: Any) -> Any:
         self._note("broadcast", f"{_sizes(tensors)} from rank {self._members[options.rootRank]}")
@@ -219,7 +222,7 @@ def _place(frame: FrameType | None) -> str:
     found: list[str] = []
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_name
-        ours = "/jetmoe_megatron/" in path
+        ours = path.startswith(_OURS)
         if ours or ("/megatron/core/" in path and not found):
             found.append(f"{'/'.join(path.split('/')[-2:])}, {name}")
         if ours:
@@ -244,9 +247,9 @@ class StandIn:
         self._count = 0
         self._messages = [0] * ranks, [0] * ranks  # sent to and received from each
 
-    def allreduce(self, tensors: list[Tensor], options: Any) -> Any:
+    def allreduce(self, tensors: list[Tensor], operation: Any) -> Any:
         (tensor,) = tensors
-        _put(tensor, _reduced(self._everyones("all_reduce", tensor, self._is_world), options))
+        _put(tensor, _reduced(self._everyones("all_reduce", tensor, self._is_world), operation))
         return _Together([])
 
     def broadcast(self, tensors: list[Tensor], options: Any) -> Any:
@@ -259,7 +262,7 @@ class StandIn:
 
     def reduce(self, tensors: list[Tensor], options: Any) -> Any:
         (tensor,) = tensors
-        total = _reduced(self._everyones("reduce", tensor, self._is_world), options)
+        total = _reduced(self._everyones("reduce", tensor, self._is_world), options.reduceOp)
         if options.rootRank == self._rank:
             _put(tensor, total)
         return _Together([])
@@ -281,7 +284,7 @@ class StandIn:
 
     def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], options: Any) -> Any:
         whole = torch.cat([part.flatten() for part in inputs[0]])
-        total = _reduced(self._everyones("reduce_scatter", whole, self._is_world), options)
+        total = _reduced(self._everyones("reduce_scatter", whole, self._is_world), options.reduceOp)
         own = total.split([part.numel() for part in inputs[0]])[self._rank]
         _put(outputs[0], own)
         return _Together([])
@@ -360,15 +363,15 @@ def _put(target: Tensor, value: Tensor | None) -> None:
     target.fill_(_STAND_IN) if value is None else target.copy_(value.view_as(target))
 
 
-def _reduced(tensors: list[Tensor], options: Any) -> Tensor:
+def _reduced(tensors: list[Tensor], operation: Any) -> Tensor:
     functions: dict[Any, Callable[[Tensor, Tensor], Tensor]] = {
         ReduceOp.SUM: torch.add,
         ReduceOp.AVG: torch.add,
         ReduceOp.MAX: torch.maximum,
         ReduceOp.MIN: torch.minimum,
     }
-    total = reduce(functions[options.reduceOp.op], tensors)
-    return total / len(tensors) if options.reduceOp == ReduceOp.AVG else total
+    total = reduce(functions[operation.op], tensors)
+    return total / len(tensors) if operation == ReduceOp.AVG else total
 
 
 def gloo(store: Store, rank: int, ranks: int) -> ProcessGroupGloo:

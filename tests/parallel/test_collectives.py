@@ -5,21 +5,24 @@ A difference shows on GPUs as a hang, or as numbers of one exchange that end in 
 
 from __future__ import annotations
 
+import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from itertools import zip_longest
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from tests.injected_faults import Fault, install
 from tests.parallel.collectives import Event, StandIn, Transport, first_difference, gloo, record, store_of_ranks, traces
 from tests.support import metrics, small_run, training, write_run
 
+CPU = torch.device("cpu")
 TOKENS = 24 * 32  # of a step
 OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 SHARDED = {"attention_experts": "sharded"}
@@ -119,22 +122,132 @@ def test_all_members_of_a_group_do_the_same(name: str, tmp_path: Path, data: dic
     """A run with a step that is skipped, then its continuation in another layout with a rollback, to the end."""
     layout, other = LAYOUTS[name], LAYOUTS[next_layout(name)]
     first = tree_of(tmp_path, data, layout, debug__max_steps=3)
-    check(tmp_path / "first", layout[0], first, Fault("loss", 1, rank=layout[0] - 1))
+    check(tmp_path / "first", layout[0], first, at_step=1)
     assert [("skipped" in line, "held_out_loss" in line) for line in metrics(tmp_path / "run")] == [
         (True, False),
         (False, True),
         (False, True),
     ]
     rest = tree_of(tmp_path, data, other, guard__on_bad_step="rollback")
-    error = check(tmp_path / "rest", other[0], rest, Fault("loss", 5, rank=other[0] - 1))
+    error = check(tmp_path / "rest", other[0], rest, at_step=5)
     assert f"rolled back to {4 * TOKENS:,} tokens" in error
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
-def check(folder: Path, ranks: int, tree: dict[str, Any], fault: Fault) -> str:
-    """Returns what went to stderr."""
-    status, error, found = traced(folder, ranks, tree, partial(install, [fault]))
+def check(folder: Path, ranks: int, tree: dict[str, Any], at_step: int) -> str:
+    """With a loss that is NaN in one step, on all ranks as if they had exchanged it. Returns what went to stderr."""
+    faults = [Fault("loss", at_step, rank) for rank in range(ranks)]
+    status, error, found = traced(folder, ranks, tree, partial(install, faults))
     assert first_difference(found) is None, f"{first_difference(found)}\n{error}"
     assert status == 0, error
     assert len(found) == ranks and all(found.values())
     return error
+
+
+MIXED: Layout = (4, 6, {"tensor": 2, "pipeline": 2, "expert": 2}, {})
+
+
+@pytest.mark.parametrize(
+    ("inside", "call", "place"),
+    [
+        pytest.param("_tokens_of_a_micro_batch", 2, "training/step.py, _tokens_of_a_micro_batch", id="step"),
+        pytest.param("reduce_metrics", 2, "training/metrics.py, _sum_over_ranks", id="metrics of a step"),
+        pytest.param("_bytes", 1, "checkpoint/saver.py, _bytes", id="save"),
+        pytest.param("reduce_loss", 1, "training/metrics.py, _sum_over_ranks", id="evaluation"),
+    ],
+)
+def test_a_call_that_one_rank_leaves_out_is_found(
+    inside: str, call: int, place: str, tmp_path: Path, data: dict[str, str]
+) -> None:
+    tree = tree_of(tmp_path, data, (3, 8, {}, {}), debug__max_steps=3)
+    _, _, found = traced(tmp_path, 3, tree, partial(leave_out, 1, inside, call))
+    where, *does = (first_difference(found) or "none").splitlines()
+    assert "of ranks [0, 1, 2], collective" in where
+    others, own = sorted(does, key=lambda line: "rank 1" in line)
+    assert others.startswith("  ranks 0, 2: all_reduce SUM of") and others.endswith(f"({place})")
+    assert own.startswith("  rank 1: ")
+
+
+def leave_out(rank: int, inside: str, call: int) -> None:
+    """From now on: on `rank`, one all_reduce is not made, that which comes as number `call` within a function."""
+    original, made = torch.distributed.all_reduce, 0
+
+    def all_reduce(*arguments: Any, **named: Any) -> Any:
+        nonlocal made
+        frame: Any = sys._getframe()
+        while frame and frame.f_code.co_name != inside:
+            frame = frame.f_back
+        made += frame is not None
+        skipped = frame and made == call and int(os.environ["RANK"]) == rank
+        return None if skipped else original(*arguments, **named)
+
+    torch.distributed.all_reduce = all_reduce
+
+
+def test_the_record_is_that_of_real_ranks(tmp_path: Path, data: dict[str, str]) -> None:
+    """Over gloo the program makes the same calls in the same order, and gloo itself counts as many without a recorder.
+
+    A save that runs beside the training asks whether it is done as often as it takes; here it does not.
+    """
+    trees = {
+        name: tree_of(tmp_path / name, data, MIXED, debug__max_steps=3, checkpoint__asynchronous=False)
+        for name in "012"  # as long as each other: paths are sent
+    }
+    alone, together = (
+        traced(tmp_path / name, 4, trees[name], transport=transport)
+        for name, transport in (("0", StandIn), ("1", gloo))
+    )
+    for status, error, found in (alone, together):
+        assert first_difference(found) is None and status == 0, error
+    for rank, events in alone[2].items():
+        assert [event[:5] for event in events] == [event[:5] for event in together[2][rank]]
+
+    run_file = write_run(tmp_path / "2", trees["2"])
+    ended = training(run_file, before=partial(count, tmp_path)).run(4)
+    assert ended.returncode == 0, ended.stderr
+    for rank, events in alone[2].items():
+        assert Counter(event.group for event in events) == json.loads((tmp_path / f"{rank}.json").read_text())
+
+
+def count(folder: Path) -> None:
+    """At the end, write how many calls gloo has counted on each group of several ranks that was used."""
+    end = torch.distributed.destroy_process_group
+
+    @wraps(end)
+    def destroy_process_group() -> None:
+        groups = [group for group in distributed_c10d._world.pg_map if group.size() > 1]
+        calls = {f"{g.group_desc} {g.group_name}": g._get_backend(CPU)._get_sequence_number_for_group() for g in groups}
+        used = {name: number for name, number in calls.items() if number}
+        (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(used))
+        end()
+
+    torch.distributed.destroy_process_group = destroy_process_group
+
+
+def call(kind: str, what: str = "2 x float32", **more: Any) -> Event:
+    return Event("g", (0, 1), kind, what, "here", **more)
+
+
+def split(sent: tuple[int, int], received: tuple[int, int]) -> Event:
+    return call("all_to_all", "float32", sent=sent, received=received)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "found"),
+    [
+        ([call("barrier")], [call("barrier")], None),
+        ([call("barrier"), call("broadcast")], [call("broadcast"), call("barrier")], "ranks [0, 1], collective 1:"),
+        ([call("barrier")] * 2, [call("barrier")], "ranks [0, 1], collective 2:"),
+        ([call("barrier", "2 x float32")], [call("barrier", "2 x bfloat16")], "ranks [0, 1], collective 1:"),
+        ([split((1, 2), (1, 5))], [split((5, 3), (2, 3))], None),
+        ([split((1, 2), (1, 5))], [split((4, 3), (2, 3))], "to each [4, 3], from each [2, 3]"),
+        ([call("send", peer=1)], [call("recv", peer=0)], None),
+        ([call("send", peer=1), call("barrier")], [call("barrier"), call("recv", peer=0)], None),
+        ([call("send", peer=1)], [call("send", peer=0)], "message from rank 0 to rank 1 1:"),
+        ([call("send", peer=1)], [], "message from rank 0 to rank 1 1:"),
+        ([call("send", "3 x float32", peer=1)], [call("recv", peer=0)], "message from rank 0 to rank 1 1:"),
+    ],
+)
+def test_what_is_a_difference(one: list[Event], other: list[Event], found: str | None) -> None:
+    difference = first_difference({0: one, 1: other})
+    assert difference is None if found is None else found in str(difference)
