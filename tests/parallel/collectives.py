@@ -5,6 +5,9 @@ its transport without being recorded, and torch refuses what it does not define.
 that computes most results without the other ranks.
 """
 
+# The arguments of a process group's methods have other types in each version of torch.
+# mypy: disable-error-code="override, assignment"
+
 from __future__ import annotations
 
 import json
@@ -26,7 +29,7 @@ from torch.distributed import PrefixStore, ProcessGroup, ProcessGroupGloo, Reduc
 
 import jetmoe_megatron
 
-_LIMIT = timedelta(seconds=40)  # that a rank waits for another one
+_LIMIT = timedelta(seconds=60)  # that a rank waits for another one
 _BACKEND = "recorder"
 _OURS = f"{Path(jetmoe_megatron.__file__).parent}/"
 _STAND_IN = 0.01  # each number of a tensor that another rank should have sent
@@ -61,8 +64,11 @@ def store_of_ranks() -> Iterator[int]:
     yield store.port
 
 
-def record(folder: Path, port: int, transport: Transport) -> None:
-    """In a rank: from now on, its process groups write what they do to the file `folder`/RANK, which must not exist."""
+def record(folder: Path, port: int, transport: Transport, also: Callable[[], None]) -> None:
+    """In a rank: from now on, its process groups write what they do to the file `folder`/RANK, which must not exist.
+
+    also: what else to do in the rank before the program.
+    """
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     folder.mkdir(parents=True, exist_ok=True)
     trace = os.open(folder / str(rank), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -80,8 +86,9 @@ def record(folder: Path, port: int, transport: Transport) -> None:
     def init_process_group(backend: str, timeout: timedelta) -> None:
         begin(_BACKEND, store=store, rank=rank, world_size=ranks, timeout=min(timeout, _LIMIT))
 
-    torch.distributed.init_process_group = init_process_group  # type: ignore[assignment]
-    distributed_c10d.ProcessGroupGloo = None  # type: ignore[misc, assignment]  # no other group can be made
+    torch.distributed.init_process_group = init_process_group
+    distributed_c10d.ProcessGroupGloo = None  # type: ignore[misc]  # no other group can be made
+    also()
 
 
 def traces(folder: Path) -> dict[int, list[Event]]:
@@ -89,7 +96,7 @@ def traces(folder: Path) -> dict[int, list[Event]]:
 
     def event(line: bytes) -> Event:
         values = [tuple(value) if isinstance(value, list) else value for value in json.loads(line)]
-        return Event(*values)
+        return Event._make(values)
 
     files = sorted(folder.iterdir(), key=lambda file: int(file.name))
     return {int(file.name): [event(line) for line in file.read_bytes().split(b"\n")[:-1]] for file in files}
@@ -100,7 +107,7 @@ class Recorder(ProcessGroup):
     versions."""
 
     def __init__(self, group: Any, write: Callable[[Event], None], transport: Any) -> None:
-        super().__init__(group.group_rank, group.group_size)
+        super().__init__(group.store, group.group_rank, group.group_size)
         self.transport = transport
         self._write, self._id = write, str(group.group_id)
         self._members = tuple(group.global_ranks_in_group) or tuple(range(group.group_size))
@@ -178,13 +185,13 @@ class Recorder(ProcessGroup):
         return _BACKEND
 
     def _note_uneven(self, kind: str, like: Tensor, sent: Sequence[Tensor], received: Sequence[Tensor]) -> None:
-        sizes = [tuple(tensor.numel() for tensor in tensors) for tensors in (sent, received)]
-        self._note(kind, _dtype(like), *sizes)
+        numbers = [tuple(tensor.numel() for tensor in tensors) for tensors in (sent, received)]
+        self._note(kind, _dtype(like), sent=numbers[0], received=numbers[1])
 
-    def _note(self, kind: str, what: str, *sizes: tuple[int, ...], peer: int | None = None) -> None:
-        group = f"{self.group_desc} {self._id}"
+    def _note(self, kind: str, what: str, **more: Any) -> None:
         if self.size() > 1:
-            self._write(Event(group, self._members, kind, what, _place(sys._getframe(2)), *sizes, peer=peer))
+            group = f"{self.group_desc} {self._id}"
+            self._write(Event(group, self._members, kind, what, _place(sys._getframe(2)), **more))
 
 
 class _Together(distributed_c10d.Work):
@@ -242,7 +249,8 @@ class StandIn:
     """
 
     def __init__(self, store: Store, rank: int, ranks: int) -> None:
-        self._store, self._rank, self._ranks = store, rank, ranks
+        self._store: Any = store  # torch's type hints know no bytes
+        self._rank, self._ranks = rank, ranks
         self._is_world = not torch.distributed.is_initialized()
         self._count = 0
         self._messages = [0] * ranks, [0] * ranks  # sent to and received from each
@@ -336,9 +344,8 @@ class StandIn:
         if self._ranks == 1:
             return [tensors]
         self._count += 1
-        self._store.set(
-            f"{self._count}/{self._rank}", pickle.dumps((what, [tensor.detach().clone() for tensor in tensors]))
-        )
+        message = pickle.dumps((what, [tensor.detach().clone() for tensor in tensors]))
+        self._store.set(f"{self._count}/{self._rank}", message)
         keys = [f"{self._count}/{rank}" for rank in range(self._ranks)]
         found = [pickle.loads(message) for message in self._store.multi_get(keys)]
         assert {other for other, _ in found} == {what}, f"the ranks do not do the same: {[other for other, _ in found]}"

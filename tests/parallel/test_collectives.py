@@ -99,22 +99,13 @@ def tree_of(folder: Path, data: dict[str, str], layout: Layout, **changes: Any) 
 
 
 def traced(
-    folder: Path,
-    ranks: int,
-    tree: dict[str, Any],
-    *before: Callable[[], None],
-    transport: Transport = StandIn,
+    folder: Path, ranks: int, tree: dict[str, Any], also: Callable[[], None], transport: Transport = StandIn
 ) -> tuple[int, str, dict[int, list[Event]]]:
-    """Exit status, what went to stderr, and what each rank did."""
+    """Exit status, what went to stderr, and what each rank did. also: called in each rank."""
     with store_of_ranks() as port:
-        hooks = (partial(record, folder / "traces", port, transport), *before)
-        ended = training(write_run(folder, tree), before=partial(in_turn, hooks)).run(ranks, timeout=90)
+        before = partial(record, folder / "traces", port, transport, also)
+        ended = training(write_run(folder, tree), before=before).run(ranks)
     return ended.returncode, ended.stderr, traces(folder / "traces")
-
-
-def in_turn(functions: tuple[Callable[[], None], ...]) -> None:
-    for function in functions:
-        function()
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -194,7 +185,7 @@ def test_the_record_is_that_of_real_ranks(tmp_path: Path, data: dict[str, str]) 
         for name in "012"  # as long as each other: paths are sent
     }
     alone, together = (
-        traced(tmp_path / name, 4, trees[name], transport=transport)
+        traced(tmp_path / name, 4, trees[name], partial(install, []), transport)
         for name, transport in (("0", StandIn), ("1", gloo))
     )
     for status, error, found in (alone, together):
@@ -215,13 +206,13 @@ def count(folder: Path) -> None:
 
     @wraps(end)
     def destroy_process_group() -> None:
-        groups = [group for group in distributed_c10d._world.pg_map if group.size() > 1]
+        groups: list[Any] = [group for group in distributed_c10d._world.pg_map if group.size() > 1]
         calls = {f"{g.group_desc} {g.group_name}": g._get_backend(CPU)._get_sequence_number_for_group() for g in groups}
         used = {name: number for name, number in calls.items() if number}
         (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(used))
         end()
 
-    torch.distributed.destroy_process_group = destroy_process_group
+    torch.distributed.destroy_process_group = destroy_process_group  # type: ignore[assignment]
 
 
 def call(kind: str, what: str = "2 x float32", **more: Any) -> Event:
