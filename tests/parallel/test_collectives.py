@@ -10,16 +10,21 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from tests.injected_faults import Fault, install
-from tests.parallel.collectives import Event, StandIn, Transport, first_difference, gloo, record, store_of_ranks, traces
+from tests.parallel.collectives import Event, first_difference
+from tests.parallel.recorder import Transport, gloo, record, store_of_ranks, traces
+from tests.parallel.stand_in import StandIn
+from tests.ranks import run_ranks
 from tests.support import metrics, small_run, training, write_run
 
 CPU = torch.device("cpu")
@@ -213,6 +218,55 @@ def count(folder: Path) -> None:
         end()
 
     torch.distributed.destroy_process_group = destroy_process_group  # type: ignore[assignment]
+
+
+def test_what_is_exchanged_is_what_gloo_exchanges(tmp_path: Path) -> None:
+    """Each kind of call, among the whole world, where a `StandIn` has the results of all ranks."""
+    results = []
+    for transport in (StandIn, gloo):
+        with store_of_ranks() as port:
+            folder = tmp_path / transport.__name__
+            results.append(run_ranks(3, each_call, folder, port, transport))
+        assert first_difference(traces(folder)) is None
+    assert results[0] == results[1]
+
+
+def each_call(folder: Path, port: int, transport: Transport) -> list[Any]:
+    """What this one of three ranks has after each call."""
+    record(folder, port, transport, lambda: None)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=1))
+    d, rank = torch.distributed, torch.distributed.get_rank()
+    splits = [[1, 2, 3], [2, 2, 2], [3, 2, 1]][rank]
+
+    def to_next(own: Tensor, other: Tensor) -> None:
+        for work in d.batch_isend_irecv(
+            [d.P2POp(d.isend, own, (rank + 1) % 3), d.P2POp(d.irecv, other, (rank - 1) % 3)]
+        ):
+            work.wait()
+
+    calls: list[Callable[[Tensor, list[Tensor]], Any]] = [
+        lambda own, parts: d.all_reduce(own),
+        lambda own, parts: d.all_reduce(own, d.ReduceOp.MAX, async_op=True).wait(),
+        lambda own, parts: d.broadcast(own, 1),
+        lambda own, parts: d.all_gather(parts, own[:2]),
+        lambda own, parts: d.all_gather_into_tensor(own, own[:2].clone()),
+        lambda own, parts: d.reduce_scatter_tensor(parts[0], own),
+        lambda own, parts: d.all_to_all_single(own, own.clone(), splits, splits),
+        lambda own, parts: d.gather(own[:2].clone(), parts if rank == 1 else None, 1),
+        lambda own, parts: d.scatter(parts[0], list(own.split(2)) if rank == 2 else None, 2),
+        lambda own, parts: to_next(own[:2].clone(), parts[0]),
+        lambda own, parts: d.barrier(),
+    ]
+    found: list[Any] = []
+    for call in calls:
+        own, parts = torch.arange(6) + 10**rank, [torch.zeros(2, dtype=torch.int64) for _ in range(3)]
+        call(own, parts)
+        found.append((own.tolist(), [part.tolist() for part in parts]))
+    gathered, sent = [None] * 3, ["from", rank]
+    d.all_gather_object(gathered, {"rank": rank})
+    d.broadcast_object_list(sent, src=2)
+    d.destroy_process_group()
+    return [*found, gathered, sent]
 
 
 def call(kind: str, what: str = "2 x float32", **more: Any) -> Event:
