@@ -134,7 +134,8 @@ def check(folder: Path, ranks: int, tree: dict[str, Any], at_step: int) -> str:
     """With a loss that is NaN in one step, on all ranks as if they had exchanged it. Returns what went to stderr."""
     faults = [Fault("loss", at_step, rank) for rank in range(ranks)]
     status, error, found = traced(folder, ranks, tree, partial(install, faults))
-    assert first_difference(found) is None, f"{first_difference(found)}\n{error}"
+    difference = first_difference(found)
+    assert difference is None, f"{difference}\n{error}"
     assert status == 0, error
     assert len(found) == ranks and all(found.values())
     return error
