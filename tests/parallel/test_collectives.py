@@ -135,7 +135,7 @@ def check(folder: Path, ranks: int, tree: dict[str, Any], at_step: int) -> str:
     faults = [Fault("loss", at_step, rank) for rank in range(ranks)]
     status, error, found = traced(folder, ranks, tree, partial(install, faults))
     difference = first_difference(found)
-    assert difference is None, error
+    assert difference is None, f"{difference}\n{error}"
     assert status == 0, error
     assert len(found) == ranks and all(found.values())
     return error
