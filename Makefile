@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 # Another environment, with the Megatron-Core of Python 3.12 and newer, and the tests of what a new version can break.
 STACK_VENV := .venv-stack
 STACK_TESTS := tests/runtime/test_cpu.py tests/model/test_parity.py tests/model/test_recompute.py \
-	tests/parallel/test_equal_to_one_process.py tests/parallel/test_expert_overlap.py tests/training/test_pretrain.py \
+	tests/parallel/test_equal_to_one_process.py tests/parallel/test_expert_overlap.py tests/parallel/test_collectives.py \
+	tests/training/test_pretrain.py tests/checkpoint/test_read_once.py \
 	tests/checkpoint/test_golden.py tests/checkpoint/test_no_code.py tests/checkpoint/test_other_stack.py \
 	tests/data/test_documents.py tests/test_docs.py
 
