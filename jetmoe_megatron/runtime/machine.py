@@ -1,91 +1,72 @@
-"""What each rank runs on, compared before the ranks join a process group.
+"""What a rank runs on.
 
-Ranks with another device would wait for each other for ever (gloo among NCCL), and with other versions they would
-compute something else.
+Ranks with another device would wait for each other without end (gloo among NCCL). With other versions they may compute
+something else.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
-from torch.distributed import Store
 
-from jetmoe_megatron.errors import SharedError
+_DRIVER = Path("/sys/module/nvidia/version")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """An empty text: it is not there."""
+    """An empty text: it is not there, or not used on this device."""
 
     device: str  # "NVIDIA H100 80GB HBM3", or "CPU"
     driver: str
     torch: str
-    cuda: str
-    nccl: str
-    cudnn: str
-    megatron_core: str
-    transformer_engine: str
+    CUDA: str
+    NCCL: str
+    cuDNN: str
+    Megatron_Core: str
+    Transformer_Engine: str
 
     def __str__(self) -> str:
-        device, *versions = asdict(self).items()
-        named = [f"{name.replace('_', ' ')} {value}" for name, value in versions if value]
-        return ", ".join([device[1], *named])
+        return ", ".join(f"{_spelled(name)} {value}" for name, value in asdict(self).items() if value)
 
 
 def this_machine() -> Machine:
+    """On a GPU: after the rank has chosen its own."""
     gpu = torch.cuda.is_available()
     return Machine(
         device=torch.cuda.get_device_name() if gpu else "CPU",
-        driver=_driver() if gpu else "",
+        driver=_DRIVER.read_text().strip() if gpu and _DRIVER.exists() else "",
         torch=torch.__version__,
-        cuda=(torch.version.cuda or "") if gpu else "",
-        nccl=".".join(map(str, torch.cuda.nccl.version())) if gpu else "",
-        cudnn=str(torch.backends.cudnn.version() or "") if gpu else "",
-        megatron_core=_version("megatron-core"),
-        transformer_engine=_version("transformer-engine"),
+        CUDA=(torch.version.cuda or "") if gpu else "",
+        NCCL=".".join(map(str, torch.cuda.nccl.version())) if gpu else "",
+        cuDNN=str(torch.backends.cudnn.version() or "") if gpu else "",
+        Megatron_Core=_version("megatron-core"),
+        Transformer_Engine=_version("transformer-engine"),
     )
 
 
-def check_machines_are_alike(store: Store, rank: int, world: int) -> None:
-    """Rank 0 compares what all ranks say; all ranks call it.
-
-    Raises:
-        SharedError: on all ranks, with the first difference.
-    """
-    store.set(f"machine/{rank}", json.dumps([platform.node(), asdict(this_machine())]))
-    if rank == 0:
-        said = [json.loads(store.get(f"machine/{other}")) for other in range(world)]
-        store.set("machines", _first_difference(said) or "alike")
-    if (verdict := store.get("machines").decode()) != "alike":
-        raise SharedError(verdict)
-
-
-def _first_difference(said: list[tuple[str, dict[str, str]]]) -> str | None:
-    """said: (host, machine) of each rank."""
-    host_0, first = said[0]
-    for rank, (host, machine) in enumerate(said):
-        for name, value in machine.items():
-            if value != first[name]:
-                what = name.replace("_", " ")
-                return f"{what}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has {first[name] or 'none'}"
+def first_difference(machines: Sequence[tuple[str, Machine]]) -> str | None:
+    """machines: (host, what it runs on) of each rank. Returns a line that names a rank, or None if all are alike."""
+    host_0, first = machines[0]
+    for rank, (host, machine) in enumerate(machines):
+        for name, value in asdict(machine).items():
+            if value != (expected := asdict(first)[name]):
+                return (
+                    f"{_spelled(name)}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has "
+                    f"{expected or 'none'}: all ranks need the same"
+                )
     return None
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_Core", "-Core").replace("_", " ")
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _driver() -> str:
-    """NVIDIA's driver, as its kernel module says."""
-    try:
-        with open("/sys/module/nvidia/version", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
         return ""
