@@ -10,7 +10,6 @@ import os
 import platform
 import signal
 import sys
-import time
 
 from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, spell_what_the_terminal_lacks
@@ -19,14 +18,16 @@ from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.resume.start_from import apply_start_from
+from jetmoe_megatron.runtime.first_rank import Stage, first_rank_speaks, has_spoken, is_first_rank, passed
 from jetmoe_megatron.runtime.output import outlast_readers
-from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, FIRST_RANK_SPEAKS, ExitStatus
+from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
 
 
 def main() -> int:
     arguments = parse_arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    started = False
+    stage, started = Stage.HAS_DEVICE, False  # the stage that comes next
+    passed(Stage.BEGUN)
     spell_what_the_terminal_lacks()
     outlast_readers()
     try:
@@ -35,6 +36,8 @@ def main() -> int:
             # Megatron-Core imports wandb if it is installed (timers.py). Each import makes two temporary folders,
             # which a killed rank leaves behind.
             sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
+        if run.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for a GPU: in the checks
         layout = resolve_layout(run, arguments.world or world)
         if rank == 0:
             print(describe(run, layout), flush=True)
@@ -45,11 +48,17 @@ def main() -> int:
             # need their own queues.
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
+        from jetmoe_megatron.runtime.promised_gpus import check_device
         from jetmoe_megatron.training.preflight import check_run_can_start
 
+        if arguments.world is None:  # else the plan is for another machine
+            check_device(run.device)
+        passed(Stage.HAS_DEVICE)
+        stage = Stage.CHECKED
         check_run_can_start(run, layout, rank)
         if arguments.dry_run:
             return 0
+        passed(Stage.CHECKED)
 
         from jetmoe_megatron.training.ranks.process_groups import parallel_groups
 
@@ -62,12 +71,16 @@ def main() -> int:
         if started and isinstance(error, OSError):
             raise
         message = one_line(error)
-        # Before the ranks have met, all ranks of a node fail in the same way, and the launcher kills the rest when one
-        # exits. So the first rank of the node reports, and the others wait for it.
-        if (not started or isinstance(error, SharedError)) and os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(FIRST_RANK_SPEAKS)
+        shared = isinstance(error, SharedError)
+        if (not started or shared) and not is_first_rank() and first_rank_speaks(after=None if shared else stage):
+            return ExitStatus.BAD_INPUT
         node = "" if rank == 0 else f"{platform.node()}: "
         print(f"{node}error: {message}", file=sys.stderr, flush=True)
+        has_spoken()
+        if not started and not shared and world > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            from jetmoe_megatron.runtime.meeting import refuse
+
+            refuse(message)
         return ExitStatus.BAD_INPUT
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return FIRST_OF_SIGNALS + signal.SIGINT

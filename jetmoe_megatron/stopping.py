@@ -29,7 +29,7 @@ class ExitStatus(IntEnum):
     )
     BAD_INPUT = 2, "wrong usage or input", "change what the `error: ` line says"
     BAD_STEPS = 3, "the loss guard stopped the run", "change the setting or the data that the last line names"
-    LOST_RANKS = 4, "another rank died or hangs (on CPUs)", "look at the rank that the line names, and run it again"
+    LOST_RANKS = 4, "another rank died, hangs or did not come", "look at the rank that the line names, and run it again"
     RUN_ME_AGAIN = 75, "stopped by a signal after saving", "run the same command again"  # EX_TEMPFAIL of sysexits.h
 
 
@@ -56,8 +56,12 @@ LAUNCHER_WAITS_FOR_NODES = 60.0
 SIGKILL_AFTER_SIGTERM = 30.0
 # At the start, the launcher waits for the other nodes. torch gives up after 10 minutes, where it can.
 NODES_MEET = 900.0
-# Ranks wait for the first rank of their node to say what is wrong with the run.
+# A rank that finds the run wrong waits for the first rank of its node to say so, until that has passed the same checks.
 FIRST_RANK_SPEAKS = 60.0
+# It waits only so long if it cannot find the first rank, which has not begun or has already spoken.
+FIRST_RANK_APPEARS = 10.0
+# A rank that refuses to start waits for the rendezvous store, to tell the other ranks.
+REFUSAL_IS_TOLD = 5.0
 # A rank that has lost the others over gloo waits for them to notice it too, and for the rendezvous store to answer.
 LOST_RANKS_ANSWER = 5.0
 STORE_ANSWERS = 60.0

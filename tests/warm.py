@@ -70,6 +70,26 @@ class Command:
             texts = [file.read_text(errors="replace") if file.exists() else "" for file in (out, err)]
         return subprocess.CompletedProcess([str(a) for a in self.arguments], status, *texts)
 
+    def to_their_ends(self, ranks: int, timeout: float = 60) -> list[subprocess.CompletedProcess[str]]:
+        """Each rank to its own end, as on nodes of their own: nobody ends the others when one fails."""
+        with tempfile.TemporaryDirectory() as folder:
+            files = [(Path(folder) / f"out{rank}", Path(folder) / f"err{rank}") for rank in range(ranks)]
+            own = rank_environment(ranks)
+            processes = [start(_be, self, out, err, own[rank]) for rank, (out, err) in enumerate(files)]
+            deadline = time.monotonic() + timeout
+            for process in processes:
+                process.join(max(0, deadline - time.monotonic()))
+            statuses = [process.exitcode for process in processes]
+            end(processes)
+            if None in statuses:
+                raise TimeoutError(f"after {timeout} s, ranks had ended with {statuses}")
+            texts = [[file.read_text(errors="replace") for file in pair] for pair in files]
+        arguments = [str(a) for a in self.arguments]
+        return [
+            subprocess.CompletedProcess(arguments, status or 0, *text)
+            for status, text in zip(statuses, texts, strict=True)
+        ]
+
     def start(self, ranks: int, out: Path | Connection, err: Path) -> list[Process]:
         """out, err: files that are appended to; `out` may be the writing end of a pipe."""
         together = rank_environment(ranks) if ranks > 1 else [{}]

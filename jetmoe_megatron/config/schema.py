@@ -335,6 +335,9 @@ class Run(Section):
     model: Annotated[Model, _FILE_NAME]
     losses: Losses = Losses()
     parallel: Parallel = Parallel()
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """What the ranks compute on. `auto`: GPUs if torch sees any; refused if the environment promises GPUs and torch
+    sees none. `cuda`: refused if torch sees no GPU. `cpu`: also on a machine with GPUs."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Precision of the forward and backward pass. The default is that of the released checkpoint."""
     recompute: Literal["none", "selective", "full"] = "none"

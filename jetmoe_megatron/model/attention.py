@@ -170,13 +170,37 @@ def scaled_dot_product(q_SBGC: Tensor, k_SBNC: Tensor, v_SBNC: Tensor, mask: Ten
     without a copy. Flash takes no mask, and neither takes fp32. The kernel that takes both needs keys and values
     repeated for each query head (torch/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
     """
-    if mask is None and not q_SBGC.is_cuda and is_faster(q_SBGC.shape[0], q_SBGC.dtype):
+    if _is_ours(q_SBGC, mask):
         return causal_attention(q_SBGC, k_SBNC, v_SBNC)
-    q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBGC, k_SBNC, v_SBNC))  # [B, heads, S, C]
-    if q.is_cuda and (mask is not None or q.dtype == torch.float32):
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    with sdpa_kernel(GPU_KERNELS) if q.is_cuda else contextlib.nullcontext():
+    q, k, v = _as_torch_has_them(mask, q_SBGC, k_SBNC, v_SBNC)
+    with _fused_only(q):
         a = torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=None if mask is None else ~mask, is_causal=mask is None, enable_gqa=True
         )
     return a.permute(2, 0, 1, 3).flatten(2)
+
+
+def kernel_of(q_SBGC: Tensor, k_SBNC: Tensor, mask: Tensor | None) -> str:
+    """The name of the kernel that `scaled_dot_product` takes for tensors like these."""
+    if _is_ours(q_SBGC, mask):
+        return "causal_attention"
+    q, k, v = _as_torch_has_them(mask, q_SBGC, k_SBNC, k_SBNC)
+    with _fused_only(q):
+        choice = torch._fused_sdp_choice(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
+    return str(SDPBackend(choice).name)
+
+
+def _is_ours(q_SBGC: Tensor, mask: Tensor | None) -> bool:
+    return mask is None and not q_SBGC.is_cuda and is_faster(q_SBGC.shape[0], q_SBGC.dtype)
+
+
+def _as_torch_has_them(mask: Tensor | None, *qkv_SBNC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, heads, S, C]"""
+    q, k, v = (t.permute(1, 2, 0, 3) for t in qkv_SBNC)
+    if q.is_cuda and (mask is not None or q.dtype == torch.float32):
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    return q, k, v
+
+
+def _fused_only(q: Tensor) -> contextlib.AbstractContextManager[None]:
+    return sdpa_kernel(GPU_KERNELS) if q.is_cuda else contextlib.nullcontext()

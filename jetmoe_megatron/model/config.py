@@ -20,7 +20,7 @@ from jetmoe_megatron.model.fusion import can_fuse
 LAYER_NORM_EPS = 1e-6
 
 # What the names in a run file mean here. A name that the schema allows but a table lacks is a KeyError.
-_DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_activation": True},
@@ -66,7 +66,7 @@ def _stages(run: Run) -> list[list[str]] | None:
 def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
     """The config of every layer. It reads the sizes of the parallel groups, not the groups themselves."""
     model = run.model
-    dtype = _DTYPE[run.precision]
+    dtype = DTYPE[run.precision]
     return JetMoEConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,

@@ -14,6 +14,7 @@ from jetmoe_megatron.runtime import cpu
 from jetmoe_megatron.runtime.children import end_with_this_process, stop_with_launcher
 from jetmoe_megatron.runtime.lost_ranks import is_lost_connection, name_lost_ranks
 from jetmoe_megatron.runtime.matmul import choose_matmul
+from jetmoe_megatron.runtime.meeting import meet
 from jetmoe_megatron.runtime.memory import keep_freed_memory
 
 
@@ -36,7 +37,8 @@ def process_group(timeout_minutes: float = 30) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
 
     Raises:
-        SystemExit: over gloo, with status 4, after naming the ranks that died or did not answer in time.
+        SharedError: on all ranks, if one of them was refused or runs on something else.
+        SystemExit: with status 4, after naming the ranks that did not come or, over gloo, died or did not answer.
     """
     end_with_this_process()
     stop_with_launcher()
@@ -50,8 +52,13 @@ def process_group(timeout_minutes: float = 30) -> Iterator[None]:
         cpu.install()
         keep_freed_memory()
         choose_matmul()
+    store, rank, world = meet(timeout_minutes)
     torch.distributed.init_process_group(
-        backend="nccl" if has_gpu() else "gloo", timeout=timedelta(minutes=timeout_minutes)
+        backend="nccl" if has_gpu() else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(minutes=timeout_minutes),
     )
     try:
         yield

@@ -8,12 +8,16 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from data_tools.errors import InputError
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import process_group
 from jetmoe_megatron.runtime.flight_recorder import record_into, remove_empty, write_dump
+from jetmoe_megatron.runtime.machine import this_machine
 
 
 @contextlib.contextmanager
@@ -36,6 +40,8 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
             distributed_timeout_minutes=run.parallel.timeout_minutes,
         )
         model_parallel_cuda_manual_seed(run.seed)
+        if torch.distributed.get_rank() == 0:
+            print(f"each rank has: {this_machine()}\nattention: {attention_kernel(run, layout)}", flush=True)
         try:
             yield
         finally:

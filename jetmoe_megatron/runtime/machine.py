@@ -1,0 +1,72 @@
+"""What a rank runs on.
+
+Ranks with another device would wait for each other without end (gloo among NCCL). With other versions they may compute
+something else.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+_DRIVER = Path("/sys/module/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An empty text: it is not there, or not used on this device."""
+
+    device: str  # "NVIDIA H100 80GB HBM3", or "CPU"
+    driver: str
+    torch: str
+    CUDA: str
+    NCCL: str
+    cuDNN: str
+    Megatron_Core: str
+    Transformer_Engine: str
+
+    def __str__(self) -> str:
+        return ", ".join(f"{_spelled(name)} {value}" for name, value in asdict(self).items() if value)
+
+
+def this_machine() -> Machine:
+    """On a GPU: after the rank has chosen its own."""
+    gpu = torch.cuda.is_available()
+    return Machine(
+        device=torch.cuda.get_device_name() if gpu else "CPU",
+        driver=_DRIVER.read_text().strip() if gpu and _DRIVER.exists() else "",
+        torch=torch.__version__,
+        CUDA=(torch.version.cuda or "") if gpu else "",
+        NCCL=".".join(map(str, torch.cuda.nccl.version())) if gpu else "",
+        cuDNN=str(torch.backends.cudnn.version() or "") if gpu else "",
+        Megatron_Core=_version("megatron-core"),
+        Transformer_Engine=_version("transformer-engine"),
+    )
+
+
+def first_difference(machines: Sequence[tuple[str, Machine]]) -> str | None:
+    """machines: (host, what it runs on) of each rank. Returns a line that names a rank, or None if all are alike."""
+    host_0, first = machines[0]
+    for rank, (host, machine) in enumerate(machines):
+        for name, value in asdict(machine).items():
+            if value != (expected := asdict(first)[name]):
+                return (
+                    f"{_spelled(name)}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has "
+                    f"{expected or 'none'}: all ranks need the same"
+                )
+    return None
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_Core", "-Core").replace("_", " ")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,128 @@
+"""The ranks meet in the rendezvous store before they join a process group, where a difference would be a hang.
+
+Each rank says what it runs on. Rank 0 compares and writes the verdict, for which all wait. A rank that was refused
+before the meeting writes the verdict itself, so that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from jetmoe_megatron.errors import SharedError, printable
+from jetmoe_megatron.runtime.machine import Machine, first_difference, this_machine
+from jetmoe_megatron.stopping import REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
+
+_ALIKE, _REFUSED, _LOST = "alike", "refused", "lost"
+
+
+def meet(timeout_minutes: float) -> tuple[Store, int, int]:
+    """Returns the store, this rank and the number of ranks, for init_process_group.
+
+    Raises:
+        SharedError: on all ranks: one of them was refused, or runs on something else.
+        SystemExit: with status 4, after a line on stderr: a rank did not come in time.
+    """
+    limit = timedelta(minutes=timeout_minutes)
+    try:
+        store, rank, world = _store(limit), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        meeting = _meeting_in(store)
+        meeting.set(str(rank), json.dumps([platform.node(), asdict(this_machine())]))
+        if rank == 0:
+            _write(meeting, *_judge(meeting, world, limit))
+        meeting.wait(["verdict"], limit + timedelta(seconds=STORE_ANSWERS))
+        verdict, message = json.loads(meeting.get("verdict"))
+        meeting.add("heard", 1)
+        if verdict != _ALIKE and _holds_store():
+            _wait_until_heard(meeting, world if verdict == _REFUSED else _number_here(meeting, world))
+    except torch.distributed.DistError as error:
+        reason = printable(str(error).splitlines()[0])
+        _leave(f"{platform.node()} did not meet rank 0 at {_endpoint()} in {timeout_minutes:g} minutes: {reason}")
+    if verdict == _REFUSED:
+        raise SharedError(message)
+    if verdict == _LOST:
+        _leave(message if rank == 0 else None)
+    return store, rank, world
+
+
+def refuse(message: str) -> None:
+    """Tell the ranks that wait in `meet`, or will, that this one was refused, if the store can be reached."""
+    if _holds_store():
+        return  # which ends with this process
+    with suppress(torch.distributed.DistError):
+        meeting = _meeting_in(_store(timedelta(seconds=REFUSAL_IS_TOLD)))
+        _write(meeting, _REFUSED, f"rank {os.environ['RANK']} on {platform.node()}: {message}")
+        meeting.add("heard", 1)
+
+
+def _judge(meeting: Store, world: int, limit: timedelta) -> tuple[str, str]:
+    keys, deadline = [str(rank) for rank in range(world)], time.monotonic() + limit.total_seconds()
+    while not meeting.check(keys) and not meeting.check(["verdict"]):
+        if time.monotonic() > deadline:
+            late = [key for key in keys if not meeting.check([key])]
+            return _LOST, f"rank {', '.join(late)} of {world} did not come in {limit.total_seconds() / 60:g} minutes"
+        time.sleep(0.02)
+    if meeting.check(["verdict"]):
+        return _ALIKE, ""  # the one that is there counts
+    said = [json.loads(meeting.get(key)) for key in keys]
+    difference = first_difference([(host, Machine(**machine)) for host, machine in said])
+    return (_REFUSED, difference) if difference else (_ALIKE, "")
+
+
+def _number_here(meeting: Store, world: int) -> int:
+    return sum(meeting.check([str(rank)]) for rank in range(world))
+
+
+def _wait_until_heard(meeting: Store, ranks: int) -> None:
+    """Before the store ends with this process."""
+    deadline = time.monotonic() + STORE_ANSWERS
+    while meeting.add("heard", 0) < ranks and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _store(limit: timedelta) -> Store:
+    """As rendezvous("env://") has it (rendezvous.py, `_create_c10d_store`), but rank 0 does not wait for the others."""
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        int(os.environ["WORLD_SIZE"]),
+        _holds_store(),
+        limit,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+
+
+def _holds_store() -> bool:
+    """Whether the rendezvous store is in this process, not in a launcher."""
+    return os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
+
+
+def _meeting_in(store: Store) -> Store:
+    """After a restart by the launcher, the store is the same."""
+    return PrefixStore(f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _write(meeting: Store, verdict: str, message: str) -> None:
+    """The first verdict stays."""
+    meeting.compare_set("verdict", "", json.dumps([verdict, message]))
+
+
+def _endpoint() -> str:
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
+def _leave(message: str | None) -> NoReturn:
+    if message:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(ExitStatus.LOST_RANKS) from None

@@ -1,0 +1,41 @@
+"""One line for what all ranks of a node find, at once for what one of them finds, and nobody waits for himself."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from tests.ranks import run_ranks
+
+
+def speaking(first: str, local_world: str = "2") -> tuple[bool, float]:
+    """The first rank does as `first` says; the other has found something wrong in its checks."""
+    from jetmoe_megatron.runtime.first_rank import Stage, first_rank_speaks, has_spoken, is_first_rank, passed
+
+    os.environ["LOCAL_WORLD_SIZE"] = local_world
+    began = time.monotonic()
+    if is_first_rank():
+        passed(Stage.BEGUN)
+        time.sleep(1)
+        if first == "passes":
+            passed(Stage.HAS_DEVICE)
+            passed(Stage.CHECKED)
+        elif first == "speaks":
+            has_spoken()
+        if first != "dies":
+            time.sleep(3)
+        return True, 0.0
+    return first_rank_speaks(after=Stage.CHECKED), time.monotonic() - began
+
+
+@pytest.mark.parametrize(("first", "speaks"), [("speaks", True), ("passes", False), ("dies", False)])
+def test_another_rank_waits_for_the_first(first: str, speaks: bool) -> None:
+    spoke, seconds = run_ranks(2, speaking, first)[1]
+    assert spoke is speaks
+    assert seconds < 20  # not FIRST_RANK_SPEAKS
+
+
+def test_a_rank_alone_on_its_node_is_the_first() -> None:
+    assert run_ranks(2, speaking, "passes", "1") == [(True, 0.0)] * 2
