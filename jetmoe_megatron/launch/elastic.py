@@ -219,7 +219,10 @@ def _run(args: Any, folder: Path) -> int:
                 _say(line)
         return status
     except SignalException as error:
-        return ExitStatus.RUN_ME_AGAIN if error.sigval in STOP_SIGNALS else FIRST_OF_SIGNALS + error.sigval
+        if error.sigval not in STOP_SIGNALS:
+            return FIRST_OF_SIGNALS + error.sigval
+        is_over = set(begun(folder)) == ended(folder).keys() != set()
+        return _decided(folder) if is_over else ExitStatus.RUN_ME_AGAIN  # it waited for other nodes
     except RendezvousError as error:
         if status := _decided(folder):
             return status
