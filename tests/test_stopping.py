@@ -41,7 +41,8 @@ def test_the_page_has_each_waiting_time() -> None:
 def test_what_others_wait_for_is_as_the_page_says() -> None:
     assert f"--wait={_of_the_page('`srun --wait`')}" in SCRIPT
     assert f"--signal=B:USR1@{_of_the_page('SLURM')}" in SCRIPT
-    assert Parallel().timeout_minutes * 60 == int(_of_the_page("all ranks"))
+    assert Parallel().start_timeout_minutes * 60 == int(_of_the_page("all ranks, up to the end of the first step"))
+    assert Parallel().timeout_minutes * 60 == int(_of_the_page("all ranks, in training"))
 
 
 def _of_the_page(who: str) -> str:

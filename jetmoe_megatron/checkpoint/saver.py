@@ -57,6 +57,7 @@ from jetmoe_megatron.runtime.clock import utc_now
 from jetmoe_megatron.runtime.shared_folder import SEEN_LATE_SECONDS
 
 _WRITTEN = "written.json"  # with a rank at its end: what that rank wrote
+_ASK_AGAIN_SECONDS = 10.0
 
 
 class Saver:
@@ -110,13 +111,14 @@ class Saver:
         while self._saving is not None:
             work = self._saving.work
             if wait:
-                work.join()
+                work.join(_ASK_AGAIN_SECONDS)  # nobody waits for a slow disk in the reduction, which has a time limit
             state = torch.tensor([work.is_alive(), work.failed is not None], device=torch.cuda.current_device()).int()
             torch.distributed.all_reduce(state, torch.distributed.ReduceOp.MAX)
             any_alive, any_failed = state.tolist()
             if any_alive:
-                return
-            if any_failed:
+                if not wait:
+                    return
+            elif any_failed:
                 self._fail(f"{self._saving.path}: {_first_of_ranks(work.failed)}")
             elif self._saving.publish is not None:
                 self._saving = _Saving(self._saving.path, _Work(self._saving.publish), None)

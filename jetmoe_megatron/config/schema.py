@@ -147,8 +147,11 @@ class Parallel(Section):
     and Transformer Engine, and does not go with `overlap_moe_expert_parallel_comm`."""
     high_priority_a2a_comm_stream: bool = False
     """The exchange comes before matmuls on the GPU; needs `overlap_moe_expert_parallel_comm` and Megatron-Core 0.19."""
-    timeout_minutes: float = Field(30.0, gt=0, le=1e6)
-    """Minutes that a rank waits for another rank before it gives up."""
+    start_timeout_minutes: float = Field(30.0, gt=0, le=1e6)
+    """Minutes that a rank waits for another rank up to the end of the first step, and in a rollback."""
+    timeout_minutes: float = Field(5.0, gt=0, le=1e6)
+    """Minutes that a rank waits for another rank after the first step, and for all to answer before anything is
+    built."""
 
 
 class Batch(Section):

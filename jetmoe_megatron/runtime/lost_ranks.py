@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from typing import NoReturn
 
 import torch
@@ -35,6 +36,7 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     try:
         store.set(f"gave up/{rank}", "")
+        traceback.clear_frames(error.__traceback__)  # a group that they hold would keep its connections
         torch.distributed.destroy_process_group()
         time.sleep(LOST_RANKS_ANSWER)
         lost = [str(other) for other in range(world) if not store.check([f"gave up/{other}"])]

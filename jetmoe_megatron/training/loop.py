@@ -30,6 +30,7 @@ from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.ranks.replicas import check_ranks_agree
 from jetmoe_megatron.training.ranks.run_lock import claimed
 from jetmoe_megatron.training.ranks.same_run import check_ranks_read_the_same, check_ranks_share
+from jetmoe_megatron.training.ranks.time_limits import lengthen_time_limits, shorten_time_limits
 from jetmoe_megatron.training.state import TrainingState
 from jetmoe_megatron.training.step import compute_gradients, update_weights
 from jetmoe_megatron.training.stop_signals import StopSignals
@@ -51,13 +52,14 @@ def train(run: Run, layout: Layout) -> int:
 
 def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     """As `train`, or None after a rollback."""
+    lengthen_time_limits(run)
     set_damaged_aside(run)
     start, folder = decided_by_rank_0(partial(find_start_point, run)), RunFolder.of(run)
     refuse_damaged_source(run, start)
     tokens_per_step = run.batch.global_tokens
     flops = step_flops(run.model, run.batch.sequence_length, tokens_per_step).with_attention
     step, ledger = start.progress["tokens"] // tokens_per_step, start.ledger
-    last_step = min(layout.steps, run.debug.max_steps or layout.steps)
+    first_step, last_step = step + 1, min(layout.steps, run.debug.max_steps or layout.steps)
     if step > layout.steps:
         raise SharedError(
             f"{start.checkpoint}: is after the last of the {layout.steps} steps of all phases: to decay from it, begin "
@@ -122,6 +124,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         else:
             state.saver.poll()
         clock.end("save_stall_seconds")
+        if step == first_step:
+            shorten_time_limits(run)
     state.close()
     if bad and guard.action == "stop":
         return ExitStatus.BAD_STEPS

@@ -30,7 +30,7 @@ def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[Distributed
     # Newer versions of Megatron-Core say that they compute which rank has which part of the optimizer's state.
     logging.getLogger("megatron.core.distributed.distributed_data_parallel").setLevel(logging.ERROR)
     config = chunks[0].config
-    parallel, distributed = run.parallel, _is_distributed(run)
+    parallel, distributed = run.parallel, is_distributed(run)
     ddp_config = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=distributed,
@@ -49,7 +49,7 @@ def wrap_for_data_parallel(run: Run, chunks: list[GPTModel]) -> list[Distributed
     return wrapped
 
 
-def _is_distributed(run: Run) -> bool:
+def is_distributed(run: Run) -> bool:
     """One rank shares the optimizer's state with no other, and Megatron would copy all gradients and weights."""
     dense = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
     return run.parallel.distributed_optimizer and max(dense, parallel_state.get_expert_data_parallel_world_size()) > 1
@@ -83,7 +83,7 @@ def build_optimizer(run: Run, model: list[DistributedDataParallel]) -> MegatronO
         clip_grad=options.clip_grad,
         bf16=run.precision == "bf16",
         params_dtype=torch.bfloat16 if run.precision == "bf16" else torch.float32,
-        use_distributed_optimizer=_is_distributed(run),
+        use_distributed_optimizer=is_distributed(run),
     )
     if USING_PYTORCH_OPTIMIZER:
         replace_norm_and_scale()

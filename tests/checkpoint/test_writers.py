@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from jetmoe_megatron.checkpoint.folder import check_room, in_units
 from tests.parallel.oracle import train_step, training
 from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
-from tests.support import command
+from tests.support import command, small_run
 
 
 def refuse(*arguments: Any, **named: Any) -> None:
@@ -187,3 +188,23 @@ def test_a_disk_without_room_says_how_much_is_missing(tmp_path: Path) -> None:
     assert [in_units(size) for size in (0, 999, 1500, 2.5e6, 119e9, 3.25e12)] == [
         "0 bytes", "999 bytes", "1.5 kB", "2.5 MB", "119 GB", "3.25 TB",
     ]  # fmt: skip
+
+
+def saving_slowly(folder: str, data: dict[str, str]) -> str | None:
+    """Rank 1 writes for longer than a rank waits for another."""
+    from jetmoe_megatron.checkpoint import saver
+    from jetmoe_megatron.config import Run
+    from jetmoe_megatron.runtime.device import process_group
+    from jetmoe_megatron.runtime.time_limits import set_time_limit
+
+    with process_group(), patch.object(saver, "_ASK_AGAIN_SECONDS", 0.2):
+        own = saver.Saver(Path(folder), Run.model_validate(small_run(Path(folder), data)), lambda tokens: True)
+        set_time_limit(0.03)
+        writing = saver._Work(lambda: time.sleep(4 if os.environ["RANK"] == "1" else 0))
+        own._saving = saver._Saving(Path(folder), writing, None)
+        own.poll(wait=True)
+        return own.failed
+
+
+def test_a_slow_writer_is_waited_for(tmp_path: Path, data: dict[str, str]) -> None:
+    assert run_ranks(2, saving_slowly, str(tmp_path), data) == [None, None]

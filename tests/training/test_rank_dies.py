@@ -185,7 +185,7 @@ def test_a_rank_that_dies_is_named_and_the_others_end(
 ) -> None:
     """Within the time limit of a command, in which the group's own (30 minutes) would not come."""
     split = {"tensor": 2, "pipeline": 2} if ranks == 4 else {}
-    timeout = {"timeout_minutes": 0.25} if kind == "hang" else {}
+    timeout = {"timeout_minutes": 0.25, "start_timeout_minutes": 0.25} if kind == "hang" else {}
     run_file = run_of(tmp_path, data, parallel={**split, **timeout})
     result = pretrain_with([Fault(kind, 3, rank=1)], ranks, run_file, launcher=launcher)
     assert result.returncode == status, result.stderr

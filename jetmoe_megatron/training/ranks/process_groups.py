@@ -18,6 +18,7 @@ from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import process_group
 from jetmoe_megatron.runtime.flight_recorder import record_into, remove_empty, write_dump
 from jetmoe_megatron.runtime.machine import this_machine
+from jetmoe_megatron.training.ranks.warm_up import warm_up_groups
 
 
 @contextlib.contextmanager
@@ -25,7 +26,7 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
     """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
     _quiet_megatron()
     dumps = record_into(RunFolder.of(run).logs / "flight_recorder")
-    with process_group(run.parallel.timeout_minutes), _dumped(dumps):
+    with process_group(run.parallel.start_timeout_minutes), _dumped(dumps):
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -37,11 +38,14 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
             expert_model_parallel_size=layout.expert,
             expert_tensor_parallel_size=layout.expert_tensor,
             create_gloo_process_groups=False,
-            distributed_timeout_minutes=run.parallel.timeout_minutes,
+            distributed_timeout_minutes=run.parallel.start_timeout_minutes,
         )
         model_parallel_cuda_manual_seed(run.seed)
+        seconds = warm_up_groups(run, layout)
         if torch.distributed.get_rank() == 0:
-            print(f"each rank has: {this_machine()}\nattention: {attention_kernel(run, layout)}", flush=True)
+            print(f"each rank has: {this_machine()}", flush=True)
+            print(f"attention: {attention_kernel(run, layout)}", flush=True)
+            print(f"groups: warmed up in {seconds:.2f} s", flush=True)
         try:
             yield
         finally:
