@@ -52,7 +52,6 @@ def train(run: Run, layout: Layout) -> int:
 
 def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     """As `train`, or None after a rollback."""
-    lengthen_time_limits(run)
     set_damaged_aside(run)
     start, folder = decided_by_rank_0(partial(find_start_point, run)), RunFolder.of(run)
     refuse_damaged_source(run, start)
@@ -130,6 +129,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     if bad and guard.action == "stop":
         return ExitStatus.BAD_STEPS
     if bad and guard.action == "rollback":
+        lengthen_time_limits(run)
         set_damaged_aside(run)
         start = decided_by_rank_0(partial(find_start_point, run))
         kept, window = start.ledger.read, guard.back_to(start.progress.get("guard"))
