@@ -36,7 +36,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "pipeline 2, data 2": (4, {"pipeline": 2}),
     "expert 4, data 4": (4, {"expert": 4}),
     "pipeline 4, data 2": (8, {"pipeline": 4}),
-    "tensor 2, pipeline 2, data 2": (8, {"tensor": 2, "expert_tensor": 2, "pipeline": 2}),
 }
 
 
