@@ -1,18 +1,45 @@
-"""Files and folders that one process at a time may work in."""
+"""Files that one process at a time may hold. They stand for the folders that one process at a time may work in."""
 
+import errno
 import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+# A file system without locks: others find out the same, so all are let in.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK}
 
 
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file or folder until its descriptor is closed, at the latest at the end of the process.
+def open_locked(path: Path) -> IO[bytes] | None:
+    """Make a file if it is missing, and lock it until it is closed, at the latest at the end of the process.
+
+    It is open for writing, which NFS demands of a lock; so it cannot be the folder itself. Who removes the file does so
+    before closing it.
 
     Returns:
-        False if another process has locked it. True also if the file system has no locks.
+        None if another process has locked it. The open file also if the file system has no locks.
+
+    Raises:
+        OSError: with the file's name.
     """
+    while True:
+        file = open(path, "ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                file.close()
+                return None
+            if error.errno not in _NO_LOCKS:
+                file.close()
+                raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(path)) from None
+        if _is_at(path, file):
+            return file
+        file.close()  # the process that held it has just removed it
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
         return False
-    except OSError:
-        return True
-    return True

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from data_tools.engines import EngineName
 from data_tools.errors import InputError, writing
 from data_tools.indexed import bin_path, idx_path, write_index
 from data_tools.inputs import SKIPPED
-from data_tools.locks import try_lock
+from data_tools.locks import open_locked
 from data_tools.reading import locate
 
 _OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|(settings|state)(\.json)?)\.tmp|parts-.*")
@@ -236,17 +236,13 @@ class Partial:
         self._files = []
 
 
-def _locked(folder: Path) -> IO[str]:
+def _locked(folder: Path) -> IO[bytes]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        # FileNotFoundError: the process that held it has just ended and removed the folder
-        with suppress(FileNotFoundError), ExitStack() as opened:
-            lock = opened.enter_context(open(folder / "lock", "w"))
-            if not try_lock(lock.fileno()):
-                raise InputError(f"{folder} is in use: another process is making this dataset")
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / "lock")):
-                opened.pop_all()
+        with suppress(FileNotFoundError):  # the process that held it has just ended and removed the folder
+            if lock := open_locked(folder / "lock"):
                 return lock
+            raise InputError(f"{folder} is in use: another process is making this dataset")
 
 
 def _checked(state: State) -> State:

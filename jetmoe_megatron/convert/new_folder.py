@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_tools.locks import try_lock
+from data_tools.locks import open_locked
 from jetmoe_megatron.checkpoint.folder import check_room
 from jetmoe_megatron.errors import UserError
 
@@ -42,19 +42,23 @@ def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
 
 @contextmanager
 def _claimed(folder: Path) -> Iterator[None]:
-    """Make and lock a folder (if the disk has locks), and remove what a killed process has left in it."""
-    folder.mkdir(exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        if not try_lock(lock):
-            raise UserError(f"{folder}: another process is writing there; wait for it")
-        left = sorted(folder.iterdir())
-        if left and folder / UNFINISHED not in left:
-            raise UserError(f"{folder}: the name is needed, but this program did not make that folder: move it away")
-        (folder / UNFINISHED).touch()
-        for path in left:
-            if path.name != UNFINISHED:
-                (shutil.rmtree if path.is_dir() else os.remove)(path)
-        yield
-    finally:
-        os.close(lock)
+    """Make a folder and lock a file beside it, and remove what a killed process has left in the folder."""
+    beside = folder.with_name(folder.name + ".lock")
+    lock = open_locked(beside)
+    if lock is None:
+        raise UserError(f"{folder}: another process is writing there; wait for it")
+    with lock:
+        try:
+            folder.mkdir(exist_ok=True)
+            left = sorted(folder.iterdir())
+            if left and folder / UNFINISHED not in left:
+                raise UserError(
+                    f"{folder}: the name is needed, but this program did not make that folder: move it away"
+                )
+            (folder / UNFINISHED).touch()
+            for path in left:
+                if path.name != UNFINISHED:
+                    (shutil.rmtree if path.is_dir() else os.remove)(path)
+            yield
+        finally:
+            beside.unlink()

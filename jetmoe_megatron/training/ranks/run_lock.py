@@ -7,32 +7,35 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-from data_tools.locks import try_lock
+from data_tools.locks import open_locked
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.stopping import RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Lock `folder` against other runs, if its file system has locks. The lock ends with the process.
+    """Lock a file in `folder` against other runs, if its file system has locks. The lock ends with the process.
 
     A folder that was created here and is still empty at the end, because the run was refused, is removed.
 
     Raises:
-        SharedError: another process holds the lock, or the folder cannot be made.
+        SharedError: another process holds the lock, or the folder cannot be made or locked.
     """
-    lock, made = None, []
+    lock: IO[bytes] | None = None
+    made: list[Path] = []
 
     def claim() -> None:
         nonlocal lock, made
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
         restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
         deadline = time.monotonic() + (RUN_LOCK_IS_FREE_AFTER_REQUEUE if restarted else RUN_LOCK_IS_FREE)
-        while not try_lock(lock):
+        while (lock := open_locked(folder / LOCK)) is None:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"output_dir: another process is training into {folder}: stop it, or choose another folder"
@@ -43,8 +46,8 @@ def claimed(folder: Path) -> Iterator[None]:
         decided_by_rank_0(claim)
         yield
     finally:
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
         if lock is not None:
-            os.close(lock)
+            with lock, contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
+                for path in made:
+                    path.rmdir()

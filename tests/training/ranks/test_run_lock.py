@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import os
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from tests.support import metrics, pretrain, small_run, write_run
+from jetmoe_megatron.training.ranks.run_lock import LOCK
+from tests.support import metrics, pretrain, small_run, training, write_run
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, data: dict) -> None:
     run_file = write_run(tmp_path, small_run(tmp_path, data))
     assert pretrain(1, run_file, "debug.max_steps=2").returncode == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    lock = os.open(tmp_path / "run", os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # as the first run has it
-    refused = pretrain(2, run_file)
-    os.close(lock)
+    with open(tmp_path / "run" / LOCK, "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as the first run has it
+        refused = pretrain(2, run_file)
+    (tmp_path / "run" / LOCK).unlink()
     assert refused.returncode != 0
     lines = [line for line in refused.stderr.splitlines() if "error: output_dir" in line]
     assert len(lines) == 1 and "another process is training into" in lines[0], refused.stderr
@@ -24,3 +27,19 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, data: dict) 
     assert after == before
     assert pretrain(1, run_file).returncode == 0
     assert len(metrics(tmp_path / "run")) == 8
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_lock_that_fails_is_one_line(tmp_path: Path, data: dict) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    refused = training(run_file, before=broken_locks).run(2)
+    assert refused.returncode == 2
+    assert f"error: {tmp_path}/run/{LOCK}: cannot be locked: Input/output error" in refused.stderr
+    assert refused.stderr.count("error: ") == 1
+
+
+def broken_locks() -> None:
+    def fails(*arguments: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    patch.object(fcntl, "flock", fails).start()
