@@ -18,6 +18,7 @@ from torch.distributed import distributed_c10d
 from jetmoe_megatron.runtime.plain_pickle import read_pickle
 from jetmoe_megatron.stopping import DUMPS, LAUNCHER_FOLDER
 
+_NCCL_FILE = "TORCH_FR_DUMP_TEMP_FILE"  # the watchdog adds the rank
 _ENTRIES = 2000  # collectives of all groups that are remembered; torch's default for NCCL
 
 
@@ -26,12 +27,16 @@ def record_into(folder: Path) -> Path:
     start = [os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")]
     dumps = folder / "-".join([*start, os.environ.get("MASTER_PORT", "0")])
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(_ENTRIES))
-    if torch.cuda.is_available():
-        dumps.mkdir(parents=True, exist_ok=True)  # NCCL's watchdog does not make it
-        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", f"{dumps}/nccl_")
+    os.environ[_NCCL_FILE] = f"{dumps.absolute()}/nccl_"
     if (launcher := os.environ.get(LAUNCHER_FOLDER)) and os.environ.get("RANK") == "0":
         (Path(launcher) / DUMPS).write_text(str(dumps.resolve()))
     return dumps
+
+
+def make_folder() -> None:
+    """When the run folder belongs to this run: NCCL's watchdog does not make it."""
+    if torch.cuda.is_available():
+        Path(os.environ[_NCCL_FILE]).parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_dump(dumps: Path) -> None:
@@ -58,3 +63,4 @@ def remove_empty(dumps: Path) -> None:
     with suppress(OSError):
         dumps.rmdir()
         dumps.parent.rmdir()
+        dumps.parent.parent.rmdir()

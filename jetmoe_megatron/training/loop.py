@@ -20,6 +20,7 @@ from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_asi
 from jetmoe_megatron.resume.rollback import roll_back
 from jetmoe_megatron.resume.start_point import find_start_point
 from jetmoe_megatron.runtime.device import peak_memory
+from jetmoe_megatron.runtime.flight_recorder import make_folder
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.stopping import ExitStatus
 from jetmoe_megatron.training.announce import announce
@@ -42,6 +43,7 @@ def train(run: Run, layout: Layout) -> int:
     folder = RunFolder.of(run)
     with StopSignals() as stop, claimed(folder.root):
         check_ranks_share(folder.root)
+        make_folder()
         while (status := _train(run, layout, stop)) is None:
             forget_angles()
             gc.collect()  # the model from before the rollback: it and its hooks refer to each other
