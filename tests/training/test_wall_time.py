@@ -35,7 +35,7 @@ def check_sums(records: list[dict[str, Any]]) -> None:
 def restarted(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> tuple[Path, float]:
     """A run that is killed twice and skips a step, and how long it took from its first process to its last line."""
     folder = tmp_path_factory.mktemp("restarted")
-    tree = small_run(folder, data, checkpoint={"every_tokens": 512, "keep_last": 10})
+    tree = small_run(folder, data, checkpoint={"every_tokens": 512, "keep_last": 10, "asynchronous": False})
     tree["evaluation"] = {"every_steps": 3, "sequences": 5, "data": [{"name": "v", "path": data["held_out"]}]}
     run_file = write_run(folder, tree)
     assert pretrain(1, run_file, "--dry-run").returncode == 0  # so that the server of the test's processes is up
