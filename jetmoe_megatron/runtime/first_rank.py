@@ -31,19 +31,23 @@ def is_first_rank() -> bool:
 
 def passed(stage: Stage) -> None:
     """This rank has come so far."""
-    if is_first_rank():
-        listener = socket.socket(socket.AF_UNIX)
-        with suppress(OSError):  # the name is taken: nobody finds this rank, and each speaks for itself
-            listener.bind(_name(stage))
-            listener.listen(1024)
-        listener.setblocking(False)
-        _listening[stage] = listener
+    if "RANK" not in os.environ or not is_first_rank():
+        return
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(_name(stage))
+    except OSError:  # the name is taken: nobody finds this rank, and each speaks for itself
+        listener.close()
+        return
+    listener.listen(1024)
+    listener.setblocking(False)
+    _listening[stage] = listener
 
 
 def has_spoken() -> None:
     """This rank has said what is wrong."""
-    if is_first_rank():
-        with _listening.pop(Stage.BEGUN) as listener, suppress(BlockingIOError):  # until none is left
+    if listener := _listening.pop(Stage.BEGUN, None):
+        with listener, suppress(OSError):  # raised when none is left
             listener.shutdown(socket.SHUT_RD)  # no others connect
             while True:
                 with listener.accept()[0] as other, suppress(BrokenPipeError):  # it has spoken for itself

@@ -190,7 +190,6 @@ VALUES = [
     _value("parallel__timeout_minutes", 1e300, "parallel.timeout_minutes: must be less"),
     _value("parallel__start_timeout_minutes", 0, "parallel.start_timeout_minutes: must be greater than 0"),
     _value("device", "gpu", "device: must be 'auto', 'cuda' or 'cpu', not 'gpu'"),
-    _value("device", "cuda", "device: cuda, but torch sees no GPU"),
     _value("parallel__attention_experts", "split", "parallel.attention_experts: must be 'replicated' or 'sharded'"),
     _value("parallel__distributed_optimizer", "yes", "parallel.distributed_optimizer: must be a valid boolean"),
     _value("parallel__distributed_optimiser", True, "parallel.distributed_optimiser: unknown key; did you mean"),

@@ -39,3 +39,19 @@ def test_another_rank_waits_for_the_first(first: str, speaks: bool) -> None:
 
 def test_a_rank_alone_on_its_node_is_the_first() -> None:
     assert run_ranks(2, speaking, "passes", "1") == [(True, 0.0)] * 2
+
+
+def in_a_taken_name() -> None:
+    """Another start has the same rendezvous: this one still ends in one line."""
+    from jetmoe_megatron.runtime import first_rank
+
+    first_rank.passed(first_rank.Stage.BEGUN)
+    taken = first_rank._listening.pop(first_rank.Stage.BEGUN)
+    first_rank.passed(first_rank.Stage.BEGUN)
+    assert not first_rank._listening
+    first_rank.has_spoken()
+    taken.close()
+
+
+def test_a_taken_name_is_no_error() -> None:
+    run_ranks(1, in_a_taken_name)
