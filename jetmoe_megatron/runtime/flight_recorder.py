@@ -41,7 +41,8 @@ def make_folder() -> None:
 
 def write_dump(dumps: Path) -> None:
     """What this rank has done over gloo. None if the disk refuses it: the run has failed for another reason."""
-    if torch.cuda.is_available() or not torch.distributed.is_initialized():
+    run_folder = dumps.parents[2]
+    if torch.cuda.is_available() or not torch.distributed.is_initialized() or not run_folder.exists():
         return
     recorder: Any = torch._C._distributed_c10d
     dump = read_pickle(recorder._dump_fr_trace(), "a dump", {})
