@@ -66,7 +66,7 @@ class Training:
         parallel = {"distributed_optimizer": distributed}
         run = run_of({**SHAPE, "vocab_size": 64}, precision, 32, sequences=2, parallel=parallel)
         # one rank has nobody to distribute it over, but it is what keeps the state here
-        with self.kind(), patch.object(training_optimizer, "_is_distributed", lambda run: distributed):
+        with self.kind(), patch.object(training_optimizer, "is_distributed", lambda run: distributed):
             self.model = wrap_for_data_parallel(run, _build(run))
             self.optimizer = build_optimizer(run, self.model)
         assert isinstance(self.optimizer.chained_optimizers[0].optimizer, FusedAdam) == (kind == "fused")

@@ -58,7 +58,7 @@ def record(folder: Path, port: int, transport: Transport, also: Callable[[], Non
     store = PrefixStore(str(folder), TCPStore("127.0.0.1", port, timeout=LIMIT))
     begin = torch.distributed.init_process_group
 
-    def init_process_group(backend: str, timeout: timedelta) -> None:
+    def init_process_group(backend: str, timeout: timedelta, **meeting: Any) -> None:
         begin(_BACKEND, store=store, rank=rank, world_size=ranks, timeout=min(timeout, LIMIT))
 
     torch.distributed.init_process_group = init_process_group
