@@ -32,9 +32,9 @@ def micro_batches_of_step(
     return [list(range(start, start + micro_sequences)) for start in starts]
 
 
-# A GPU must not wait for the disk: each reader is two steps ahead. On a CPU, no core is to spare for them.
+# A GPU must not wait for the disk: the readers are two steps ahead. On a CPU, no core is to spare for them.
 READERS_ON_GPU = 2
-_STEPS_AHEAD = 2  # of each reader
+_STEPS_AHEAD = 1  # of each reader; more would fill the shared memory of a container, which all ranks of a node use
 
 
 class StepBatches:
@@ -57,7 +57,7 @@ class StepBatches:
         self.micro_sequences = micro_sequences
         self.loader = DataLoader(
             dataset,
-            # A step is one item: 128 tensors of 32 micro-batches take longer to pass between processes than four.
+            # A step is one item: few tensors pass between processes, whatever the number of micro-batches.
             batch_sampler=_Sampler(steps, micro_batches, micro_sequences, data_ranks, data_rank),
             num_workers=readers,
             prefetch_factor=_STEPS_AHEAD if readers else None,

@@ -109,7 +109,7 @@ class MixtureOfAttention(MegatronModule):
             others: what else Megatron's layer passes (transformer_layer.py, `_forward_attention`). All must be None.
         """
         if given := [name for name, value in others.items() if value is not None]:
-            raise NotImplementedError(f"MoA attention does not support {', '.join(given)}")
+            raise TypeError(f"MoA attention takes no {', '.join(given)}")
         gates_TE, _ = self.router(hidden_states)
         if self.config.sequence_parallel:
             hidden_states = gather_from_sequence_parallel_region(hidden_states, group=self.tp_group)

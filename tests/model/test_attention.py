@@ -153,5 +153,5 @@ def test_what_the_layer_would_ignore_is_refused() -> None:
     layer: Any = None
     for name in ("packed_seq_params", "inference_context", "attention_bias"):
         given: dict[str, Any] = {name: object(), "rotary_pos_cos": None}
-        with pytest.raises(NotImplementedError, match=f"MoA attention does not support {name}$"):
+        with pytest.raises(TypeError, match=f"MoA attention takes no {name}$"):
             MixtureOfAttention.forward(layer, torch.zeros(1), attention_mask=None, **given)

@@ -311,7 +311,7 @@ def refuse_to_draw() -> None:
 
 
 def test_a_resume_draws_no_weights(tmp_path: Path, data: dict[str, str]) -> None:
-    """A stage of the published model takes 17 seconds to draw, and a checkpoint overwrites it."""
+    """To draw a large model takes long, and a checkpoint overwrites it."""
     run_file = write_run(tmp_path, small_run(tmp_path, data))
     assert "drawn" in training(run_file, before=refuse_to_draw).run().stderr
     assert pretrain(1, run_file, "debug.max_steps=2").returncode == 0
