@@ -161,7 +161,7 @@ def _say(message: str) -> None:
 
 
 def _report_failures(error: ChildFailedError, stopped: Sequence[int], passed_on: Collection[int]) -> int:
-    """stopped: statuses of workers that ended by themselves."""
+    """stopped: those statuses in `DECIDED` that workers ended with."""
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     codes = [failure.exitcode for _, failure in failures]
     status = exit_status([*codes, *stopped], passed_on)
@@ -213,7 +213,8 @@ def _run(args: Any, folder: Path) -> int:
     try:
         torchrun.run(args)
     except ChildFailedError as error:
-        status = _report_failures(error, list(ended(folder).values()), relay.passed_on)
+        stopped = [status for status in ended(folder).values() if status in DECIDED]
+        status = _report_failures(error, stopped, relay.passed_on)
         if status not in DECIDED and (folder / DUMPS).exists():  # on the node of rank 0
             for line in missing_ranks(Path((folder / DUMPS).read_text())):
                 _say(line)

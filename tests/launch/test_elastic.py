@@ -295,3 +295,12 @@ def test_nothing_is_left_in_the_temporary_folder(start: Start, tmp_path: Path) -
     for worker in ("import sys; sys.exit(75)", "raise SystemExit(2)", "1 / 0"):
         end_of(start(worker, TMPDIR=str(tmp_path / "tmp")))
         assert not list((tmp_path / "tmp").glob("jetmoe*"))
+
+
+def test_a_stop_after_one_worker_was_done(start: Start, tmp_path: Path) -> None:
+    worker = "import os, time; open('started' + os.environ['RANK'], 'w'); time.sleep(60 * int(os.environ['RANK']))"
+    launcher = start(worker)
+    wait_for(tmp_path / "started0", tmp_path / "started1")
+    time.sleep(1)
+    launcher.send_signal(signal.SIGTERM)
+    assert end_of(launcher) == (75, "")
