@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import sys
 
@@ -17,8 +16,8 @@ from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.launch.worker import say_wrong
 from jetmoe_megatron.resume.start_from import apply_start_from
-from jetmoe_megatron.runtime.first_rank import Stage, first_rank_speaks, has_spoken, is_first_rank, passed
 from jetmoe_megatron.runtime.output import outlast_readers
 from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
 
@@ -26,8 +25,7 @@ from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
 def main() -> int:
     arguments = parse_arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    stage, started = Stage.HAS_DEVICE, False  # the stage that comes next
-    passed(Stage.BEGUN)
+    started = False
     spell_what_the_terminal_lacks()
     outlast_readers()
     try:
@@ -53,12 +51,9 @@ def main() -> int:
 
         if arguments.world is None:  # else the plan is for another machine
             check_device(run.device)
-        passed(Stage.HAS_DEVICE)
-        stage = Stage.CHECKED
         check_run_can_start(run, layout, rank)
         if arguments.dry_run:
             return 0
-        passed(Stage.CHECKED)
 
         from jetmoe_megatron.training.ranks.process_groups import parallel_groups
 
@@ -71,12 +66,8 @@ def main() -> int:
         if started and isinstance(error, OSError):
             raise
         message = one_line(error)
+        say_wrong(message)
         shared = isinstance(error, SharedError)
-        if (not started or shared) and not is_first_rank() and first_rank_speaks(after=None if shared else stage):
-            return ExitStatus.BAD_INPUT
-        node = "" if rank == 0 else f"{platform.node()}: "
-        print(f"{node}error: {message}", file=sys.stderr, flush=True)
-        has_spoken()
         if not started and not shared and world > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
             from jetmoe_megatron.runtime.meeting import refuse
 

@@ -35,8 +35,8 @@ class ExitStatus(IntEnum):
 
 FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process at once
 
-# A folder of the launcher, where the ranks of its node leave their exit statuses (`launch/worker.py`), and rank 0 the
-# path of the dumps (`runtime/flight_recorder.py`).
+# A folder of the launcher, where the ranks of its node leave their exit statuses and what they find wrong
+# (`launch/worker.py`), and rank 0 the path of the dumps (`runtime/flight_recorder.py`).
 LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
 DUMPS = "dumps"
 
@@ -56,10 +56,6 @@ LAUNCHER_WAITS_FOR_NODES = 60.0
 SIGKILL_AFTER_SIGTERM = 30.0
 # At the start, the launcher waits for the other nodes. torch gives up after 10 minutes, where it can.
 NODES_MEET = 900.0
-# A rank that finds the run wrong waits for the first rank of its node to say so, until that has passed the same checks.
-FIRST_RANK_SPEAKS = 60.0
-# It waits only so long if it cannot find the first rank, which has not begun or has already spoken.
-FIRST_RANK_APPEARS = 10.0
 # A rank that refuses to start waits for the rendezvous store, to tell the other ranks.
 REFUSAL_IS_TOLD = 5.0
 # A rank that has lost the others over gloo waits for them to notice it too, and for the rendezvous store to answer.

@@ -4,7 +4,7 @@
 
 torchrun dies of SIGUSR1, kills its workers 30 seconds after a SIGTERM, and exits 1 with a traceback, whatever status
 they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to the workers and exits with their
-status, which they leave in files (`worker.py`).
+status, which they leave in files (`worker.py`), as they do with what they find wrong with the run: it prints that once.
 """
 
 import logging
@@ -30,7 +30,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from jetmoe_megatron.launch import worker
 from jetmoe_megatron.launch.missing_ranks import missing_ranks
-from jetmoe_megatron.launch.worker import DECIDED, begun, ended
+from jetmoe_megatron.launch.worker import DECIDED, begun, ended, said_wrong
 from jetmoe_megatron.stopping import (
     DUMPS,
     FIRST_OF_SIGNALS,
@@ -84,7 +84,25 @@ def _send(signum: int) -> None:
             process.send_signal(signum)
 
 
-def _watch(folder: Path, endpoint: str) -> None:
+class _Wrong:
+    """Prints what the ranks of this node find wrong with the run, once for all that find the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._told: list[str] = []
+        self._lock = threading.Lock()
+
+    def tell(self) -> None:
+        with self._lock:
+            for line in said_wrong(self._folder):
+                message = line.partition("error: ")[2]
+                # Other ranks learn it from the one that found it, with its name in front.
+                if not message.endswith(tuple(self._told)):
+                    self._told.append(message)
+                    print(line, file=sys.stderr, flush=True)
+
+
+def _watch(folder: Path, endpoint: str, wrong: _Wrong) -> None:
     """In a thread: end what torch would wait for without end."""
     met = time.monotonic() + NODES_MEET
     while not begun(folder):
@@ -95,11 +113,13 @@ def _watch(folder: Path, endpoint: str) -> None:
         time.sleep(_LOOKS_EVERY)
     while not (status := _decided(folder)):
         time.sleep(_LOOKS_EVERY)
+    wrong.tell()
     bad_input = status == ExitStatus.BAD_INPUT
     if not _all_end(folder, LAUNCHER_WAITS_AFTER_BAD_INPUT if bad_input else LAUNCHER_WAITS_FOR_RANKS):
         _send(signal.SIGTERM)
         if not _all_end(folder, SIGKILL_AFTER_SIGTERM):
             _send(signal.SIGKILL)
+    wrong.tell()
     # The first node hosts the rendezvous: torch lets it wait for the others.
     time.sleep(LAUNCHER_WAITS_FOR_NODES)
     _leave(status, folder)
@@ -208,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: Any, folder: Path) -> int:
     """folder: for what the workers leave there."""
-    relay = _SignalRelay()
-    threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint), daemon=True).start()
+    relay, wrong = _SignalRelay(), _Wrong(folder)
+    threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint, wrong), daemon=True).start()
     try:
         torchrun.run(args)
     except ChildFailedError as error:
@@ -231,6 +251,7 @@ def _run(args: Any, folder: Path) -> int:
         return 1
     finally:
         relay.retire()
+        wrong.tell()
     return _decided(folder)
 
 

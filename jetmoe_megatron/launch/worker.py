@@ -7,8 +7,10 @@ that would lose a checkpoint, or repeat an error, so for the agent such a worker
 from __future__ import annotations
 
 import os
+import platform
 import runpy
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from jetmoe_megatron.stopping import LAUNCHER_FOLDER, ExitStatus
@@ -25,6 +27,29 @@ def ended(folder: Path) -> dict[str, int]:
     """The exit status of each local rank that has ended by itself. One that was killed, or that raised an error, is
     left out."""
     return {file.stem: int(file.read_text()) for file in folder.glob("*.ended")}
+
+
+def say_wrong(message: str) -> None:
+    """Say on stderr what is wrong with the run. Most ranks find the same, which the launcher says once for its node."""
+    first_node = os.environ.get("GROUP_RANK", os.environ.get("RANK", "0")) == "0"
+    line = f"error: {message}" if first_node else f"{platform.node()}: error: {message}"
+    if folder := os.environ.get(LAUNCHER_FOLDER):
+        with suppress(OSError):
+            _leave(Path(folder), "wrong", line)
+            return
+    print(line, file=sys.stderr, flush=True)
+
+
+def said_wrong(folder: Path) -> list[str]:
+    """What the ranks have said with `say_wrong`, in the order of time."""
+    files = sorted(folder.glob("*.wrong"), key=lambda file: file.stat().st_mtime_ns)
+    return [file.read_text(encoding="utf-8", errors="surrogateescape") for file in files]
+
+
+def _leave(folder: Path, what: str, text: str) -> None:
+    new = folder / f"{os.environ['LOCAL_RANK']}.new"
+    new.write_text(text, encoding="utf-8", errors="surrogateescape")
+    new.replace(new.with_suffix(f".{what}"))
 
 
 def main() -> None:
@@ -45,9 +70,7 @@ def main() -> None:
             raise
     else:
         status = 0
-    new = folder / f"{rank}.new"
-    new.write_text(str(int(status)))
-    new.replace(folder / f"{rank}.ended")
+    _leave(folder, "ended", str(int(status)))
     sys.exit(0 if status in DECIDED else status)
 
 

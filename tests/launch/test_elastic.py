@@ -123,15 +123,20 @@ def test_success(start: Start) -> None:
     assert end_of(start("pass"))[0] == 0
 
 
-def test_bad_input_shows_the_line_of_rank_0_and_nothing_else(start: Start) -> None:
+def test_what_is_wrong_for_all_ranks_is_said_once(start: Start) -> None:
     worker = """
-import os, sys
-if os.environ["RANK"] == "0":
-    print("run.yaml: batch: unknown key", file=sys.stderr)
+import os, sys, time
+from jetmoe_megatron.launch.worker import say_wrong
+time.sleep(float(sys.argv[1 + int(os.environ["RANK"])]))
+say_wrong(sys.argv[-1] if os.environ["RANK"] == "1" else "run.yaml: batch: unknown key")
 sys.exit(2)
 """
-    launcher = start(worker, options="--standalone --nproc-per-node 2 --max-restarts 1")  # which would repeat it
-    assert end_of(launcher) == (2, "run.yaml: batch: unknown key\n")
+    options = "--standalone --nproc-per-node 2 --max-restarts 1"  # which would repeat it
+    key = "run.yaml: batch: unknown key"
+    for early in ("0", "3"), ("3", "0"):  # one has ended before the other begins to look
+        assert end_of(start(worker, *early, key, options=options)) == (2, f"error: {key}\n")
+    assert end_of(start(worker, "0", "1", f"rank 0 on a-node: {key}", options=options)) == (2, f"error: {key}\n")
+    assert end_of(start(worker, "0", "1", "no GPU", options=options)) == (2, f"error: {key}\nerror: no GPU\n")
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,12 @@ def test_a_plan_for_another_machine_needs_no_gpu_here(tmp_path: Path, data: dict
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_one_rank_without_its_gpu_ends_all(tmp_path: Path, data: dict[str, str]) -> None:
-    """At once: the first rank of the node, which is sound, has nothing to say."""
     run_file = write_run(tmp_path, small_run(tmp_path, data))
     sound, broken, *others = training(run_file, before=promise_on_rank_1).to_their_ends(4, timeout=40)
     assert {rank.returncode for rank in (sound, broken, *others)} == {2}
     assert "error: device: CUDA_VISIBLE_DEVICES is 0, but torch sees no GPU: " in broken.stderr
     assert "error: rank 1 on " in sound.stderr and "device: CUDA_VISIBLE_DEVICES is 0, but" in sound.stderr
-    assert [rank.stderr for rank in others] == ["", ""]  # the first rank has spoken
+    assert all(rank.stderr.endswith(sound.stderr) for rank in others)  # without a launcher, each rank says it
     assert broken.stderr.count("\n") == sound.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
