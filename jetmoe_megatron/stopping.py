@@ -30,6 +30,7 @@ class ExitStatus(IntEnum):
     BAD_INPUT = 2, "wrong usage or input", "change what the `error: ` line says"
     BAD_STEPS = 3, "the loss guard stopped the run", "change the setting or the data that the last line names"
     LOST_RANKS = 4, "another rank died, hangs or did not come", "look at the rank that the line names, and run it again"
+    SICK_RANK = 5, "`jetmoe doctor` found a slow, different or broken rank", "leave out the node that it names"
     RUN_ME_AGAIN = 75, "stopped by a signal after saving", "run the same command again"  # EX_TEMPFAIL of sysexits.h
 
 
