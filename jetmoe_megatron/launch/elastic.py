@@ -164,10 +164,10 @@ def exit_status(exit_codes: Sequence[int], passed_on: Collection[int] = ()) -> i
         passed_on: the signals that the launcher had passed on to its workers.
 
     Returns:
-        2 or 3 if any worker exited with it; 75 if all were stopped; otherwise the code of the first worker that was
+        2, 3 or 5 if any worker exited with it; 75 if all were stopped; otherwise the code of the first worker that was
         not stopped, 128+n for signal n.
     """
-    for code in (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS):
+    for code in (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK):
         if code in exit_codes:
             return code
     culprits = _culprits(exit_codes, passed_on)

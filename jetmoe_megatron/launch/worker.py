@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jetmoe_megatron.stopping import LAUNCHER_FOLDER, ExitStatus
 
-DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.RUN_ME_AGAIN)
+DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
 
 
 def begun(folder: Path) -> list[str]:
