@@ -10,28 +10,51 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Each has what happened, and what to do about it."""
+    """Each has what happened, what to do about it, and whether a job comes back by itself after it: it does after any
+    other status, too."""
 
     meaning: str
     advice: str
+    comes_back: bool
 
-    def __new__(cls, status: int, meaning: str, advice: str) -> ExitStatus:
+    def __new__(cls, status: int, meaning: str, advice: str, comes_back: bool) -> ExitStatus:
         member = int.__new__(cls, status)
         member._value_ = status
-        member.meaning, member.advice = meaning, advice
+        member.meaning, member.advice, member.comes_back = meaning, advice, comes_back
         return member
 
-    DONE = 0, "the run is done", "nothing"
+    DONE = 0, "the run is done", "nothing", False
     NOT_SAVED = (
         1,
         "the last checkpoint could not be written, at the end or after a stop signal",
         "make room, and run it again",
+        True,
     )
-    BAD_INPUT = 2, "wrong usage or input", "change what the `error: ` line says"
-    BAD_STEPS = 3, "the loss guard stopped the run", "change the setting or the data that the last line names"
-    LOST_RANKS = 4, "another rank died, hangs or did not come", "look at the rank that the line names, and run it again"
-    SICK_RANK = 5, "`jetmoe doctor` found a slow, different or broken rank", "leave out the node that it names"
-    RUN_ME_AGAIN = 75, "stopped by a signal after saving", "run the same command again"  # EX_TEMPFAIL of sysexits.h
+    BAD_INPUT = 2, "wrong usage or input", "change what the `error: ` line says", False
+    BAD_STEPS = (
+        3,
+        "the loss guard stopped the run",
+        "change the setting or the data that the last line names",
+        False,
+    )
+    LOST_RANKS = (
+        4,
+        "another rank died, hangs or did not come",
+        "look at the rank that the line names, and run it again",
+        True,
+    )
+    SICK_RANK = (
+        5,
+        "`jetmoe doctor` found a slow, different or broken rank",
+        "leave out the node that it names",
+        True,
+    )
+    # EX_TEMPFAIL of sysexits.h
+    RUN_ME_AGAIN = 75, "stopped by a signal after saving", "run the same command again", True
+
+
+def known_status(status: int) -> ExitStatus | None:
+    return next((known for known in ExitStatus if known == status), None)
 
 
 FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process at once
@@ -40,6 +63,10 @@ FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process a
 # (`launch/worker.py`), and rank 0 the path of the dumps (`runtime/flight_recorder.py`).
 LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
 DUMPS = "dumps"
+# Folders of one start of a job, which its script names: for a log of each rank (`launch/rank_log.py`), and for the
+# names of nodes that failed (`runtime/failed_nodes.py`).
+RANK_LOGS = "JETMOE_RANK_LOGS"
+FAILED_NODES = "JETMOE_FAILED_NODES"
 
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.

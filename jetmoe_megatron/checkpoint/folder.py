@@ -19,6 +19,11 @@ def checkpoint_path(root: Path, tokens: int) -> Path:
     return root / f"tokens_{tokens}"
 
 
+def tokens_of(path: Path) -> int:
+    """Of a published checkpoint."""
+    return int(path.name.removeprefix("tokens_"))
+
+
 def unfinished_path(path: Path) -> Path:
     """Where a checkpoint is written. The name is new each time: a process of a killed run may still be writing."""
     return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")

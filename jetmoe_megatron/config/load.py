@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -56,10 +57,25 @@ def load_run_and_origins(path: str | Path, overrides: Sequence[str] = ()) -> tup
         run = Run.model_validate(_expand(tree))
         check_run(run)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_line(error)}") from None
+        raise UserError(f"{path}: {_first_line(error, Run)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run, origins
+
+
+def load_file(path: Path, schema: type[_Sections]) -> _Sections:
+    """A file of another kind, with `${NAME}` as in a run file.
+
+    Raises:
+        UserError: one line that names the file and the key.
+    """
+    tree, _ = _read(path)
+    try:
+        return schema.model_validate(_expand(tree))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_line(error, schema)}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
@@ -72,7 +88,7 @@ def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
     try:
         return schema.model_validate({key: value for key, value in tree.items() if key in schema.model_fields})
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_line(error)}") from None
+        raise UserError(f"{path}: {_first_line(error, schema)}") from None
 
 
 def dump_run(run: Run) -> str:
@@ -157,14 +173,14 @@ def _expand(node: Any, where: str = "") -> Any:
     return os.path.expanduser(text) if text.startswith("~/") else text
 
 
-def _first_line(error: ValidationError) -> str:
+def _first_line(error: ValidationError, schema: type[BaseModel]) -> str:
     """The first thing wrong, as `section.key: what to change`."""
     problems = error.errors()
     unknown_first = sorted(problems, key=lambda problem: problem["type"] != "extra_forbidden")
     problem = unknown_first[0]
     more = f" ({len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"{_dotted(problem['loc'])}: unknown key{_nearest(problem['loc'])}{more}"
+        return f"{_dotted(problem['loc'])}: unknown key{_nearest(problem['loc'], schema)}{more}"
     where = _dotted(_real_location(problem["loc"]))
     if problem["type"] == "missing":
         return f"{where}: required key is missing{more}"
@@ -200,8 +216,8 @@ def _real_location(location: tuple[Any, ...]) -> list[Any]:
     return kept
 
 
-def _nearest(location: tuple[Any, ...]) -> str:
-    known = _known_keys(Run, location[:-1])
+def _nearest(location: tuple[Any, ...], schema: type[BaseModel]) -> str:
+    known = _known_keys(schema, location[:-1])
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known keys are {', '.join(known)}"
 
@@ -211,7 +227,7 @@ def _known_keys(section: type[BaseModel], location: tuple[Any, ...]) -> list[str
         if isinstance(part, int):
             continue
         annotation = section.model_fields[part].annotation
-        while get_origin(annotation) in (list, Annotated):
+        while get_origin(annotation) in (list, Annotated, UnionType):
             annotation = get_args(annotation)[0]
         assert isinstance(annotation, type)
         section = annotation

@@ -19,6 +19,8 @@ class RunFolder:
         self.rollbacks = self.checkpoints / "rollbacks.json"
         self.exports = self.root / "hf"
         self.logs = self.root / "logs"
+        self.starts = self.root / "starts.jsonl"
+        self.launches = self.root / "launches"
 
     @classmethod
     def of(cls, run: Run) -> RunFolder:

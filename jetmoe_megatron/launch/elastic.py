@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -25,12 +24,14 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from jetmoe_megatron.launch import worker
 from jetmoe_megatron.launch.missing_ranks import missing_ranks
 from jetmoe_megatron.launch.worker import DECIDED, begun, ended, said_wrong
+from jetmoe_megatron.runtime import failed_nodes
+from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.stopping import (
     DUMPS,
     FIRST_OF_SIGNALS,
@@ -108,7 +109,7 @@ def _watch(folder: Path, endpoint: str, wrong: _Wrong) -> None:
     while not begun(folder):
         # If another program listens at the endpoint, torch waits for its answer and ignores signals.
         if time.monotonic() > met:
-            _say(f"{socket.gethostname()} did not meet the other nodes at {endpoint} in {NODES_MEET / 60:.0f} minutes")
+            _say(f"{this_node()} did not meet the other nodes at {endpoint} in {NODES_MEET / 60:.0f} minutes")
             _leave(1, folder)
         time.sleep(_LOOKS_EVERY)
     while not (status := _decided(folder)):
@@ -187,10 +188,19 @@ def _report_failures(error: ChildFailedError, stopped: Sequence[int], passed_on:
     status = exit_status([*codes, *stopped], passed_on)
     if status not in (*DECIDED, ExitStatus.LOST_RANKS):  # for these, the workers have printed the reason
         code = _culprits([*codes, *stopped], passed_on)[0]
-        rank, failure = failures[codes.index(code)]
-        how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
-        _say(f"rank {rank} on {socket.gethostname()} {how}")
+        _say(_how(*failures[codes.index(code)]))
+    if status not in DECIDED:
+        # A rank that lost another is not to blame, nor is one that NCCL's watchdog ended, by SIGABRT.
+        culprits = set(_culprits(codes, passed_on)) - {ExitStatus.LOST_RANKS, -signal.SIGABRT, -signal.SIGTERM}
+        if own := [failure for failure in failures if failure[1].exitcode in culprits]:
+            failed_nodes.record(this_node(), _how(*own[0]))
     return status
+
+
+def _how(rank: int, failure: ProcessFailure) -> str:
+    code = failure.exitcode
+    how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
+    return f"rank {rank} on {this_node()} {how}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -247,7 +257,7 @@ def _run(args: Any, folder: Path) -> int:
     except RendezvousError as error:
         if status := _decided(folder):
             return status
-        _say(f"the rendezvous at {args.rdzv_endpoint} failed on {socket.gethostname()}: {error}")
+        _say(f"the rendezvous at {args.rdzv_endpoint} failed on {this_node()}: {error}")
         return 1
     finally:
         relay.retire()

@@ -7,12 +7,13 @@ that would lose a checkpoint, or repeat an error, so for the agent such a worker
 from __future__ import annotations
 
 import os
-import platform
 import runpy
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+from jetmoe_megatron.launch.rank_log import log_into_file
+from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.stopping import LAUNCHER_FOLDER, ExitStatus
 
 DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
@@ -32,7 +33,7 @@ def ended(folder: Path) -> dict[str, int]:
 def say_wrong(message: str) -> None:
     """Say on stderr what is wrong with the run. Most ranks find the same, which the launcher says once for its node."""
     first_node = os.environ.get("GROUP_RANK", os.environ.get("RANK", "0")) == "0"
-    line = f"error: {message}" if first_node else f"{platform.node()}: error: {message}"
+    line = f"error: {message}" if first_node else f"{this_node()}: error: {message}"
     if folder := os.environ.get(LAUNCHER_FOLDER):
         with suppress(OSError):
             _leave(Path(folder), "wrong", line)
@@ -55,6 +56,7 @@ def _leave(folder: Path, what: str, text: str) -> None:
 def main() -> None:
     """The arguments of the process: a script, or `-m` and a module, and its arguments."""
     folder, rank = Path(os.environ[LAUNCHER_FOLDER]), os.environ["LOCAL_RANK"]
+    log_into_file()
     (folder / f"{rank}.ended").unlink(missing_ok=True)  # of the worker that this one replaces
     (folder / f"{rank}.begun").touch()
     sys.argv.pop(0)

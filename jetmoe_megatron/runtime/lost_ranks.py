@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import signal
 import sys
@@ -14,6 +13,9 @@ from typing import NoReturn
 
 import torch
 
+from jetmoe_megatron.runtime import failed_nodes
+from jetmoe_megatron.runtime.failed_nodes import this_node
+from jetmoe_megatron.runtime.meeting import nodes_of
 from jetmoe_megatron.stopping import LOST_RANKS_ANSWER, STORE_ANSWERS, ExitStatus
 
 
@@ -39,9 +41,9 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
         traceback.clear_frames(error.__traceback__)  # a group that they hold would keep its connections
         torch.distributed.destroy_process_group()
         time.sleep(LOST_RANKS_ANSWER)
-        lost = [str(other) for other in range(world) if not store.check([f"gave up/{other}"])]
+        lost = [other for other in range(world) if not store.check([f"gave up/{other}"])]
         is_first = store.add("told", 1) == 1
-        who = f"rank {', '.join(lost)} of {world} did not answer" if lost else "the ranks lost one another"
+        who = _did_not_answer(lost, world) if lost else "the ranks lost one another"
     except torch.distributed.DistError:  # the store was on the rank, or on the node, that is gone
         is_first, who = True, f"rank {rank} lost the others, and the rendezvous too"
     gave_up.cancel()
@@ -50,8 +52,17 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     raise SystemExit(ExitStatus.LOST_RANKS) from None
 
 
+def _did_not_answer(lost: list[int], world: int) -> str:
+    nodes, all_nodes = nodes_of(lost), nodes_of(range(world))
+    where = f" (on {', '.join(nodes)})" if len(all_nodes) > 1 else ""
+    who = f"rank {', '.join(map(str, lost))} of {world}{where} did not answer"
+    for node in nodes:
+        failed_nodes.record(node, who)
+    return who
+
+
 def _leave(error: RuntimeError) -> NoReturn:
-    _say(f"{platform.node()} lost the other nodes, and the rendezvous too", error)
+    _say(f"{this_node()} lost the other nodes, and the rendezvous too", error)
     os._exit(ExitStatus.LOST_RANKS)
 
 

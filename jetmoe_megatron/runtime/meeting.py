@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -20,10 +20,12 @@ import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from jetmoe_megatron.errors import SharedError, printable
+from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.runtime.machine import Machine, first_difference, this_machine
 from jetmoe_megatron.stopping import REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
 
 _ALIKE, _REFUSED, _LOST = "alike", "refused", "lost"
+_nodes: list[str] = []  # of each rank, after the meeting
 
 
 def meet(timeout_minutes: float) -> tuple[Store, int, int]:
@@ -37,7 +39,7 @@ def meet(timeout_minutes: float) -> tuple[Store, int, int]:
     try:
         store, rank, world = _store(limit), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         meeting = _meeting_in(store)
-        meeting.set(str(rank), json.dumps([platform.node(), asdict(this_machine())]))
+        meeting.set(str(rank), json.dumps([this_node(), asdict(this_machine())]))
         if rank == 0:
             _write(meeting, *_judge(meeting, world, limit))
         meeting.wait(["verdict"], limit + timedelta(seconds=STORE_ANSWERS))
@@ -47,12 +49,18 @@ def meet(timeout_minutes: float) -> tuple[Store, int, int]:
             _wait_until_heard(meeting, world if verdict == _REFUSED else _number_here(meeting, world))
     except torch.distributed.DistError as error:
         reason = printable(str(error).splitlines()[0])
-        _leave(f"{platform.node()} did not meet rank 0 at {_endpoint()} in {timeout_minutes:g} minutes: {reason}")
+        _leave(f"{this_node()} did not meet rank 0 at {_endpoint()} in {timeout_minutes:g} minutes: {reason}")
     if verdict == _REFUSED:
         raise SharedError(message)
     if verdict == _LOST:
         _leave(message if rank == 0 else None)
+    _nodes[:] = json.loads(message)
     return store, rank, world
+
+
+def nodes_of(ranks: Sequence[int]) -> list[str]:
+    """Where the ranks are, each node once. All ranks have met."""
+    return list(dict.fromkeys(_nodes[rank] for rank in ranks))
 
 
 def refuse(message: str) -> None:
@@ -61,7 +69,7 @@ def refuse(message: str) -> None:
         return  # which ends with this process
     with suppress(torch.distributed.DistError):
         meeting = _meeting_in(_store(timedelta(seconds=REFUSAL_IS_TOLD)))
-        _write(meeting, _REFUSED, f"rank {os.environ['RANK']} on {platform.node()}: {message}")
+        _write(meeting, _REFUSED, f"rank {os.environ['RANK']} on {this_node()}: {message}")
         meeting.add("heard", 1)
 
 
@@ -73,10 +81,10 @@ def _judge(meeting: Store, world: int, limit: timedelta) -> tuple[str, str]:
             return _LOST, f"rank {', '.join(late)} of {world} did not come in {limit.total_seconds() / 60:g} minutes"
         time.sleep(0.02)
     if meeting.check(["verdict"]):
-        return _ALIKE, ""  # the one that is there counts
+        return _REFUSED, ""  # the one that is there counts
     said = [json.loads(meeting.get(key)) for key in keys]
     difference = first_difference([(host, Machine(**machine)) for host, machine in said])
-    return (_REFUSED, difference) if difference else (_ALIKE, "")
+    return (_REFUSED, difference) if difference else (_ALIKE, json.dumps([host for host, _ in said]))
 
 
 def _number_here(meeting: Store, world: int) -> int:

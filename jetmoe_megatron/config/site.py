@@ -1,0 +1,77 @@
+"""What a site file may say: how runs are started on one cluster. `jetmoe launch` reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jetmoe_megatron.config.load import load_file
+from jetmoe_megatron.config.schema import Count, Positive, Section
+
+_Word = Annotated[str, Field(pattern=r"^\S+$")]
+_Path = Annotated[str, Field(min_length=1)]
+_Time = Annotated[str, Field(pattern=r"^(\d+-)?\d+:\d\d(:\d\d)?$")]
+
+
+class Container(Section):
+    """A container that the ranks run in. It needs the repository, the data and `output_dir` as mounts."""
+
+    runtime: Literal["pyxis", "apptainer"]
+    """`pyxis`: NVIDIA's plugin of `srun` (enroot). `apptainer`: the program of that name."""
+    image: _Path
+    """Path or address of the image, as the runtime takes it."""
+    mounts: list[_Path] = Field([])
+    """Folders of the host that the container sees under the same name, or as `HOST:CONTAINER`."""
+
+
+class Site(Section):
+    """How runs are started on this cluster."""
+
+    nodes: Positive = 1
+    """Nodes of a run."""
+    gpus_per_node: Count = 8
+    """GPUs of a node, each with a rank. 0: the ranks compute on CPUs."""
+    ranks_per_node: Positive | None = None
+    """Ranks of a node. null: one for each GPU."""
+    tasks: Literal["node", "rank"] = "node"
+    """What SLURM starts on a node: one launcher, which starts the ranks, or each rank by itself."""
+    cpus_per_node: Positive = 96
+    """Cores that a run takes on each node."""
+    exclusive: bool = True
+    """Whether a run has its nodes, and all of their memory, to itself."""
+    account: _Word | None = None
+    """Account of SLURM."""
+    partition: _Word | None = None
+    """Partition of SLURM. null: the default one."""
+    time: _Time = "24:00:00"
+    """Time limit of a job, as hours:minutes:seconds or days-hours:minutes:seconds. The run goes on in the next job."""
+    warning_seconds: Positive = 600
+    """How long before the time limit the run is told to save and to stop."""
+    sbatch: list[_Word] = Field([])
+    """More options of `sbatch`, such as `--qos=long`."""
+    starts_without_progress: Positive = 3
+    """Starts that save no new checkpoint, after which a job does not come back by itself."""
+    setup: list[_Path] = Field([])
+    """Lines of bash that run first on the machine that starts the ranks: modules, or a virtual environment."""
+    python: _Path = "python"
+    """The Python to run, on the nodes or in the container."""
+    container: Container | None = None
+    """null: the ranks run on the nodes themselves."""
+    environment: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*=")]] = Field([])
+    """Variables of the ranks, as `NCCL_IB_HCA=mlx5_0`."""
+    numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
+    """How torchrun binds each rank to the cores near its GPU. null: not at all."""
+    hosts: list[_Word] = Field([])
+    """For `jetmoe launch ssh`: the hosts, the first of which hosts the rendezvous."""
+
+    @property
+    def ranks(self) -> int:
+        """Of a node."""
+        return self.ranks_per_node or self.gpus_per_node
+
+
+def load_site(path: Path) -> Site:
+    """Raises UserError: one line that names the file and the key."""
+    return load_file(path, Site)
