@@ -33,13 +33,15 @@ A warning names each data set that is read for more epochs than data.warn_epochs
 _PREPARE = """Build all indices of a run before it starts, on any machine without a GPU.
 Without it, training builds indices for up to data.build_limit_tokens tokens."""
 
-_REFERENCE = """Print all keys of a run file with their types, defaults and meanings, as Markdown tables."""
+_REFERENCE = (
+    """Print all keys of a run file, or of a site file, with their types, defaults and meanings, as Markdown tables."""
+)
 
 _SHOW = """Print a run as training reads it: with the model and phase files, the changed settings and all defaults.
 A comment after each value says where it comes from: the file and the line, an override, or the default. The output is
 a run file too. With start_from and phase, training shortens the phase before at its start; that is not shown."""
 
-_SCHEMA = """Print a JSON schema of a run file, or of a model's or a phase's file.
+_SCHEMA = """Print a JSON schema of a run file, or of a model's, a phase's or a site's file.
 An editor that uses it completes, explains and checks the file."""
 
 _TO_HF = """Write a checkpoint as a Hugging Face folder, which plain transformers loads with AutoModelForCausalLM.
@@ -50,6 +52,15 @@ Its model.yaml is the model that the run file must have. No GPU is needed, and l
 
 _VERIFY = """Compare two models, tensor by tensor and bit by bit, or by their logits.
 The exit status is 0 if they are equal, 1 if they differ by more than the tolerance, and 2 if one cannot be read."""
+
+_LAUNCH_LOCAL = """Train on this machine, and start again after a failure as long as checkpoints advance.
+Ctrl-C saves and stops. The script and the resolved run file stand in `launches` of the run folder."""
+
+_LAUNCH_SLURM = """Submit a run to SLURM, as a job that comes back by itself until the run is done.
+The script and the resolved run file stand in `launches` of the run folder; options of `sbatch`, in the site file."""
+
+_LAUNCH_SSH = """Train on the hosts of a site file, from this machine, and start again after a failure.
+All hosts must see the repository and output_dir under the same paths. Ctrl-C saves and stops."""
 
 _REPORT = """Print what a run did: steps, tokens of each data set, losses, speed, and where its results are."""
 
@@ -80,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(commands)
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
+    _add_launch(commands)
     _add_report(commands)
     return parser
 
@@ -92,9 +104,10 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "Explain what a run file may contain, and what a given run file means.",
         "example:\n  %(prog)s show configs/quickstart/run.yaml",
     )
-    add_command(
+    keys = add_command(
         config, "reference", "print all keys of a run file", "example:\n  %(prog)s", _config_reference, _REFERENCE
     )
+    keys.add_argument("kind", choices=("run", "site"), nargs="?", default="run", help="the kind of file; default: run")
     show = add_command(
         config,
         "show",
@@ -113,14 +126,18 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         _SCHEMA,
     )
     schema.add_argument(
-        "kind", choices=("run", "model", "phase"), nargs="?", default="run", help="the kind of file; default: run"
+        "kind",
+        choices=("run", "model", "phase", "site"),
+        nargs="?",
+        default="run",
+        help="the kind of file; default: run",
     )
 
 
 def _config_reference(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config.reference import reference
 
-    print(reference(), end="")
+    print(reference(arguments.kind), end="")
     return 0
 
 
@@ -321,6 +338,65 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield show
+
+
+def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ways = add_group(
+        commands,
+        "launch",
+        "start a run that comes back by itself",
+        "Start a run on this machine, on a cluster with SLURM, or on hosts that ssh reaches.",
+        "example:\n  %(prog)s slurm configs/jetmoe_8b/run.yaml --site configs/site.yaml --print",
+    )
+    for way, summary, description in (
+        ("local", "train on this machine", _LAUNCH_LOCAL),
+        ("slurm", "submit a run to SLURM", _LAUNCH_SLURM),
+        ("ssh", "train on hosts that ssh reaches", _LAUNCH_SSH),
+    ):
+        option = "--ranks 2" if way == "local" else "--site configs/site.yaml"
+        example = f"example:\n  %(prog)s configs/quickstart/run.yaml {option}"
+        command = add_command(ways, way, summary, example, _launch, description)
+        command.set_defaults(way=way)
+        command.add_argument("--print", action="store_true", help="only print the script")
+        if way == "local":
+            command.add_argument("--ranks", type=int, metavar="N", help="ranks; default: one for each GPU")
+        command.add_argument("--site", type=Path, metavar="FILE", required=way != "local", help="the site file")
+        _add_run_file(command)
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.config.site import Site, load_site
+    from jetmoe_megatron.launch.launch import check_slurm, scripts, start, submit, write
+
+    site = load_site(arguments.site) if arguments.site else Site(gpus_per_node=0)
+    if arguments.way == "local" and not (arguments.site and arguments.ranks is None):
+        site = site.model_copy(update={"ranks_per_node": _ranks(arguments.ranks)})
+    run = load_run(arguments.run_file, arguments.overrides)
+    texts = scripts(run, site, arguments.way)
+    if arguments.print:
+        print(next(iter(texts.values())), end="")
+        return 0
+    if arguments.way == "slurm":
+        check_slurm()
+    script = write(texts, run)
+    if arguments.way != "slurm":
+        start(script)
+    say(f"job {submit(script)}: {script}")
+    return 0
+
+
+def _ranks(ranks: int | None) -> int:
+    """As the user asked, or one for each GPU."""
+    if ranks is None:
+        import torch
+
+        ranks = torch.cuda.device_count()
+        if not ranks:
+            raise UserError("--ranks: must be given, as torch sees no GPU")
+    if ranks < 1:
+        raise UserError(f"--ranks: must be 1 or more, not {ranks}")
+    return ranks
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -63,10 +63,11 @@ FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process a
 # (`launch/worker.py`), and rank 0 the path of the dumps (`runtime/flight_recorder.py`).
 LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
 DUMPS = "dumps"
-# Folders of one start of a job, which its script names: for a log of each rank (`launch/rank_log.py`), and for the
-# names of nodes that failed (`runtime/failed_nodes.py`).
+# What the script of a job names: folders of one start, for a log of each rank (`launch/rank_log.py`) and for the names
+# of nodes that failed, and the name of this node (`runtime/failed_nodes.py`).
 RANK_LOGS = "JETMOE_RANK_LOGS"
 FAILED_NODES = "JETMOE_FAILED_NODES"
+NODE = "JETMOE_NODE"
 
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.

@@ -1,4 +1,4 @@
-"""All keys of a run file as Markdown tables, generated from the schema."""
+"""All keys of a run file, or of a site file, as Markdown tables, generated from the schema."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import re
 from collections.abc import Iterator
 
-from jetmoe_megatron.config.json_schema import Schema, plain_schema
-from jetmoe_megatron.config.schema import MOST, Run
+from jetmoe_megatron.config.json_schema import SCHEMAS, Schema, plain_schema
+from jetmoe_megatron.config.schema import MOST
 
 _HEAD = "| key | type | default | meaning |\n|---|---|---|---|\n"
 
 
-def reference() -> str:
-    """A heading, a sentence and a table for each section, the top level first."""
-    top = plain_schema(Run)
-    sections = {"Run": top, **top["definitions"]}
-    titles = dict(_titles("Run", "Top level", "", sections))
+def reference(kind: str = "run") -> str:
+    """A heading, a sentence and a table for each section, the top level first. kind: `run` or `site`."""
+    top = plain_schema(SCHEMAS[kind])
+    sections = {kind: top, **top["definitions"]}
+    titles = dict(_titles(kind, "Top level", "", sections))
     tables = [
         f"## {title}\n\n{sections[name]['description']}\n\n{_HEAD}{''.join(_rows(sections[name], sections, titles))}"
         for name, title in titles.items()
@@ -48,7 +48,7 @@ def _rows(section: Schema, sections: dict[str, Schema], titles: dict[str, str]) 
         if key in section.get("required", ()):
             default = "required"
         else:
-            default = "its defaults" if below else f"`{_yaml(spec['default'])}`"
+            default = "its defaults" if below and spec["default"] is not None else f"`{_yaml(spec['default'])}`"
         cells = (f"`{key}`", _words(spec, titles), default, meaning)
         yield f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |\n"
 

@@ -55,8 +55,8 @@ class Site(Section):
     """Starts that save no new checkpoint, after which a job does not come back by itself."""
     setup: list[_Path] = Field([])
     """Lines of bash that run first on the machine that starts the ranks: modules, or a virtual environment."""
-    python: _Path = "python"
-    """The Python to run, on the nodes or in the container."""
+    python: _Path | None = None
+    """The Python to run. null: the one that runs `jetmoe launch`, and `python` in a container."""
     container: Container | None = None
     """null: the ranks run on the nodes themselves."""
     environment: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*=")]] = Field([])

@@ -10,6 +10,7 @@ what follows (`comes_back.py`), and prints `again` or `stop`, and the nodes to l
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +25,7 @@ from jetmoe_megatron.launch.comes_back import Decision, decide
 from jetmoe_megatron.launch.starts import Start, add_end, add_start, starts_of
 from jetmoe_megatron.runtime.clock import utc_now
 from jetmoe_megatron.runtime.failed_nodes import recorded
-from jetmoe_megatron.stopping import ExitStatus
+from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
 
 
 def begin(folder: RunFolder, start: str, nodes: list[str]) -> Path:
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
         return ExitStatus.BAD_INPUT
+    except KeyboardInterrupt:
+        return FIRST_OF_SIGNALS + signal.SIGINT
     return 0
 
 

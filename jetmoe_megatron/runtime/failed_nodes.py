@@ -8,12 +8,12 @@ import platform
 from contextlib import suppress
 from pathlib import Path
 
-from jetmoe_megatron.stopping import FAILED_NODES
+from jetmoe_megatron.stopping import FAILED_NODES, NODE
 
 
 def this_node() -> str:
-    """The name that SLURM knows this node by, or else the name of the host."""
-    return os.environ.get("SLURMD_NODENAME") or platform.node()
+    """The name that the job's script or SLURM knows this node by, or else the name of the host."""
+    return os.environ.get(NODE) or os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def record(node: str, reason: str) -> None:

@@ -1,0 +1,157 @@
+"""The scripts that start a run, rendered from `templates/` with the settings of a site."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from jetmoe_megatron.config.site import Container, Site, load_site
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TRAINER = REPOSITORY / "pretrain_jetmoe.py"
+HOST_SCRIPTS = {"job.sh": "hosts.sh", "host.sh": "host.sh"}
+
+
+def slurm_script(
+    site: Site,
+    name: str,
+    run: Path,
+    output: str,
+    usage: str,
+    trainer: Path = TRAINER,
+    python: str | None = None,
+) -> str:
+    """A script for `sbatch`.
+
+    Args:
+        name: of the run.
+        run: the run file.
+        output: pattern of the file for what the script and the ranks print, as `sbatch --output` takes it.
+        usage: path of the script itself, for its comment.
+        trainer: path of pretrain_jetmoe.py where the job runs.
+        python: the Python to run; by default that of the site.
+    """
+    gpus = f", each with {site.gpus_per_node} GPUs" if site.gpus_per_node else ""
+    return _render(
+        "slurm.sh",
+        site,
+        python,
+        tasks=site.tasks,
+        title=f"Pretrain {name} on {site.nodes} nodes{gpus}.",
+        minutes=f"{site.warning_seconds:,} seconds",
+        usage=usage,
+        options=_sbatch_options(site, name, output),
+        run=run,
+        trainer=trainer,
+        pythonpath=trainer.parent if trainer.is_absolute() else None,
+        ranks_per_node=site.ranks_per_node or "$SLURM_GPUS_ON_NODE",
+        cores="SLURM_CPUS_PER_TASK",
+    )
+
+
+def host_scripts(site: Site, name: str, ssh: bool, usage: str) -> dict[str, str]:
+    """Scripts for machines without a scheduler, by file name: `job.sh` starts `host.sh` on each host.
+
+    Args:
+        name: of the run.
+        ssh: start them through ssh on the hosts of the site; else on this machine.
+        usage: path of job.sh, for its comment.
+    """
+    where = f"{site.nodes} of {len(site.hosts)} hosts, on each" if ssh else "this machine,"
+    values: dict[str, Any] = {
+        "tasks": "node",
+        "title": f"Pretrain {name} on {where} with {site.ranks} ranks.",
+        "usage": usage,
+        "run": Path(usage).with_name("run.yaml"),
+        "trainer": TRAINER,
+        "pythonpath": REPOSITORY,
+        "ranks_per_node": site.ranks,
+        "cores": "$(nproc)",
+        "ssh": ssh,
+        "hosts": shlex.join(site.hosts) if ssh else '"$(uname -n)"',
+        "nodes": site.nodes if ssh else 1,
+        # Below the ephemeral ports; on one machine, any that is free.
+        "endpoint": "${chosen[0]}:$((20000 + RANDOM % 10000))" if ssh else "localhost:0",
+    }
+    return {name: _render(template, site, **values) for name, template in HOST_SCRIPTS.items()}
+
+
+def shipped_script() -> str:
+    """scripts/slurm/pretrain_jetmoe.sbatch, which runs from the root of the repository."""
+    site = load_site(REPOSITORY / "configs/site.yaml")
+    run, usage = Path("configs/jetmoe_8b/run.yaml"), "scripts/slurm/pretrain_jetmoe.sbatch"
+    # An environment that is active where the script is submitted, or PYTHON, has the Python.
+    return slurm_script(
+        site, "jetmoe-8b", run, "%x-%j.out", usage, Path("pretrain_jetmoe.py"), python="${PYTHON:-python}"
+    )
+
+
+def _sbatch_options(site: Site, name: str, output: str) -> list[str]:
+    ranks = site.ranks if site.tasks == "rank" else 1
+    chosen = {
+        "job-name": re.sub(r"[^\w.-]", "-", name),
+        "nodes": site.nodes,
+        "ntasks-per-node": ranks,
+        "gpus-per-node": site.gpus_per_node or None,
+        "cpus-per-task": max(site.cpus_per_node // ranks, 1),
+        "time": site.time,
+        "signal": f"B:USR1@{site.warning_seconds}",
+        "open-mode": "append",
+        "output": shlex.quote(output),
+        "account": site.account,
+        "partition": site.partition,
+    }
+    options = [f"--{option}={value}" for option, value in chosen.items() if value is not None]
+    return [*options, "--requeue", *(["--exclusive", "--mem=0"] if site.exclusive else []), *site.sbatch]
+
+
+def _render(template: str, site: Site, python: str | None = None, **values: Any) -> str:
+    """python: what the script runs; by default that of the site, or the one that runs here."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=jinja2.StrictUndefined,
+        comment_start_string="{##",  # bash has its own use for the usual one
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    environment.filters["assignment"] = _assignment
+    numa = f" --numa-binding={site.numa_binding}" if site.numa_binding else ""
+    return environment.get_template(template).render(
+        setup=site.setup,
+        python=python or shlex.quote(site.python or ("python" if site.container else sys.executable)),
+        environment=site.environment,
+        starts_without_progress=site.starts_without_progress,
+        numa_binding=numa,
+        container=site.container.runtime if site.container else None,
+        container_options=_container_options(site.container),
+        inside='"${container[@]}" ' if site.container else "",
+        **values,
+    )
+
+
+def _assignment(variable: str) -> str:
+    name, _, value = variable.partition("=")
+    return f"{name}={shlex.quote(value)}"
+
+
+def _container_options(container: Container | None) -> str:
+    """Elements of a bash array. The working directory is that of the script."""
+    if container is None:
+        return ""
+    mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in container.mounts)
+    if container.runtime == "pyxis":
+        options = [f"--container-image={container.image}", *([f"--container-mounts={mounts}"] if mounts else [])]
+        return f'{shlex.join(options)} --container-workdir="$PWD"'
+    options = ["apptainer", "exec", "--nv", *(["--bind", mounts] if mounts else [])]
+    return f'{shlex.join(options)} --pwd "$PWD" {shlex.quote(container.image)}'
+
+
+if __name__ == "__main__":
+    print(shipped_script(), end="")

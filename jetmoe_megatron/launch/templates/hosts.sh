@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# {{ title }}
+#
+#   bash {{ usage }} [section.key=value ...]
+#
+# Rendered by `jetmoe launch`. After a failure the run starts again{% if ssh %}, without the host that failed if there are others{% endif %}. See docs/launch.md.
+
+set -euo pipefail
+
+run={{ run | quote }}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+hosts=({{ hosts }})
+nodes={{ nodes }}
+
+{% include "python.sh" %}
+
+# --- signals: the ranks save and stop, and the run does not start again ---
+
+signalled=
+cancelled=
+chosen=()
+# shellcheck disable=SC2329 # called by the traps
+pass_on() {
+  signalled=yes cancelled=--cancelled
+  for host in "${chosen[@]}"; do
+    on "$host" kill "-$1" "$(cat "$logs/$host.pid")" 2>/dev/null || true
+  done
+}
+for signal in INT TERM HUP USR1; do
+  # shellcheck disable=SC2064 # which signal is known now
+  trap "pass_on $signal" "$signal"
+done
+
+{% if ssh %}
+on() {
+  local host=$1
+  shift
+  ssh -n "$host" "$(printf '%q ' "$@")"
+}
+{% else %}
+on() { "${@:2}"; }
+{% endif %}
+
+# --- starts ---
+
+job=$(date -u +%Y%m%dT%H%M%SZ)
+left_out=" "
+for ((number = 0; ; number++)); do
+  start=$job-$number
+  chosen=()
+  for host in "${hosts[@]}"; do
+    [[ ${#chosen[@]} -ge $nodes || $left_out == *" $host "* ]] || chosen+=("$host")
+  done
+  logs=$("$python" -m jetmoe_megatron.launch.job begin "$start" --nodes "$(IFS=,; echo "${chosen[*]}")" "$run" "$@")
+  endpoint={{ endpoint }}
+  pids=()
+  for host in "${chosen[@]}"; do
+    on "$host" bash "$here/host.sh" "$PWD" "$host" "$nodes" "$endpoint" "$start" "$logs" "$run" "$@" &
+    pids+=($!)
+  done
+  status=0
+  for pid in "${pids[@]}"; do
+    # A trapped signal ends `wait` early: repeat it until it ends without one.
+    while
+      signalled=
+      ended=0
+      wait "$pid" || ended=$?
+      [[ $signalled ]]
+    do :; done
+    ((ended <= status)) || status=$ended
+  done
+  read -r next {{ "failed" if ssh else "_" }} < <("$python" -m jetmoe_megatron.launch.job end "$start" --status "$status" \
+    ${cancelled:+"$cancelled"} --most {{ starts_without_progress }} "$run" "$@") || true
+  [[ $next == again ]] || exit "$status"
+{% if ssh %}
+  left_out+=${failed//,/ }" "
+  others=0
+  for host in "${hosts[@]}"; do [[ $left_out == *" $host "* ]] || others=$((others + 1)); done
+  if ((others < nodes)); then
+    echo "no other hosts are left: the next start takes all of them again" >&2
+    left_out=" "
+  fi
+{% endif %}
+done
