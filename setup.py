@@ -37,7 +37,7 @@ setup(
     ],
     python_requires=">=3.10,<3.14",  # no Megatron-Core has wheels for newer ones
     packages=find_packages(include=["jetmoe_megatron*", "data_tools*"]),
-    package_data={"jetmoe_megatron": ["py.typed"], "data_tools": ["py.typed"]},
+    package_data={"jetmoe_megatron": ["py.typed", "launch/templates/*.sh"], "data_tools": ["py.typed"]},
     install_requires=[
         "torch>=2.10,<2.15",  # 2.10 made torch.nn.functional.grouped_mm public
         # The newest for each Python. Exact versions: the CPU adapter replaces parts of them (runtime/cpu.py).
@@ -56,6 +56,7 @@ setup(
         "pydantic>=2.7,<3",  # the typed YAML schema
         "PyYAML>=6,<7",
         "numpy>=1.26",
+        "jinja2>=3.1",  # the scripts that start a run
         "psutil>=6",  # the launcher's workers; also an undeclared need of megatron.core.dist_checkpointing
     ],
     extras_require={

@@ -17,16 +17,12 @@ SCRIPT = (REPO / "scripts/slurm/pretrain_jetmoe.sbatch").read_text()
 def test_the_page_has_each_status() -> None:
     rows = re.findall(r"^\| (\d+) \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.M)
     assert [row[:3] for row in rows] == [(str(int(s)), s.meaning, s.advice) for s in ExitStatus]
-    assert [int(status) for status, _, _, again in rows if again.startswith("yes")] == [ExitStatus.RUN_ME_AGAIN]
+    assert [row[3] for row in rows] == ["yes" if status.comes_back else "no" for status in ExitStatus]
 
 
 def test_the_help_has_each_status() -> None:
     text = " ".join(build_parser().format_help().split())
     assert all(f"{int(status)} {status.meaning}" in text for status in ExitStatus)
-
-
-def test_the_script_queues_the_same_status_again() -> None:
-    assert re.search(r"^RUN_ME_AGAIN=(\d+)$", SCRIPT, re.M)[1] == str(int(ExitStatus.RUN_ME_AGAIN))  # type: ignore[index]
 
 
 def test_the_page_has_each_waiting_time() -> None:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from jetmoe_megatron.config.load import load_file
 from jetmoe_megatron.config.schema import Count, Positive, Section
 
-_Word = Annotated[str, Field(pattern=r"^\S+$")]
+
+class _Like:
+    """Text that matches a pattern, with a plain message where it does not."""
+
+    def __init__(self, pattern: str, must: str) -> None:
+        self.pattern, self.must = pattern, must
+
+    def _check(self, value: str) -> str:
+        if not re.fullmatch(self.pattern, value):
+            raise PydanticCustomError("pattern", "{must}", {"must": self.must})
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: Any) -> dict[str, Any]:
+        return {**handler(core), "pattern": f"^({self.pattern})$"}
+
+
+_Word = Annotated[str, _Like(r"\S+", "must be one word")]
 _Path = Annotated[str, Field(min_length=1)]
-_Time = Annotated[str, Field(pattern=r"^(\d+-)?\d+:\d\d(:\d\d)?$")]
+_Time = Annotated[str, _Like(r"(\d+-)?\d+:\d\d(:\d\d)?", "must be hours:minutes:seconds or days-hours:minutes:seconds")]
+_Variable = Annotated[str, _Like(r"[A-Za-z_]\w*=.*", "must be NAME=value")]
 
 
 class Container(Section):
@@ -59,7 +81,7 @@ class Site(Section):
     """The Python to run. null: the one that runs `jetmoe launch`, and `python` in a container."""
     container: Container | None = None
     """null: the ranks run on the nodes themselves."""
-    environment: list[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*=")]] = Field([])
+    environment: list[_Variable] = Field([])
     """Variables of the ranks, as `NCCL_IB_HCA=mlx5_0`."""
     numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
     """How torchrun binds each rank to the cores near its GPU. null: not at all."""

@@ -1,6 +1,7 @@
 """The SLURM script with stand-ins for srun and scontrol that record how they were called."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ trap 'echo TERM >> signals' TERM
 cd "$RECORDS"
 printf '%s\\n' "$@" > srun
 env > environment
+for node in $FAILED_NODES; do echo "rank 9 on $node was killed" > "$JETMOE_FAILED_NODES/$node"; done
+[[ ! $SAVED ]] || mkdir -p "$OUTPUT/jetmoe-8b/checkpoints/tokens_$SAVED"
 touch started
 while [[ $SRUN_SIGNALS -gt $( (cat signals 2>/dev/null || true) | wc -l) ]]; do sleep 0.05; done
 [[ $SRUN_SIGNALS = 0 ]] || sleep 1
@@ -31,28 +34,39 @@ exit "$SRUN_STATUS"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORDS/scontrol"
-[[ $1 = requeue || $2 = job ]] || printf 'gpu%s\\n' 07 08 09
-[[ $2 != job ]] || echo "   StartTime=2026-11-01T00:00:00 EndTime=${END_TIME:-Unknown} Deadline=N/A"
-[[ $1 != requeue || $(grep -c requeue "$RECORDS/scontrol") -gt ${REQUEUE_FAILURES:-0} ]]
+case "$1 $2" in
+  "show hostnames") [[ $3 == "gpu[07-09]" ]] && printf 'gpu%s\\n' 07 08 09 || tr , '\\n' <<< "$3" ;;
+  "show job") echo "  EndTime=${END_TIME:-Unknown} Deadline=N/A ExcNodeList=${LEFT_OUT_BEFORE:-(null)} Features=" ;;
+  requeue*) [[ $(grep -c requeue "$RECORDS/scontrol") -gt ${REQUEUE_FAILURES:-0} ]] ;;
+esac
+"""
+SINFO = """#!/usr/bin/env bash
+tr ' ' '\\n' <<< "$PARTITION"
 """
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "bin").mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("sinfo", SINFO)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     ours = ("SLURM_", "NCCL_", "OMP_NUM_THREADS", "PYTHON", "JETMOE_")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DATA": str(tmp_path),
+        "OUTPUT": str(tmp_path),
         "RECORDS": str(tmp_path),
         "SRUN_STATUS": "0",
         "SRUN_SIGNALS": "0",
+        "FAILED_NODES": "",
+        "SAVED": "",
         "SLURM_JOB_ID": "1234567",
         "SLURM_JOB_NODELIST": "gpu[07-09]",
         "SLURM_JOB_NUM_NODES": "3",
+        "SLURM_JOB_PARTITION": "gpu",
+        "PARTITION": "gpu05 gpu07 gpu08 gpu09",  # its nodes
         "SLURM_GPUS_ON_NODE": "8",
         "SLURM_CPUS_PER_TASK": "96",
     }
@@ -102,46 +116,77 @@ def test_command_on_each_node(environment: dict[str, str], tmp_path: Path) -> No
         *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07:24567", "--rdzv-id=1234567-0"),
         *("pretrain_jetmoe.py", run_file, "name=a b", "debug.max_steps=2"),
     ]
-    assert (tmp_path / "scontrol").read_text() == "show hostnames gpu[07-09]\nshow job 1234567\n"
 
 
 def test_default_run_and_environment(environment: dict[str, str], tmp_path: Path) -> None:
-    environment |= {"PYTHON": "/env/bin/python", "SLURM_RESTART_COUNT": "4", "NCCL_DEBUG": "INFO"}
+    python = tmp_path / "bin" / "a-python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    environment |= {"PYTHON": str(python), "SLURM_RESTART_COUNT": "4", "NCCL_DEBUG": "INFO"}
     assert run(environment, "seed=2")[0] == 0
-    command = (tmp_path / "srun").read_text().split("\n/env/bin/python\n")[1].splitlines()
+    command = (tmp_path / "srun").read_text().split(f"\n{python}\n")[1].splitlines()
     assert command[-4:] == ["--rdzv-id=1234567-4", "pretrain_jetmoe.py", "configs/jetmoe_8b/run.yaml", "seed=2"]
     variables = (tmp_path / "environment").read_text().splitlines()
-    assert {"OMP_NUM_THREADS=12", "NCCL_DEBUG=INFO"} <= set(variables)
+    assert {"OMP_NUM_THREADS=12", "NCCL_DEBUG=INFO", "TORCHINDUCTOR_COMPILE_THREADS=4"} <= set(variables)
+    assert f"JETMOE_RANK_LOGS={tmp_path}/jetmoe-8b/logs/1234567-4" in variables
 
 
 def test_a_run_file_with_an_equals_sign_in_its_path(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "lr=3e-4").mkdir()
-    (tmp_path / "lr=3e-4/run.yaml").touch()
+    for file in ("jetmoe_8b/run.yaml", "jetmoe_8b/phase1.yaml", "jetmoe_8b/phase2.yaml", "models/jetmoe_8b.yaml"):
+        (tmp_path / file.replace("jetmoe_8b/", "lr=3e-4/", 1)).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / "configs" / file, tmp_path / re.sub("^jetmoe_8b", "lr=3e-4", file))
     run(environment, str(tmp_path / "lr=3e-4/run.yaml"), "seed=3")
     assert (tmp_path / "srun").read_text().splitlines()[-2:] == [str(tmp_path / "lr=3e-4/run.yaml"), "seed=3"]
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 75, 137, 138])
-def test_only_a_run_that_saved_is_queued_again(environment: dict[str, str], tmp_path: Path, status: int) -> None:
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 4, 5, 75, 137, 138])
+def test_which_statuses_are_queued_again(environment: dict[str, str], tmp_path: Path, status: int) -> None:
     assert run(environment | {"SRUN_STATUS": str(status)})[0] == status
-    assert requeued(tmp_path) == (status == 75)
+    assert requeued(tmp_path) == (status not in (0, 2, 3))
+
+
+def test_starts_without_progress_are_limited(environment: dict[str, str], tmp_path: Path) -> None:
+    saved = ["", "100", "", "", "", ""]  # by each start
+    for number, tokens in enumerate(saved):
+        start = {"SLURM_RESTART_COUNT": str(number), "SRUN_STATUS": "137", "SAVED": tokens}
+        status, output = run(environment | start)
+        (tmp_path / "scontrol").rename(tmp_path / f"scontrol{number}")
+        assert status == 137
+        again = "requeue 1234567" in (tmp_path / f"scontrol{number}").read_text()
+        assert again == (number < 4), output
+        if not again:
+            break
+    assert "3 starts saved no new checkpoint: mend it, and submit it again" in output
 
 
 @pytest.mark.parametrize(
-    ("variables", "again"),
+    ("variables", "left_out"),
     [
-        ({"SLURM_RESTART_COUNT": "49"}, True),
-        ({"SLURM_RESTART_COUNT": "50"}, False),
-        ({"SLURM_RESTART_COUNT": "2", "JETMOE_MAX_REQUEUES": "2"}, False),
+        ({"FAILED_NODES": ""}, None),
+        ({"FAILED_NODES": "gpu08"}, "gpu08"),
+        ({"FAILED_NODES": "gpu07", "LEFT_OUT_BEFORE": "gpu06"}, "gpu06,gpu07"),
+        ({"FAILED_NODES": "gpu07 gpu08"}, None),  # two of three: only two others are left
+        ({"FAILED_NODES": "gpu07", "LEFT_OUT_BEFORE": "gpu05"}, None),
+        ({"FAILED_NODES": "gpu07 gpu08 gpu09", "PARTITION": "1 2 3 4 5 6"}, None),  # all: not their fault
     ],
 )
-def test_restarts_are_limited(
-    environment: dict[str, str], tmp_path: Path, variables: dict[str, str], again: bool
+def test_nodes_that_failed_are_left_out(
+    environment: dict[str, str], tmp_path: Path, variables: dict[str, str], left_out: str | None
 ) -> None:
-    status, output = run(environment | variables | {"SRUN_STATUS": "75"})
-    assert status == 75
-    assert requeued(tmp_path) == again
-    assert ("submit again" in output) != again
+    _, output = run(environment | {"SRUN_STATUS": "137"} | variables)
+    calls = (tmp_path / "scontrol").read_text().splitlines()
+    assert "requeue 1234567" in calls
+    updates = [call for call in calls if call.startswith("update")]
+    assert updates == ([f"update JobId=1234567 ExcNodeList={left_out}"] if left_out else []), output
+    if not left_out and len(variables["FAILED_NODES"].split()) in (1, 2):
+        assert "cannot be left out: partition gpu has no other nodes" in output
+
+
+def test_bad_input_reaches_no_node(environment: dict[str, str], tmp_path: Path) -> None:
+    status, output = run(environment, "optimizer.max_lrr=1")
+    assert status == 2 and "optimizer.max_lrr: unknown key" in output
+    assert not (tmp_path / "srun").exists() and not requeued(tmp_path)
 
 
 def test_queueing_again_is_tried_again(environment: dict[str, str], tmp_path: Path) -> None:
@@ -212,7 +257,7 @@ def test_signals_reach_the_step_and_its_end_is_awaited(
 def test_submitted_from_elsewhere(environment: dict[str, str], tmp_path: Path) -> None:
     status, output = run(environment, cwd=tmp_path)
     assert status == 2
-    assert output.endswith("submit from the root of the repository\n")
+    assert output.endswith("submit from the folder that their paths start in\n")
     assert not (tmp_path / "srun").exists()
 
 
