@@ -85,6 +85,8 @@ LAUNCHER_WAITS_FOR_NODES = 60.0
 SIGKILL_AFTER_SIGTERM = 30.0
 # At the start, the launcher waits for the other nodes. torch gives up after 10 minutes, where it can.
 NODES_MEET = 900.0
+# Under plain torchrun, a rank that has said what is wrong waits for the others of its node, which then keep silent.
+OTHERS_FIND_THE_SAME = 2.0
 # A rank that refuses to start waits for the rendezvous store, to tell the other ranks.
 REFUSAL_IS_TOLD = 5.0
 # A rank that has lost the others over gloo waits for them to notice it too, and for the rendezvous store to answer.

@@ -74,7 +74,7 @@ class Command:
         """Each rank to its own end, as on nodes of their own: nobody ends the others when one fails."""
         with tempfile.TemporaryDirectory() as folder:
             files = [(Path(folder) / f"out{rank}", Path(folder) / f"err{rank}") for rank in range(ranks)]
-            own = rank_environment(ranks)
+            own = [{**env, "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": env["RANK"]} for env in rank_environment(ranks)]
             processes = [start(_be, self, out, err, own[rank]) for rank, (out, err) in enumerate(files)]
             deadline = time.monotonic() + timeout
             for process in processes:
@@ -140,7 +140,8 @@ def start(target: Callable[..., Any], *arguments: Any) -> Process:
 
 def rank_environment(ranks: int) -> list[dict[str, str]]:
     """What a launcher would set, for each rank."""
-    together = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    together = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0"}
+    together |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **together} for rank in range(ranks)]
 
 

@@ -6,15 +6,20 @@ that would lose a checkpoint, or repeat an error, so for the agent such a worker
 
 from __future__ import annotations
 
+import hashlib
 import os
 import runpy
+import socket
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 from jetmoe_megatron.launch.rank_log import log_into_file
 from jetmoe_megatron.runtime.failed_nodes import this_node
-from jetmoe_megatron.stopping import LAUNCHER_FOLDER, ExitStatus
+from jetmoe_megatron.stopping import LAUNCHER_FOLDER, OTHERS_FIND_THE_SAME, ExitStatus
+
+_names: list[socket.socket] = []
 
 DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
 
@@ -31,14 +36,30 @@ def ended(folder: Path) -> dict[str, int]:
 
 
 def say_wrong(message: str) -> None:
-    """Say on stderr what is wrong with the run. Most ranks find the same, which the launcher says once for its node."""
+    """Say on stderr what is wrong with the run, once for all ranks of this node that find the same."""
     first_node = os.environ.get("GROUP_RANK", os.environ.get("RANK", "0")) == "0"
     line = f"error: {message}" if first_node else f"{this_node()}: error: {message}"
     if folder := os.environ.get(LAUNCHER_FOLDER):
         with suppress(OSError):
-            _leave(Path(folder), "wrong", line)
+            _leave(Path(folder), "wrong", line)  # for the launcher to say
             return
-    print(line, file=sys.stderr, flush=True)
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+        print(line, file=sys.stderr, flush=True)
+    elif _is_first_to_say(message):
+        print(line, file=sys.stderr, flush=True)
+        time.sleep(OTHERS_FIND_THE_SAME)
+
+
+def _is_first_to_say(message: str) -> bool:
+    """Under plain torchrun: the first rank takes a name, an abstract Unix socket, which ends with its process."""
+    start = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")]
+    name = hashlib.sha256(repr([os.getuid(), *start, message]).encode(errors="surrogateescape")).hexdigest()
+    _names.append(socket.socket(socket.AF_UNIX))
+    try:
+        _names[-1].bind(f"\0jetmoe {name}")
+    except OSError:
+        return False
+    return True
 
 
 def said_wrong(folder: Path) -> list[str]:
