@@ -26,8 +26,8 @@ class ExitStatus(IntEnum):
     DONE = 0, "the run is done", "nothing", False
     NOT_SAVED = (
         1,
-        "the last checkpoint could not be written, at the end or after a stop signal",
-        "make room, and run it again",
+        "a failure, such as a last checkpoint that could not be written",
+        "do what the last lines ask for, such as making room, and run it again",
         True,
     )
     BAD_INPUT = 2, "wrong usage or input", "change what the `error: ` line says", False

@@ -146,11 +146,17 @@ def _container_options(container: Container | None) -> str:
     if container is None:
         return ""
     mounts = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in container.mounts)
+    image, mounts = _quoted(container.image), _quoted(mounts) if mounts else ""
     if container.runtime == "pyxis":
-        options = [f"--container-image={container.image}", *([f"--container-mounts={mounts}"] if mounts else [])]
-        return f'{shlex.join(options)} --container-workdir="$PWD"'
-    options = ["apptainer", "exec", "--nv", *(["--bind", mounts] if mounts else [])]
-    return f'{shlex.join(options)} --pwd "$PWD" {shlex.quote(container.image)}'
+        mount = f"--container-mounts={mounts} " if mounts else ""
+        return f'--container-image={image} {mount}--container-workdir="$PWD"'
+    bind = f"--bind {mounts} " if mounts else ""
+    return f'apptainer exec --nv {bind}--pwd "$PWD" {image}'
+
+
+def _quoted(text: str) -> str:
+    """As `shlex.quote`, with quotes in any case: in a bash array, a comma looks like a mistake."""
+    return shlex.quote(text) if shlex.quote(text) != text else f"'{text}'"
 
 
 if __name__ == "__main__":

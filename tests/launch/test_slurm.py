@@ -37,6 +37,7 @@ echo "$*" >> "$RECORDS/scontrol"
 case "$1 $2" in
   "show hostnames") [[ $3 == "gpu[07-09]" ]] && printf 'gpu%s\\n' 07 08 09 || tr , '\\n' <<< "$3" ;;
   "show job") echo "  EndTime=${END_TIME:-Unknown} Deadline=N/A ExcNodeList=${LEFT_OUT_BEFORE:-(null)} Features=" ;;
+  "show node") echo "   NodeAddr=$3-ib NodeHostName=$3 Version=22.05" ;;
   requeue*) [[ $(grep -c requeue "$RECORDS/scontrol") -gt ${REQUEUE_FAILURES:-0} ]] ;;
 esac
 """
@@ -113,7 +114,7 @@ def test_command_on_each_node(environment: dict[str, str], tmp_path: Path) -> No
     assert "--cpus-per-task=96" in srun_options.splitlines()
     assert command.splitlines() == [
         *("-m", "jetmoe_megatron.launch.elastic", "--nnodes=3", "--nproc-per-node=8", "--max-restarts=0"),
-        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07:24567", "--rdzv-id=1234567-0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07-ib:24567", "--rdzv-id=1234567-0"),
         *("pretrain_jetmoe.py", run_file, "name=a b", "debug.max_steps=2"),
     ]
 

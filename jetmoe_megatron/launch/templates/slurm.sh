@@ -30,6 +30,7 @@ fi
 restarts=${SLURM_RESTART_COUNT:-0}
 start=$SLURM_JOB_ID-$restarts
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+address=$(scontrol show node "${hosts[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 # Below the ephemeral ports. The next start, or the next job, on the same node gets a different port.
 port=$((20000 + (SLURM_JOB_ID + 1009 * restarts) % 10000))
 # The end of the job's time, in seconds since 1970; 0 if SLURM does not say.
@@ -77,10 +78,10 @@ trap end_or_cancel TERM
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
   {{ inside }}"$python" -m jetmoe_megatron.launch.elastic \
   --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$ranks_per_node" --max-restarts=0{{ numa_binding }} \
-  --rdzv-backend=c10d --rdzv-endpoint="${hosts[0]}:$port" --rdzv-id="$start" \
+  --rdzv-backend=c10d --rdzv-endpoint="$address:$port" --rdzv-id="$start" \
   "$trainer" "$run" "$@" &
 {% else %}
-export MASTER_ADDR=${hosts[0]} MASTER_PORT=$port
+export MASTER_ADDR=$address MASTER_PORT=$port
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
   {{ inside }}"$python" -m jetmoe_megatron.launch.slurm_rank "$trainer" "$run" "$@" &
 {% endif %}

@@ -1,0 +1,191 @@
+"""`jetmoe launch local` and `ssh` with real ranks, which are killed, stopped and refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jetmoe_megatron.launch.starts import events
+from jetmoe_megatron.monitor.jsonl import read_metrics
+from tests.support import REPO, environment, launched, small_run, write_run
+
+TIME_LIMIT = 120
+STEPS = 60
+
+
+@pytest.fixture
+def run_file(tmp_path: Path, data: dict[str, str]) -> Path:
+    """A run of some seconds, with a checkpoint every 20 steps."""
+    changes = {"phases__0__tokens": (STEPS - 3) * 256, "checkpoint__every_tokens": 20 * 256}
+    return write_run(tmp_path, small_run(tmp_path, data, **changes))
+
+
+@contextmanager
+def launch(way: str, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jetmoe_megatron.cli", "launch", way, *map(str, arguments)],
+        cwd=REPO,
+        env={**environment(), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def rank_of(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """Wait for a rank to be there."""
+    deadline = time.monotonic() + TIME_LIMIT
+    while time.monotonic() < deadline:
+        with suppress(psutil.Error):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if "launch.worker" in " ".join(child.cmdline()) and child.environ().get("RANK") == str(rank):
+                    return child
+        time.sleep(0.02)
+    raise TimeoutError(f"no rank {rank}")
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIME_LIMIT
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["lm_loss"] for line in read_metrics(run / "metrics.jsonl")}
+
+
+def ends(run: Path) -> list[tuple[int, bool]]:
+    """(status, whether it started again) of each start."""
+    return [(e["status"], e["again"]) for e in events(run / "starts.jsonl") if e["event"] == "end"]
+
+
+def test_a_killed_rank_and_the_run_comes_back(run_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with launch("local", run_file, "--ranks", 2) as process:
+        wait_for(run / f"checkpoints/tokens_{20 * 256}")
+        rank_of(process, 1).kill()
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0, output
+    assert ends(run) == [(137, True), (0, False)]
+    assert "signal 9 ended a rank (status 137); " in output and "it starts again, from " in output
+    whole = tmp_path / "whole"
+    assert launched(2, run_file, f"output_dir={whole}").returncode == 0
+    assert losses(run) == losses(whole) and len(losses(run)) == STEPS
+    first, *_ = sorted((run / "logs").glob("*-0"))
+    assert "training begins" in (first / "rank_0.log").read_text() and (first / "rank_1.log").exists()
+    assert not [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_cmdline(p))]
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_saves_and_stays_stopped(run_file: Path, tmp_path: Path, signum: signal.Signals) -> None:
+    run = tmp_path / "run"
+    with launch("local", run_file, "--ranks", 2) as process:
+        wait_for(run / f"checkpoints/tokens_{20 * 256}")
+        if signum == signal.SIGINT:  # as a terminal sends it
+            os.killpg(process.pid, signum)
+        else:
+            process.send_signal(signum)
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 75, output
+    assert ends(run) == [(75, False)]
+    assert "stopped at" in output and "the job was cancelled" in output and "Traceback" not in output
+
+
+def test_a_run_that_cannot_get_on_stops(run_file: Path, tmp_path: Path) -> None:
+    """Its ranks die before the first checkpoint."""
+    run = tmp_path / "run"
+    with launch("local", run_file, "--ranks", 1, "checkpoint.every_tokens=100000000") as process:
+        for number in range(3):
+            wait_for_start(run, number)
+            rank_of(process, 0).kill()
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 137
+    assert ends(run) == [(137, True), (137, True), (137, False)], output
+    assert "3 starts saved no new checkpoint: mend it, and submit it again" in output
+
+
+def wait_for_start(run: Path, number: int) -> None:
+    deadline = time.monotonic() + TIME_LIMIT
+    while len([e for e in events(run / "starts.jsonl") if e["event"] == "start"]) <= number:
+        assert time.monotonic() < deadline, f"no start {number}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ranks", "2", "optimizer.max_lrr=1"], "optimizer.max_lrr: unknown key"),
+        (["--ranks", "3", "parallel.tensor=2"], "does not divide the world of 3 ranks"),
+        (["--ranks", "0"], "--ranks: must be 1 or more, not 0"),
+        (["--ranks", "2", "--site", "/no/such.yaml"], "/no/such.yaml: No such file or directory"),
+    ],
+)
+def test_bad_input_starts_nothing(run_file: Path, tmp_path: Path, arguments: list[str], said: str) -> None:
+    with launch("local", run_file, *arguments) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 2 and said in output and output.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_writes_nothing(run_file: Path, tmp_path: Path) -> None:
+    for way in ("local", "slurm", "ssh"):
+        site = write_site(tmp_path)
+        with launch(way, run_file, "--print", "--site", site) as process:
+            output, _ = process.communicate(timeout=TIME_LIMIT)
+        assert process.returncode == 0 and output.startswith("#!/usr/bin/env bash\n# Pretrain small on ")
+        assert not (tmp_path / "run").exists()
+
+
+def write_site(folder: Path) -> Path:
+    site = folder / "site.yaml"
+    site.write_text("nodes: 2\ngpus_per_node: 0\nranks_per_node: 1\nhosts: [localhost, 127.0.0.2, 127.0.0.3]\n")
+    return site
+
+
+# Stands for ssh: runs the command on this machine, as a shell that a user logs in to.
+SSH = """#!/usr/bin/env bash
+shift  # -n
+echo "$1" >> {folder}/hosts
+shift
+exec bash -c "$*"
+"""
+
+
+def test_ssh_leaves_out_the_host_that_failed(run_file: Path, tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ssh").write_text(SSH.format(folder=folder))
+    (folder / "ssh").chmod(0o755)
+    variables = {"PATH": f"{folder}:{environment()['PATH']}"}
+    with launch("ssh", run_file, "--site", write_site(tmp_path), **variables) as process:
+        wait_for(run / f"checkpoints/tokens_{20 * 256}")
+        rank = next(r for r in (rank_of(process, 0), rank_of(process, 1)) if r.environ()["JETMOE_NODE"] == "127.0.0.2")
+        rank.kill()
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0, output
+    assert ends(run) == [(137, True), (0, False)]
+    assert (folder / "hosts").read_text().split() == ["localhost", "127.0.0.2", "localhost", "127.0.0.3"]
+    assert "127.0.0.2: rank " in output
