@@ -62,6 +62,9 @@ The script and the resolved run file stand in `launches` of the run folder; opti
 _LAUNCH_SSH = """Train on the hosts of a site file, from this machine, and start again after a failure.
 All hosts must see the repository and output_dir under the same paths. Ctrl-C saves and stops."""
 
+_STATUS = """Print how a run is doing: its state, step, rate, time left, last checkpoint, restarts and last warnings.
+It reads the run folder and, where SLURM is, asks for the job. Without a folder, it looks at each one in runs/."""
+
 _REPORT = """Print what a run did: steps, tokens of each data set, losses, speed, and where its results are."""
 
 
@@ -92,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
     _add_launch(commands)
+    _add_status(commands)
     _add_report(commands)
     return parser
 
@@ -397,6 +401,26 @@ def _ranks(ranks: int | None) -> int:
     if ranks < 1:
         raise UserError(f"--ranks: must be 1 or more, not {ranks}")
     return ranks
+
+
+def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = add_command(
+        commands, "status", "print how a run is doing", "example:\n  %(prog)s runs/quickstart", _status, _STATUS
+    )
+    status.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", nargs="?", help="output_dir of the run")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.launch.status import status
+
+    if arguments.run_folder:
+        print(status(arguments.run_folder))
+        return 0
+    folders = sorted(path.parent for path in Path("runs").glob("*/config.yaml"))
+    if not folders:
+        raise UserError("runs: no run folders here; name one")
+    print("\n\n".join(f"{folder}\n{status(folder)}" for folder in folders))
+    return 0
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -24,9 +24,9 @@ ALLOWED: dict[str, set[str]] = {
     "resume": {"config", "runtime", "data", "checkpoint"},
     "convert": {"config", "checkpoint"},
     "monitor": {"config", "checkpoint"},
-    "launch": {"runtime"},
+    "launch": {"config", "runtime", "checkpoint", "monitor"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
-    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor"},
+    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch"},
 }
 
 

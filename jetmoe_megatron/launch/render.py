@@ -55,7 +55,7 @@ def slurm_script(
 
 
 def host_scripts(site: Site, name: str, ssh: bool, usage: str) -> dict[str, str]:
-    """Scripts for machines without a scheduler, by file name: `job.sh` starts `host.sh` on each host.
+    """Scripts for machines without a scheduler, by file name: job.sh starts host.sh on each host.
 
     Args:
         name: of the run.

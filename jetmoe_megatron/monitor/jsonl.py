@@ -119,12 +119,18 @@ def each_record(path: Path) -> Iterator[dict[str, Any]]:
     return (record for _, record in _each_line(path) if record)
 
 
-def _each_line(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(where it ends, its record or None if it is broken)"""
+def last_records(path: Path, most_bytes: int = 2**20) -> list[dict[str, Any]]:
+    """The valid records among the last so many bytes of the file, if it exists."""
+    size = path.stat().st_size if path.is_file() else 0
+    return [record for _, record in _each_line(path, max(0, size - most_bytes)) if record]
+
+
+def _each_line(path: Path, position: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(where it ends, its record or None if it is broken), from a position on."""
     if not path.is_file():
         return
-    position = 0
     with open(path, "rb") as lines:
+        lines.seek(position)
         for line in lines:
             position += len(line)
             try:

@@ -11,8 +11,9 @@ from typing import Any
 from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.config.run_folder import RunFolder
-from jetmoe_megatron.errors import UserError, printable
+from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.jsonl import each_record
+from jetmoe_megatron.monitor.table import two_columns
 from jetmoe_megatron.monitor.terminal import duration
 
 
@@ -32,9 +33,7 @@ def report(folder: Path) -> str:
     rows += [("checkpoint", str(checkpoint))] if checkpoint else []
     rows += [("Hugging Face", str(exported))] if exported else []
     rows.append(("metrics", str(metrics)))
-    rows = [(printable(name), printable(value)) for name, value in rows]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return two_columns(rows)
 
 
 def _numbers(first: dict[str, Any], others: Iterator[dict[str, Any]]) -> list[tuple[str, str]]:

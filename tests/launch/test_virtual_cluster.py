@@ -42,9 +42,8 @@ def empty_queue() -> Iterator[None]:
 
 def endless(folder: Path, data: dict[str, str], **changes: Any) -> Path:
     """A run that takes longer than any test."""
-    return write_run(
-        folder, small_run(folder, data, phases__0__tokens=3 * 10**6, checkpoint__every_tokens=EVERY, **changes)
-    )
+    changes = {"phases__0__tokens": 3 * 10**6, "checkpoint__every_tokens": EVERY, **changes}
+    return write_run(folder, small_run(folder, data, **changes))
 
 
 def write_site(folder: Path, **changes: Any) -> Path:

@@ -1,0 +1,136 @@
+"""How a run is doing, read from its folder and, where it is, from SLURM's queue."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.config.load import load_sections
+from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.config.schema import Batch, Phase
+from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.launch.starts import events
+from jetmoe_megatron.monitor.jsonl import last_records
+from jetmoe_megatron.monitor.table import two_columns
+from jetmoe_megatron.monitor.terminal import duration
+
+_RATE_OF = 100  # steps
+_WARNINGS = 5  # lines, the last ones
+_LOG_BYTES = 2**18  # of each log, at its end
+
+
+class Plan(BaseModel):
+    """What a status needs of `config.yaml`."""
+
+    name: str
+    batch: Batch
+    phases: list[Phase]
+
+    @property
+    def steps(self) -> int:
+        return sum(-(-phase.tokens // self.batch.global_tokens) for phase in self.phases)
+
+
+def status(folder: Path) -> str:
+    """A table of two columns.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    files = RunFolder(folder)
+    history = list(events(files.starts))
+    if not files.config.exists():
+        if history:
+            return two_columns([("state", _state(history, False)), *_starts(history)])
+        raise UserError(f"{folder}: no config.yaml; is it a run folder, and has the run begun?")
+    plan = load_sections(files.config, Plan)
+    records = last_records(files.metrics)
+    done = bool(records) and records[-1]["step"] >= plan.steps
+    rows = [("run", plan.name), ("state", _state(history, done))]
+    if records:
+        try:
+            rows += _progress(plan, records)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{files.metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
+        rows.append(("last step", f"{_age(files.metrics)} ago"))
+    if checkpoint := newest(files.checkpoints):
+        rows.append(("checkpoint", f"{checkpoint}, {_age(checkpoint)} ago"))
+    rows += _starts(history)
+    rows += [("warning" if number == 0 else "", line) for number, line in enumerate(_warnings(files, history))]
+    return two_columns(rows)
+
+
+def _state(history: list[dict[str, Any]], done: bool) -> str:
+    if done:
+        return "done"
+    if not history:
+        return "no job of its own is known: see how long ago the last step was"
+    last = history[-1]
+    if queued := _queued(last["start"].rpartition("-")[0]):
+        return queued
+    if last["event"] == "end":
+        return f"{'starts again' if last.get('again') else 'stopped'}: {last.get('reason', '')}"
+    return f"start {last['start']} has not ended: see how long ago the last step was"
+
+
+def _queued(job: str) -> str | None:
+    """What SLURM says about a job that waits or runs."""
+    if not job.isdecimal() or not shutil.which("squeue"):
+        return None
+    squeue = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={job}", "--format=%T, %r, on %N, for %M of %l"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    if squeue.returncode or not squeue.stdout.strip():
+        return None
+    state, reason, nodes, since = squeue.stdout.strip().split(", ", 3)
+    if state == "RUNNING":
+        return f"job {job} runs {nodes} {since}"
+    return f"job {job}: {state} ({reason})"
+
+
+def _progress(plan: Plan, records: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    last, recent = records[-1], records[-_RATE_OF:]
+    tokens, step = int(last["tokens"]), int(last["step"])
+    yield "step", f"{step:,} of {plan.steps:,}, {tokens:,} tokens, phase {last['phase']}"
+    yield "loss", f"{last['lm_loss']:.4f}"
+    rate = statistics.median(record["tokens_per_second"] for record in recent)
+    yield "tokens/s", f"{rate:,.0f} (median of {len(recent)} steps)"
+    # With saves and evaluation, where they are known.
+    seconds = sum(record.get("wall_seconds", record["step_seconds"]) for record in recent) / len(recent)
+    yield "time left", f"{duration(seconds * (plan.steps - step))}, without restarts"
+
+
+def _starts(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    ends = [event for event in history if event["event"] == "end"]
+    begun = sum(event["event"] == "start" for event in history)
+    if begun:
+        yield "starts", f"{begun}, the last one at {next(e['time'] for e in history[::-1] if e['event'] == 'start')}"
+    for number, end in enumerate(ends[-3:]):
+        yield "ended" if number == 0 else "", f"{end['time']} {end.get('reason', '')}"
+
+
+def _warnings(files: RunFolder, history: list[dict[str, Any]]) -> list[str]:
+    """The last lines of warnings and errors in the logs of the last start."""
+    starts = [event["start"] for event in history if event["event"] == "start"]
+    if not starts or "/" in starts[-1]:
+        return []
+    found: dict[str, None] = {}  # a set that keeps the order: many ranks say the same
+    for log in sorted((files.logs / starts[-1]).glob("rank_*.log")):
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+        found |= dict.fromkeys(line for line in lines if "warning: " in line.lower() or "error: " in line.lower())
+    return [line if len(line) <= 200 else line[:197] + "..." for line in list(found)[-_WARNINGS:]]
+
+
+def _age(path: Path) -> str:
+    return duration(max(0.0, time.time() - path.stat().st_mtime))

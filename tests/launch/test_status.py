@@ -1,0 +1,90 @@
+"""`jetmoe status` of runs that train, ended, and never began."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from jetmoe_megatron.launch.starts import Start, add_end, add_start
+from tests.support import jetmoe, pretrain, small_run, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
+    """Stopped after 6 of 8 steps."""
+    folder = tmp_path_factory.mktemp("status")
+    assert pretrain(1, write_run(folder, small_run(folder, data)), "debug.max_steps=6").returncode == 0
+    return folder / "run"
+
+
+def shown(folder: Path) -> dict[str, str]:
+    result = jetmoe("status", folder)
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = [re.split(r"\s{2,}", line, maxsplit=1) for line in result.stdout.splitlines()]
+    return {name or str(number): value for number, (name, value) in enumerate(rows)}
+
+
+def test_a_run_without_a_job(run: Path) -> None:
+    rows = shown(run)
+    assert rows["run"] == "small"
+    assert rows["step"] == "6 of 8, 1,536 tokens, phase decay"
+    assert rows["state"].startswith("no job of its own is known")
+    assert rows["checkpoint"].startswith(f"{run}/checkpoints/tokens_1536, ") and rows["checkpoint"].endswith(" ago")
+    assert re.fullmatch(r"\d+s, without restarts", rows["time left"])
+    assert "starts" not in rows and "warning" not in rows
+
+
+def test_starts_and_warnings(run: Path) -> None:
+    file = run / "starts.jsonl"
+    try:
+        for number, reason in enumerate(("n2: rank 1 was killed", "cancelled")):
+            add_start(file, Start(f"local-{number}", f"2026-01-0{number + 1}T00:00:00Z", 0, ["n1", "n2"]))
+            add_end(file, f"local-{number}", time="t", tokens=0, again=number == 0, reason=reason)
+        logs = run / "logs/local-1"
+        logs.mkdir(parents=True)
+        (logs / "rank_0.log").write_text("fine\nwarning: a\nerror: \x1b[2Jb\n")
+        (logs / "rank_1.log").write_text("warning: a\n")
+        result = jetmoe("status", run).stdout
+    finally:
+        file.unlink()
+    assert "state       stopped: cancelled\n" in result
+    assert "starts      2, the last one at 2026-01-02T00:00:00Z\n" in result
+    assert "n2: rank 1 was killed" in result
+    assert result.endswith("warning     warning: a\n            error: \\x1b[2Jb\n")
+
+
+def test_a_run_that_is_done(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) | {"step": 8, "tokens": 2048}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(last) + "\n")
+    assert shown(tmp_path)["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "no config.yaml; is it a run folder, and has the run begun?"),
+        ({"config.yaml": "name: 3\n"}, "config.yaml: "),
+        ({"config.yaml": None, "metrics.jsonl": '{"step": 1}\n'}, "metrics.jsonl: not the metrics of a run"),
+    ],
+)
+def test_no_run_folder(run: Path, tmp_path: Path, files: dict[str, str | None], said: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text((run / name).read_text() if text is None else text)
+    result = jetmoe("status", tmp_path)
+    assert (result.returncode, result.stdout) == (2, "") and said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_before_the_first_step(run: Path, tmp_path: Path) -> None:
+    add_start(tmp_path / "starts.jsonl", Start("local-0", "2026-01-01T00:00:00Z", 0, ["n1"]))
+    assert shown(tmp_path)["state"] == "start local-0 has not ended: see how long ago the last step was"
+
+
+def test_many_lines_are_not_all_read(run: Path, tmp_path: Path) -> None:
+    line = (run / "metrics.jsonl").read_text().splitlines()[-1]
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    (tmp_path / "metrics.jsonl").write_text("broken\n" * 10 + f"{line}\n" * 5000)
+    assert shown(tmp_path)["tokens/s"].endswith("(median of 100 steps)")
