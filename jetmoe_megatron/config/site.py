@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from jetmoe_megatron.config.load import load_file
-from jetmoe_megatron.config.schema import Count, Positive, Section
+from jetmoe_megatron.config.schema import Count, Fraction, Positive, Section
 
 
 class _Like:
@@ -75,6 +75,10 @@ class Site(Section):
     """More options of `sbatch`, such as `--qos=long`."""
     starts_without_progress: Positive = 3
     """Starts that save no new checkpoint, after which a job does not come back by itself."""
+    doctor: bool = True
+    """Whether `jetmoe doctor --ranks` examines the nodes before each start of the ranks; with SLURM only."""
+    doctor_tolerance: Fraction = 0.2
+    """How far below the median a rate may be before the doctor calls a rank sick."""
     setup: list[_Path] = Field([])
     """Lines of bash that run first on the machine that starts the ranks: modules, or a virtual environment."""
     python: _Path | None = None

@@ -1,6 +1,6 @@
 """One rank that SLURM started itself (`tasks: rank` of a site file), with the variables that torchrun would set.
 
-    srun python -m jetmoe_megatron.launch.slurm_rank SCRIPT [ARGUMENT ...]
+    srun python -m jetmoe_megatron.launch.slurm_rank SCRIPT [ARGUMENT ...]      (or -m MODULE)
 
 MASTER_ADDR and MASTER_PORT come from the job's script.
 """
@@ -8,10 +8,9 @@ MASTER_ADDR and MASTER_PORT come from the job's script.
 from __future__ import annotations
 
 import os
-import runpy
-import sys
 
 from jetmoe_megatron.launch.rank_log import log_into_file
+from jetmoe_megatron.launch.script import run_script
 from jetmoe_megatron.runtime import failed_nodes
 
 _VARIABLES = {  # torchrun's: SLURM's
@@ -26,10 +25,8 @@ _VARIABLES = {  # torchrun's: SLURM's
 def main() -> None:
     os.environ.update({ours: os.environ[theirs] for ours, theirs in _VARIABLES.items()})
     log_into_file()
-    sys.argv.pop(0)
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        run_script()
     except Exception as error:
         node = failed_nodes.this_node()
         failed_nodes.record(node, f"rank {os.environ['RANK']} on {node} failed: {type(error).__name__}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import runpy
 import socket
 import sys
 import time
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from jetmoe_megatron.launch.rank_log import log_into_file
+from jetmoe_megatron.launch.script import run_script
 from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.stopping import LAUNCHER_FOLDER, OTHERS_FIND_THE_SAME, ExitStatus
 
@@ -75,18 +75,13 @@ def _leave(folder: Path, what: str, text: str) -> None:
 
 
 def main() -> None:
-    """The arguments of the process: a script, or `-m` and a module, and its arguments."""
+    """The arguments of the process: those of `run_script`."""
     folder, rank = Path(os.environ[LAUNCHER_FOLDER]), os.environ["LOCAL_RANK"]
     log_into_file()
     (folder / f"{rank}.ended").unlink(missing_ok=True)  # of the worker that this one replaces
     (folder / f"{rank}.begun").touch()
-    sys.argv.pop(0)
     try:
-        if sys.argv[0] == "-m":
-            runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
-        else:
-            sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-            runpy.run_path(sys.argv[0], run_name="__main__")
+        run_script()
     except SystemExit as end:
         status = 0 if end.code is None else end.code
         if not isinstance(status, int):

@@ -22,6 +22,7 @@ SRUN = """#!/usr/bin/env bash
 trap 'echo USR1 >> signals' USR1
 trap 'echo TERM >> signals' TERM
 cd "$RECORDS"
+[[ $* != *jetmoe_megatron.doctor* ]] || exit "${DOCTOR_STATUS:-0}"
 printf '%s\\n' "$@" > srun
 env > environment
 for node in $FAILED_NODES; do echo "rank 9 on $node was killed" > "$JETMOE_FAILED_NODES/$node"; done
@@ -182,6 +183,11 @@ def test_nodes_that_failed_are_left_out(
     assert updates == ([f"update JobId=1234567 ExcNodeList={left_out}"] if left_out else []), output
     if not left_out and len(variables["FAILED_NODES"].split()) in (1, 2):
         assert "cannot be left out: partition gpu has no other nodes" in output
+
+
+def test_a_sick_rank_ends_the_start(environment: dict[str, str], tmp_path: Path) -> None:
+    assert run(environment | {"DOCTOR_STATUS": "5"})[0] == 5
+    assert not (tmp_path / "srun").exists() and requeued(tmp_path)
 
 
 def test_bad_input_reaches_no_node(environment: dict[str, str], tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ def endless(folder: Path, data: dict[str, str], **changes: Any) -> Path:
 
 
 def write_site(folder: Path, **changes: Any) -> Path:
-    site = {"nodes": 2, "gpus_per_node": 0, "ranks_per_node": 1, "cpus_per_node": 1, "exclusive": False, **changes}
+    site = {"nodes": 2, "gpus_per_node": 0, "ranks_per_node": 1, "cpus_per_node": 1, "exclusive": False}
+    site |= {"doctor": False, **changes}
     path = folder / "site.yaml"
     path.write_text(yaml.safe_dump({"time": "0:30:00", "environment": ["OMP_NUM_THREADS=1"], **site}))
     return path

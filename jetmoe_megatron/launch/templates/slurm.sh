@@ -71,29 +71,44 @@ trap end_or_cancel TERM
 
 # --- the ranks ---
 
+{% if tasks == "rank" %}
+export MASTER_ADDR=$address
+{% endif %}
+# Starts all ranks and waits for their end: PORT, and what each rank runs.
 # srun does not inherit --cpus-per-task since SLURM 22.05.
 # --kill-on-bad-exit=0: nodes exit with 75 within seconds of each other, and the first exit must not kill the others.
 # --wait: a node that fails leaves the others waiting for it in a collective; they are killed after this time.
+run_ranks() {
+  local port=$1
+  shift
 {% if tasks == "node" %}
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
-  {{ inside }}"$python" -m jetmoe_megatron.launch.elastic \
-  --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$ranks_per_node" --max-restarts=0{{ numa_binding }} \
-  --rdzv-backend=c10d --rdzv-endpoint="$address:$port" --rdzv-id="$start" \
-  "$trainer" "$run" "$@" &
+  srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
+    {{ inside }}"$python" -m jetmoe_megatron.launch.elastic \
+    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$ranks_per_node" --max-restarts=0{{ numa_binding }} \
+    --rdzv-backend=c10d --rdzv-endpoint="$address:$port" --rdzv-id="$start" "$@" &
 {% else %}
-export MASTER_ADDR=$address MASTER_PORT=$port
-srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
-  {{ inside }}"$python" -m jetmoe_megatron.launch.slurm_rank "$trainer" "$run" "$@" &
+  MASTER_PORT=$port srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
+    {{ inside }}"$python" -m jetmoe_megatron.launch.slurm_rank "$@" &
 {% endif %}
-srun_pid=$!
+  srun_pid=$!
+  # A trapped signal ends `wait` early: repeat it until it ends without one.
+  while
+    signalled=
+    status=0
+    wait "$srun_pid" || status=$?
+    [[ $signalled ]]
+  do :; done
+}
 
-# A trapped signal ends `wait` early: repeat it until it ends without one.
-while
-  signalled=
-  status=0
-  wait "$srun_pid" || status=$?
-  [[ $signalled ]]
-do :; done
+{% if doctor %}
+# A sick rank ends this start with status 5.
+run_ranks $((port + 1)) -m jetmoe_megatron.doctor --ranks --tolerance {{ doctor_tolerance }} "$run" "$@"
+if ((status == 0)); then
+  run_ranks "$port" "$trainer" "$run" "$@"
+fi
+{% else %}
+run_ranks "$port" "$trainer" "$run" "$@"
+{% endif %}
 
 # --- what follows ---
 
