@@ -40,6 +40,8 @@ FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process a
 # (`launch/worker.py`), and rank 0 the path of the dumps (`runtime/flight_recorder.py`).
 LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
 DUMPS = "dumps"
+# A folder of the job script, where `jetmoe doctor` leaves a file for each node that the next start should leave out.
+FAILED_NODES = "JETMOE_FAILED_NODES"
 
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.

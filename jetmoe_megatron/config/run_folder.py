@@ -19,6 +19,7 @@ class RunFolder:
         self.rollbacks = self.checkpoints / "rollbacks.json"
         self.exports = self.root / "hf"
         self.logs = self.root / "logs"
+        self.doctor = self.root / "doctor"
 
     @classmethod
     def of(cls, run: Run) -> RunFolder:

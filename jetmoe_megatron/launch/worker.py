@@ -13,6 +13,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from data_tools.errors import InputError, one_line
+from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.stopping import LAUNCHER_FOLDER, ExitStatus
 
 DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
@@ -38,6 +40,20 @@ def say_wrong(message: str) -> None:
             _leave(Path(folder), "wrong", line)
             return
     print(line, file=sys.stderr, flush=True)
+
+
+def refuse_to_start(error: InputError | OSError, met: bool) -> None:
+    """Say what is wrong with the run, also to ranks on other nodes that wait for this one.
+
+    met: whether this rank has joined the others. Before that, no other rank knows the error, except a SharedError.
+    """
+    message = one_line(error)
+    say_wrong(message)
+    elsewhere = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if elsewhere and not met and not isinstance(error, SharedError):
+        from jetmoe_megatron.runtime.meeting import refuse
+
+        refuse(message)
 
 
 def said_wrong(folder: Path) -> list[str]:

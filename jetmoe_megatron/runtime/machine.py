@@ -7,6 +7,8 @@ something else.
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +32,12 @@ class Machine:
     Transformer_Engine: str
 
     def __str__(self) -> str:
-        return ", ".join(f"{_spelled(name)} {value}" for name, value in asdict(self).items() if value)
+        return ", ".join(f"{spelled(name)} {value}" for name, value in asdict(self).items() if value)
+
+
+def node_name() -> str:
+    """What the batch system calls this node; without one, the host's name."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
 def this_machine() -> Machine:
@@ -43,8 +50,8 @@ def this_machine() -> Machine:
         CUDA=(torch.version.cuda or "") if gpu else "",
         NCCL=".".join(map(str, torch.cuda.nccl.version())) if gpu else "",
         cuDNN=str(torch.backends.cudnn.version() or "") if gpu else "",
-        Megatron_Core=_version("megatron-core"),
-        Transformer_Engine=_version("transformer-engine"),
+        Megatron_Core=version_of("megatron-core"),
+        Transformer_Engine=version_of("transformer-engine"),
     )
 
 
@@ -55,17 +62,19 @@ def first_difference(machines: Sequence[tuple[str, Machine]]) -> str | None:
         for name, value in asdict(machine).items():
             if value != (expected := asdict(first)[name]):
                 return (
-                    f"{_spelled(name)}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has "
+                    f"{spelled(name)}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has "
                     f"{expected or 'none'}: all ranks need the same"
                 )
     return None
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """A field of `Machine` as people write it."""
     return name.replace("_Core", "-Core").replace("_", " ")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
