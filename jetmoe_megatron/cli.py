@@ -18,9 +18,8 @@ from jetmoe_megatron.doctor import command as doctor
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.stopping import ExitStatus
 
-_DESCRIPTION = """Explain run files of JetMoE, prepare its data, convert its checkpoints, report on its runs, and examine
-machines.
-Training has its own command: scripts/torchrun_local.sh NPROC RUN.yaml"""
+_DESCRIPTION = """Explain run files of JetMoE, prepare its data, convert its checkpoints, report on its runs, and
+examine machines. Training has its own command: scripts/torchrun_local.sh NPROC RUN.yaml"""
 
 _EXAMPLE = """examples:
   %(prog)s config show configs/quickstart/run.yaml

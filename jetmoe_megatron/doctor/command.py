@@ -38,14 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=float,
         metavar="X",
-        default=0.2,
         help="a rank is slow if it is below the median by more than this fraction; default: 0.2",
     )
     parser.add_argument(
         "--disk-bytes",
         type=int,
         metavar="N",
-        default=2**30,
         help="most bytes that a node writes into output_dir; default: 1 GiB, less if its checkpoints are smaller",
     )
 
@@ -60,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: without --ranks, if the run file is wrong.
     """
     if not arguments.ranks:
+        for option in ("tolerance", "disk_bytes"):
+            if getattr(arguments, option) is not None:
+                raise UserError(f"--{option.replace('_', '-')}: goes with --ranks")
         from jetmoe_megatron.doctor.here import examine_here
 
         return examine_here(_read_run(arguments))
@@ -73,17 +74,19 @@ def run(arguments: argparse.Namespace) -> int:
 def _examine_ranks(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config.layout import resolve_layout
 
-    if not 0 < arguments.tolerance < 1:
-        raise UserError(f"--tolerance: must be between 0 and 1, not {arguments.tolerance:g}")
-    if arguments.disk_bytes < 1:
-        raise UserError(f"--disk-bytes: must be 1 or more, not {arguments.disk_bytes}")
+    tolerance = 0.2 if arguments.tolerance is None else arguments.tolerance
+    disk_bytes = 2**30 if arguments.disk_bytes is None else arguments.disk_bytes
+    if not 0 < tolerance < 1:
+        raise UserError(f"--tolerance: must be between 0 and 1, not {tolerance:g}")
+    if disk_bytes < 1:
+        raise UserError(f"--disk-bytes: must be 1 or more, not {disk_bytes}")
     run = _read_run(arguments)
     layout = resolve_layout(run, int(os.environ.get("WORLD_SIZE", "1"))) if run else None
     # Megatron-Core imports it if it is installed (timers.py), and each import makes two temporary folders.
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
     from jetmoe_megatron.doctor.ranks import examine_ranks
 
-    return examine_ranks(run, layout, arguments.tolerance, arguments.disk_bytes)
+    return examine_ranks(run, layout, tolerance, disk_bytes)
 
 
 def _read_run(arguments: argparse.Namespace) -> Run | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 
@@ -12,6 +13,8 @@ from jetmoe_megatron.doctor.clocks import Offset
 from jetmoe_megatron.doctor.disk import DiskRate
 from jetmoe_megatron.doctor.nvidia_smi import GPU
 from jetmoe_megatron.runtime.device import has_gpu
+
+_Key = TypeVar("_Key")
 
 
 @dataclass
@@ -63,3 +66,22 @@ def named_gpus(ranks: Sequence[RankFacts]) -> list[RankFacts]:
         else rank
         for rank in ranks
     ]
+
+
+def group_rates_of(ranks: Sequence[RankFacts]) -> dict[str, dict[tuple[int, ...], float]]:
+    """By what was measured and by group. Each member has measured it, and the lowest rate counts."""
+    kinds = dict.fromkeys(kind for rank in ranks for kind in rank.groups)
+    return {kind: _lowest([rank.groups[kind] for rank in ranks if kind in rank.groups]) for kind in kinds}
+
+
+def pair_rates_of(ranks: Sequence[RankFacts]) -> dict[str, dict[tuple[int, int], float]]:
+    """As `group_rates_of`, by kind and by pair."""
+    kinds = dict.fromkeys(kind for rank in ranks for kind in rank.pairs)
+    return {kind: _lowest([pair for rank in ranks for pair in rank.pairs.get(kind, [])]) for kind in kinds}
+
+
+def _lowest(measured: Sequence[tuple[_Key, float]]) -> dict[_Key, float]:
+    rates: dict[_Key, float] = {}
+    for key, rate in measured:
+        rates[key] = min(rate, rates.get(key, rate))
+    return rates

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from jetmoe_megatron.doctor.facts import RankFacts
+from jetmoe_megatron.doctor.facts import RankFacts, group_rates_of, pair_rates_of
 from jetmoe_megatron.doctor.findings import Finding
 from jetmoe_megatron.doctor.own_rates import unit_of
 from jetmoe_megatron.doctor.units import shown
@@ -60,8 +60,7 @@ def _slow_ranks(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[Findin
 def _slow_connections(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[Finding]:
     """A slow group is a finding if no rank in it was found by its pairs."""
     named: set[int] = set()
-    for kind in dict.fromkeys(kind for rank in ranks for kind in rank.pairs):
-        rates = _lowest([pair for rank in ranks for pair in rank.pairs.get(kind, [])])
+    for kind, rates in pair_rates_of(ranks).items():
         slow, median = _slow(rates, tolerance)
         culprits = _in_every_slow_pair(rates, slow)
         for number, rate in culprits.items():
@@ -71,8 +70,7 @@ def _slow_connections(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[
             if not culprits.keys() & set(pair):
                 yield _of_several(ranks, pair, _compared(kind, rate, median, "B/s"))
         named |= culprits.keys() | {rank for pair in slow for rank in pair}
-    for kind in dict.fromkeys(kind for rank in ranks for kind in rank.groups):
-        rates_of = _lowest([rank.groups[kind] for rank in ranks if kind in rank.groups])
+    for kind, rates_of in group_rates_of(ranks).items():
         alike: dict[tuple[int, int], dict[tuple[int, ...], float]] = {}
         for members, rate in rates_of.items():
             spread = len(members), len({ranks[member].node for member in members})
@@ -114,14 +112,6 @@ def _slow(rates: Mapping[_Key, float], tolerance: float) -> tuple[dict[_Key, flo
         return {}, 0.0
     median = statistics.median_high(rates.values())
     return {key: rate for key, rate in rates.items() if rate < (1 - tolerance) * median}, median
-
-
-def _lowest(measured: Sequence[tuple[_Key, float]]) -> dict[_Key, float]:
-    """Each member of a pair or group has measured it."""
-    rates: dict[_Key, float] = {}
-    for key, rate in measured:
-        rates[key] = min(rate, rates.get(key, rate))
-    return rates
 
 
 def _in_every_slow_pair(rates: Mapping[_Pair, float], slow: Mapping[_Pair, float]) -> dict[int, float]:
