@@ -75,7 +75,7 @@ class Examination:
                 ends with status 4, after the ranks that are behind were named.
         """
         steps = self._steps()
-        with roll_call(f"the examination {self._restart}", list(steps), minutes) as arrive:
+        with roll_call("examining the ranks", list(steps), minutes) as arrive:
             for name, step in steps.items():
                 arrive(name)
                 torch.distributed.barrier()

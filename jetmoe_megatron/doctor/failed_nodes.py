@@ -22,6 +22,8 @@ def leave_failed_nodes(findings: Sequence[Finding]) -> None:
     for finding in findings:
         if finding.node and finding.node == os.path.basename(finding.node):
             lines.setdefault(finding.node, []).append(f"{finding}\n")
+    if not lines:
+        return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for node, texts in lines.items():

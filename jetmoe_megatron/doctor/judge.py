@@ -40,9 +40,9 @@ def _different(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _wrong_clocks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    """Against the median clock, because rank 0's may be the wrong one."""
+    """Of each node, against the median clock: rank 0's may be the wrong one."""
     middle = statistics.median_low([rank.clock.ahead for rank in ranks])
-    for rank in ranks:
+    for rank in {rank.node: rank for rank in reversed(ranks)}.values():
         off = rank.clock.ahead - middle
         if abs(off) - rank.clock.error > CLOCKS_DIFFER_BY:
             what = f"its clock is {abs(off):.1f} s {'ahead' if off > 0 else 'behind'}"
@@ -66,10 +66,11 @@ def _slow_connections(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[
         for number, rate in culprits.items():
             what = _compared(f"each of its {kind}", rate, median, "B/s")
             yield Finding(str(ranks[number]), what, ranks[number].node)
+        named |= culprits.keys()
         for pair, rate in slow.items():
             if not culprits.keys() & set(pair):
+                named |= set(pair)
                 yield _of_several(ranks, pair, _compared(kind, rate, median, "B/s"))
-        named |= culprits.keys() | {rank for pair in slow for rank in pair}
     for kind, rates_of in group_rates_of(ranks).items():
         alike: dict[tuple[int, int], dict[tuple[int, ...], float]] = {}
         for members, rate in rates_of.items():
