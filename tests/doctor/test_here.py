@@ -48,9 +48,9 @@ def test_without_a_run_file() -> None:
 
 def of_another_torch(version: str) -> None:
     from jetmoe_megatron.doctor import known_conflicts
+    from jetmoe_megatron.runtime.machine import version_of
 
-    original = known_conflicts.version_of
-    changed = patch.object(known_conflicts, "version_of", lambda name: version if name == "torch" else original(name))
+    changed = patch.object(known_conflicts, "version_of", lambda name: version if name == "torch" else version_of(name))
     changed.start()
 
 

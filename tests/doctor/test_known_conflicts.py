@@ -55,7 +55,7 @@ def test_what_goes_together() -> None:
         (replace(GOOD, python="3.11.9"), "unsure", "Transformer Engine 2.20.2: "),
         (having(megablocks="0.11.0"), "unsure", "megablocks 0.11.0: "),
         (replace(GOOD, megablocks_is_built=False), "wrong", "MegaBlocks: its extension (megablocks_ops) is missing"),
-        (having(**{"nv__grouped__gemm": "1.1.4"}), "wrong", "grouped_gemm and nv-grouped-gemm: "),
+        (having(nv__grouped__gemm="1.1.4"), "wrong", "grouped_gemm and nv-grouped-gemm: "),
         (replace(GOOD, cudnn=91002), "slow", "cuDNN 91002: "),
         (replace(GOOD, dispatcher="ncclep"), "wrong", "NCCL 2.28.9: "),
     ],
