@@ -85,7 +85,9 @@ def _examine_ranks(arguments: argparse.Namespace) -> int:
     # Megatron-Core imports it if it is installed (timers.py), and each import makes two temporary folders.
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
     from jetmoe_megatron.doctor.ranks import examine_ranks
+    from jetmoe_megatron.runtime.output import outlast_readers
 
+    outlast_readers()
     return examine_ranks(run, layout, tolerance, disk_bytes)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -66,7 +65,7 @@ def examine_ranks(run: Run | None, layout: Layout | None, tolerance: float, disk
 
     try:
         if reason := why_unusable(run.device if run else "auto"):
-            meet(parallel.start_timeout_minutes, difference, replace(this_machine(), device=unusable(reason)))
+            meet(parallel.start_timeout_minutes, difference, this_machine(unusable(reason)))
         with _groups(run, layout, difference) as groups:
             set_time_limit(parallel.timeout_minutes)
             ranks = Examination(run, groups, disk_bytes).all_steps(parallel.timeout_minutes)

@@ -40,11 +40,14 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def this_machine() -> Machine:
-    """On a GPU: after the rank has chosen its own."""
-    gpu = torch.cuda.is_available()
+def this_machine(broken: str = "") -> Machine:
+    """On a GPU: after the rank has chosen its own.
+
+    broken: said instead of the device, if its GPU cannot even be asked for its name.
+    """
+    gpu = not broken and torch.cuda.is_available()
     return Machine(
-        device=torch.cuda.get_device_name() if gpu else "CPU",
+        device=broken or (torch.cuda.get_device_name() if gpu else "CPU"),
         driver=_DRIVER.read_text().strip() if gpu and _DRIVER.exists() else "",
         torch=torch.__version__,
         CUDA=(torch.version.cuda or "") if gpu else "",
