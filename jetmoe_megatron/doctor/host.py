@@ -28,12 +28,12 @@ def host_limits() -> tuple[list[tuple[str, str]], list[Problem]]:
     if adapters and locked != resource.RLIM_INFINITY:
         why = "NCCL locks memory for InfiniBand"
         mend = "ulimit -l unlimited, before the launcher starts (on SLURM: PropagateResourceLimits, or LimitMEMLOCK)"
-        problems.append(Problem("unsure", f"locked memory (ulimit -l) of {_limit(locked, 'B')}", why, mend))
+        problems.append(Problem("unsure", f"locked memory (ulimit -l) of {_limit(locked)}", why, mend))
     return [
         ("memory", f"{shown(memory.available, 'B')} of {shown(memory.total, 'B')} available"),
         ("/dev/shm", _room(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else "none"),
-        ("open files", _limit(resource.getrlimit(resource.RLIMIT_NOFILE)[0], "files")),
-        ("locked memory", _limit(locked, "B")),
+        ("open files", f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}"),  # never unlimited
+        ("locked memory", _limit(locked)),
         ("InfiniBand", ", ".join(adapters) or "none"),
     ], problems
 
@@ -60,5 +60,5 @@ def _room(folder: Path) -> str:
     return f"{shown(free, 'B')} of {shown(size, 'B')} free"
 
 
-def _limit(value: int, unit: str) -> str:
-    return "unlimited" if value == resource.RLIM_INFINITY else shown(value, unit)
+def _limit(size: int) -> str:
+    return "unlimited" if size == resource.RLIM_INFINITY else shown(size, "B")

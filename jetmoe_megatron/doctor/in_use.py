@@ -106,7 +106,7 @@ def _tokenizer(run: Run | None) -> str:
         try:
             name, why = choose_engine(run.tokenizer, "auto")
         except InputError as error:
-            return f"none: {error}"
+            return f"not known: {error}"
         return f"{name}: {why}" if why else name
     if why := why_not_importable("fastokens"):
         return f"tokenizers: fastokens cannot be imported ({why})"

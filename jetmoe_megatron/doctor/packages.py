@@ -41,7 +41,7 @@ PACKAGES = (
     Package("grouped_gemm", "grouped_gemm", "no expert_backend megablocks"),
     Package("stanford-stk", "stk", "no expert_backend megablocks"),
     Package("deep_ep", "deep_ep", "no moe_token_dispatcher deepep and hybridep"),
-    Package("flash-attn", "", "nothing: torch's and cuDNN's kernels compute the attention"),
+    Package("flash-attn", "", "not needed, torch's and cuDNN's kernels compute the attention"),
     Package("fastokens", "fastokens", "text is tokenized by tokenizers, which is slower"),
     Package("tokenizers", "", "no text can be tokenized"),
     Package("transformers", "", "no conversion to and from Hugging Face"),
