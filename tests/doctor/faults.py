@@ -74,10 +74,10 @@ def failing_matmul() -> None:
     patch.object(torch, "mm", fail).start()
 
 
-def hanging() -> None:
+def hanging(begun: Path) -> None:
     import torch
 
-    patch.object(torch, "mm", lambda *a: time.sleep(3600)).start()
+    patch.object(torch, "mm", lambda *a: (begun.touch(), time.sleep(3600))).start()
 
 
 def other_version(packages: Path) -> None:

@@ -9,6 +9,9 @@ from unittest.mock import patch
 
 import pytest
 
+from jetmoe_megatron.config import load_run
+from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import has_gpu
 from tests.support import REPO, environment, jetmoe, small_run, write_run
 from tests.warm import Command
@@ -25,10 +28,11 @@ def test_it_says_what_is_there_and_used(tmp_path: Path, run_file: Path) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
     rows = dict(line.strip().split(None, 1) for line in told.stdout.splitlines() if line.startswith("  torch "))
     assert rows["torch"].startswith("2.")
+    run = load_run(run_file)
     for line in (
         "  transformer-engine     not installed: no expert_backend te and te_fp8, ",
         "  expert backend         torch: torch's grouped_mm needs no package here",
-        "  attention              ours for a CPU",
+        f"  attention              {attention_kernel(run, resolve_layout(run, 1))}",
         "  exchange of rows       none: all experts are on each rank",
         "  optimizer              torch's fused AdamW",
         "  open files             ",
@@ -72,7 +76,7 @@ def test_what_the_run_asks_for_and_this_machine_lacks(run_file: Path) -> None:
 
 
 def test_a_disk_without_room_for_a_checkpoint(run_file: Path) -> None:
-    told = jetmoe("doctor", run_file, "model.vocab_size=9e15")
+    told = jetmoe("doctor", run_file, "model.vocab_size=1e11")
     assert told.returncode == 5
     assert "free: that is less than one checkpoint\n" in told.stdout
 

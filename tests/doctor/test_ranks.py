@@ -116,7 +116,8 @@ def test_a_rank_is_named(fault: Callable[[], None], said: str, tmp_path: Path, r
 
 def test_another_version_is_named_and_all_is_measured(tmp_path: Path, run_file: Path) -> None:
     """The trainer would refuse it."""
-    sick = doctor(3, run_file, before=partial(on_rank, 2, faults.other_version, tmp_path / "packages"))
+    batch = "batch.global_tokens=192"  # which three ranks can divide
+    sick = doctor(3, run_file, batch, before=partial(on_rank, 2, faults.other_version, tmp_path / "packages"))
     assert sick.returncode == 5
     assert sick.stderr.startswith("sick: rank 2 on node2: Megatron-Core 9.8.7, 2 of 3 ranks have "), sick.stderr
     assert all(rank["rates"]["matmul"] > 0 for rank in kept(tmp_path)["ranks"])
@@ -157,8 +158,10 @@ def test_a_rank_that_fails_alone_is_named(tmp_path: Path, run_file: Path) -> Non
     assert line in sick.stderr and (failed / "node1").read_text() == line
 
 
-def test_a_rank_that_hangs_is_named(run_file: Path) -> None:
-    hangs = doctor(2, run_file, "parallel.timeout_minutes=0.15", before=partial(on_rank, 1, faults.hanging))
+def test_a_rank_that_hangs_is_named(tmp_path: Path, run_file: Path) -> None:
+    hangs = doctor(
+        2, run_file, "parallel.timeout_minutes=0.15", before=partial(on_rank, 1, faults.hanging, tmp_path / "hangs")
+    )
     assert hangs.returncode == 4
     assert (
         "error: examining the ranks took longer than 0.15 minutes: rank 1 of 2 did not get past: matmul" in hangs.stderr
@@ -182,7 +185,8 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, run_file: Path, launcher:
     sick = command("env", failed, sys.executable, *launcher, "--nproc-per-node=2", *arguments)
     assert sick.returncode == (5 if launcher == ELASTIC else 1)
     assert f": a file in {run_file} (output_dir): Not a directory\n" in sick.stderr
-    assert "# jetmoe doctor, " in sick.stdout and 'File "' not in sick.stderr
+    assert "# jetmoe doctor, " in sick.stdout
+    assert sick.stderr.count("Traceback") == (launcher == TORCHRUN)  # torchrun's own
     assert not (tmp_path / "failed").exists()
 
 
@@ -205,13 +209,15 @@ def test_all_is_well_under_torchrun(tmp_path: Path, run_file: Path) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_at_once(tmp_path: Path, run_file: Path, signum: signal.Signals) -> None:
-    slow = partial(on_rank, 1, faults.hanging)
-    examined = Command(["jetmoe", "doctor", "--ranks", run_file], environment(), REPO, slow)
-    out, err = tmp_path / "out", tmp_path / "err"
-    processes = examined.start(2, out, err)
-    time.sleep(8)  # rank 1 hangs in its matmul, and rank 0 waits for it in gloo
+    out, err, hangs = (tmp_path / name for name in ("out", "err", "hangs"))
+    slow = partial(on_rank, 1, faults.hanging, hangs)
+    processes = Command(["jetmoe", "doctor", "--ranks", run_file], environment(), REPO, slow).start(2, out, err)
     try:
-        assert all(process.is_alive() for process in processes)
+        deadline = time.monotonic() + 60
+        while not hangs.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1)  # rank 1 hangs in its matmul, and rank 0 waits for it in gloo
+        assert [process.exitcode for process in processes] == [None, None]
         for process in processes:
             os.kill(process.pid, signum)
         for process in processes:
@@ -220,7 +226,7 @@ def test_a_signal_ends_it_at_once(tmp_path: Path, run_file: Path, signum: signal
     finally:
         for process in processes:
             process.kill()
-    assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "out", "err"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "out", "err", "hangs"}
 
 
 def test_bad_input(run_file: Path) -> None:
