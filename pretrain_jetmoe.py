@@ -10,13 +10,12 @@ import os
 import signal
 import sys
 
-from data_tools.errors import InputError, one_line
+from data_tools.errors import InputError
 from data_tools.printing import Parser, spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
-from jetmoe_megatron.errors import SharedError
-from jetmoe_megatron.launch.worker import say_wrong
+from jetmoe_megatron.launch.worker import refuse_to_start
 from jetmoe_megatron.resume.start_from import apply_start_from
 from jetmoe_megatron.runtime.output import outlast_readers
 from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
@@ -65,13 +64,7 @@ def main() -> int:
     except (InputError, OSError) as error:
         if started and isinstance(error, OSError):
             raise
-        message = one_line(error)
-        say_wrong(message)
-        shared = isinstance(error, SharedError)
-        if not started and not shared and world > int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-            from jetmoe_megatron.runtime.meeting import refuse
-
-            refuse(message)
+        refuse_to_start(error, started)
         return ExitStatus.BAD_INPUT
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return FIRST_OF_SIGNALS + signal.SIGINT

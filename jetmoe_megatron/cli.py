@@ -14,17 +14,19 @@ from data_tools.cli import add_command, add_group
 from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, say
 from jetmoe_megatron import __version__
+from jetmoe_megatron.doctor import command as doctor
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.stopping import ExitStatus
 
-_DESCRIPTION = """Explain run files of JetMoE, prepare its data, convert its checkpoints, and report on its runs.
-Training has its own command: scripts/torchrun_local.sh NPROC RUN.yaml"""
+_DESCRIPTION = """Explain run files of JetMoE, prepare its data, convert its checkpoints, report on its runs, and
+examine machines. Training has its own command: scripts/torchrun_local.sh NPROC RUN.yaml"""
 
 _EXAMPLE = """examples:
   %(prog)s config show configs/quickstart/run.yaml
   %(prog)s data tokenize corpus/ --output data/web --tokenizer data/tokenizer
   %(prog)s convert to-hf runs/quickstart my_model
   %(prog)s report runs/quickstart
+  %(prog)s doctor configs/quickstart/run.yaml
 each command explains itself: %(prog)s data tokenize --help"""
 
 _MIX = """Show how many tokens and epochs of each data set a run will read in each phase.
@@ -97,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_launch(commands)
     _add_status(commands)
     _add_report(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -446,6 +449,12 @@ def _report(arguments: argparse.Namespace) -> int:
         draw_curves(arguments.run_folder, arguments.plot)
         say(f"drawn: {arguments.plot}")
     return 0
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor.add_arguments(
+        add_command(commands, "doctor", doctor.SUMMARY, doctor.EXAMPLE, doctor.run, doctor.DESCRIPTION, doctor.STOPPED)
+    )
 
 
 if __name__ == "__main__":

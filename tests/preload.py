@@ -33,6 +33,8 @@ for name in (
     "jetmoe_megatron.convert.from_hf",
     "jetmoe_megatron.convert.verify",
     "jetmoe_megatron.data.prepare",
+    "jetmoe_megatron.doctor.here",
+    "jetmoe_megatron.doctor.ranks",
     "jetmoe_megatron.model.experts.choose_backend",
     "jetmoe_megatron.monitor.report",
     "jetmoe_megatron.training.loop",

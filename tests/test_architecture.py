@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "monitor": {"config", "checkpoint"},
     "launch": {"config", "runtime", "checkpoint", "monitor"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
-    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch"},
+    "doctor": {"config", "runtime", "model", "training", "launch"},
+    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch", "doctor"},
 }
 
 

@@ -9,19 +9,9 @@ from jetmoe_megatron.config.schema import Model, Run
 def describe(run: Run, layout: Layout) -> str:
     """Model size, layout, batch and phases, one per line."""
     total, active = count_parameters(run.model)
-    splits = {
-        "tensor": layout.tensor,
-        "pipeline": layout.pipeline,
-        "virtual pipeline": layout.virtual_pipeline,
-        "expert": layout.expert,
-        "expert tensor": layout.expert_tensor,
-        "context": layout.context,
-        "data": layout.data,
-    }
-    shown = [f"{name} {size}" for name, size in splits.items() if size > 1]
     lines = [
         f"run {run.name}: {total / 1e6:,.1f}M parameters, {active / 1e6:,.1f}M active per token, {run.precision}",
-        f"  ranks    {layout.world} ({' x '.join(shown) or 'no parallelism'})",
+        f"  ranks    {layout.world} ({describe_layout(layout)})",
         f"  batch    {run.batch.global_tokens:,} tokens = {layout.global_sequences} sequences of "
         f"{run.batch.sequence_length}, {layout.micro_batches} micro-batches of {run.batch.micro_sequences} per rank",
         f"  output   {run.output_dir}",
@@ -31,6 +21,20 @@ def describe(run: Run, layout: Layout) -> str:
         tokens = steps * run.batch.global_tokens
         lines.append(f"  phase    {phase.name}: {steps:,} steps, {tokens:,} tokens, {phase.learning_rate}; {mixture}")
     return "\n".join(lines)
+
+
+def describe_layout(layout: Layout) -> str:
+    """`tensor 2 x data 4`."""
+    splits = {
+        "tensor": layout.tensor,
+        "pipeline": layout.pipeline,
+        "virtual pipeline": layout.virtual_pipeline,
+        "expert": layout.expert,
+        "expert tensor": layout.expert_tensor,
+        "context": layout.context,
+        "data": layout.data,
+    }
+    return " x ".join(f"{name} {size}" for name, size in splits.items() if size > 1) or "no parallelism"
 
 
 def count_parameters(model: Model) -> tuple[int, int]:

@@ -21,6 +21,7 @@ class RunFolder:
         self.logs = self.root / "logs"
         self.starts = self.root / "starts.jsonl"
         self.launches = self.root / "launches"
+        self.doctor = self.root / "doctor"
 
     @classmethod
     def of(cls, run: Run) -> RunFolder:

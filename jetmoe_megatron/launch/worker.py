@@ -14,6 +14,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from data_tools.errors import InputError, one_line
+from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.launch.rank_log import log_into_file
 from jetmoe_megatron.launch.script import run_script
 from jetmoe_megatron.runtime.failed_nodes import this_node
@@ -60,6 +62,20 @@ def _is_first_to_say(message: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def refuse_to_start(error: InputError | OSError, met: bool) -> None:
+    """Say what is wrong with the run, also to ranks on other nodes that wait for this one.
+
+    met: whether this rank has joined the others. Before that, no other rank knows the error, except a SharedError.
+    """
+    message = one_line(error)
+    say_wrong(message)
+    elsewhere = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if elsewhere and not met and not isinstance(error, SharedError):
+        from jetmoe_megatron.runtime.meeting import refuse
+
+        refuse(message)
 
 
 def said_wrong(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ _NAMES = {
     "EFFICIENT_ATTENTION": "torch's memory-efficient kernel",
     "MATH": "torch's unfused kernel",
 }
-_CUDNN_FOR_HOPPER = 91500  # the version from which torch takes cuDNN's kernel there
+CUDNN_FOR_HOPPER = 91500  # the version from which torch takes cuDNN's kernel there
 
 
 def attention_kernel(run: Run, layout: Layout) -> str:
@@ -39,6 +39,6 @@ def attention_kernel(run: Run, layout: Layout) -> str:
 
 def _slower_than_cudnn() -> str:
     version = torch.backends.cudnn.version() or 0
-    if torch.cuda.get_device_capability()[0] != 9 or version >= _CUDNN_FOR_HOPPER:
+    if torch.cuda.get_device_capability()[0] != 9 or version >= CUDNN_FOR_HOPPER:
         return ""
-    return f" (cuDNN {version} is below {_CUDNN_FOR_HOPPER}, where torch takes cuDNN's faster one on this GPU)"
+    return f" (cuDNN {version} is below {CUDNN_FOR_HOPPER}, where torch takes cuDNN's faster one on this GPU)"

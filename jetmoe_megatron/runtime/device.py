@@ -13,8 +13,9 @@ import torch
 from jetmoe_megatron.runtime import cpu
 from jetmoe_megatron.runtime.children import end_with_this_process, stop_with_launcher
 from jetmoe_megatron.runtime.lost_ranks import is_lost_connection, name_lost_ranks
+from jetmoe_megatron.runtime.machine import first_difference
 from jetmoe_megatron.runtime.matmul import choose_matmul
-from jetmoe_megatron.runtime.meeting import meet
+from jetmoe_megatron.runtime.meeting import Judge, meet
 from jetmoe_megatron.runtime.memory import keep_freed_memory
 
 
@@ -33,26 +34,26 @@ def peak_memory() -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def process_group(timeout_minutes: float = 30) -> Iterator[None]:
+def process_group(timeout_minutes: float = 30, judge: Judge = first_difference) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.
 
+    Args:
+        judge: says in what the ranks may not differ.
+
     Raises:
-        SharedError: on all ranks, if one of them was refused or runs on something else.
+        SharedError: on all ranks, if one of them was refused or the judge refuses them.
         SystemExit: with status 4, after naming the ranks that did not come or, over gloo, died or did not answer.
     """
     end_with_this_process()
     stop_with_launcher()
-    if "RANK" not in os.environ:  # started without torchrun: a world of one
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
-        )
+    be_a_world_of_one()
     if has_gpu():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
         cpu.install()
         keep_freed_memory()
         choose_matmul()
-    store, rank, world = meet(timeout_minutes)
+    store, rank, world = meet(timeout_minutes, judge)
     torch.distributed.init_process_group(
         backend="nccl" if has_gpu() else "gloo",
         store=store,
@@ -70,6 +71,14 @@ def process_group(timeout_minutes: float = 30) -> Iterator[None]:
         torch.distributed.destroy_process_group()
         raise
     torch.distributed.destroy_process_group()
+
+
+def be_a_world_of_one() -> None:
+    """If this process was started without a launcher."""
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
 
 
 def _free_port() -> int:

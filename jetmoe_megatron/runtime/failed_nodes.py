@@ -19,8 +19,10 @@ def this_node() -> str:
 def record(node: str, reason: str) -> None:
     """The first reason stays. Nothing happens outside a job, or if the folder cannot be written."""
     if folder := os.environ.get(FAILED_NODES):
-        with suppress(OSError), (Path(folder) / node).open("x", encoding="utf-8") as file:
-            file.write(reason)
+        with suppress(OSError):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with (Path(folder) / node).open("x", encoding="utf-8") as file:
+                file.write(reason)
 
 
 def recorded(folder: Path) -> dict[str, str]:

@@ -30,21 +30,24 @@ class Machine:
     Transformer_Engine: str
 
     def __str__(self) -> str:
-        return ", ".join(f"{_spelled(name)} {value}" for name, value in asdict(self).items() if value)
+        return ", ".join(f"{spelled(name)} {value}" for name, value in asdict(self).items() if value)
 
 
-def this_machine() -> Machine:
-    """On a GPU: after the rank has chosen its own."""
-    gpu = torch.cuda.is_available()
+def this_machine(broken: str = "") -> Machine:
+    """On a GPU: after the rank has chosen its own.
+
+    broken: said instead of the device, if its GPU cannot even be asked for its name.
+    """
+    gpu = not broken and torch.cuda.is_available()
     return Machine(
-        device=torch.cuda.get_device_name() if gpu else "CPU",
+        device=broken or (torch.cuda.get_device_name() if gpu else "CPU"),
         driver=_DRIVER.read_text().strip() if gpu and _DRIVER.exists() else "",
         torch=torch.__version__,
         CUDA=(torch.version.cuda or "") if gpu else "",
         NCCL=".".join(map(str, torch.cuda.nccl.version())) if gpu else "",
         cuDNN=str(torch.backends.cudnn.version() or "") if gpu else "",
-        Megatron_Core=_version("megatron-core"),
-        Transformer_Engine=_version("transformer-engine"),
+        Megatron_Core=version_of("megatron-core"),
+        Transformer_Engine=version_of("transformer-engine"),
     )
 
 
@@ -55,17 +58,19 @@ def first_difference(machines: Sequence[tuple[str, Machine]]) -> str | None:
         for name, value in asdict(machine).items():
             if value != (expected := asdict(first)[name]):
                 return (
-                    f"{_spelled(name)}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has "
+                    f"{spelled(name)}: rank {rank} on {host} has {value or 'none'}, rank 0 on {host_0} has "
                     f"{expected or 'none'}: all ranks need the same"
                 )
     return None
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
+    """A field of `Machine` as people write it."""
     return name.replace("_Core", "-Core").replace("_", " ")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Empty if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

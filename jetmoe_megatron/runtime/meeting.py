@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
@@ -24,32 +24,46 @@ from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.runtime.machine import Machine, first_difference, this_machine
 from jetmoe_megatron.stopping import REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
 
-_ALIKE, _REFUSED, _LOST = "alike", "refused", "lost"
+_ALIKE, _DIFFERENT, _REFUSED, _LOST = "alike", "different", "refused", "lost"
 _nodes: list[str] = []  # of each rank, after the meeting
 
+# What may not be different: from (host, what it runs on) of each rank to a line, or None if all is well.
+Judge = Callable[[Sequence[tuple[str, Machine]]], str | None]
 
-def meet(timeout_minutes: float) -> tuple[Store, int, int]:
+
+class DifferentRanks(SharedError):
+    """The ranks run on different things."""
+
+
+def meet(timeout_minutes: float, judge: Judge = first_difference, own: Machine | None = None) -> tuple[Store, int, int]:
     """Returns the store, this rank and the number of ranks, for init_process_group.
 
+    Args:
+        judge: called on rank 0.
+        own: what this rank runs on; default: what `this_machine` finds.
+
     Raises:
-        SharedError: on all ranks: one of them was refused, or runs on something else.
+        DifferentRanks: on all ranks, with the line of the judge.
+        SharedError: on all ranks: one of them was refused.
         SystemExit: with status 4, after a line on stderr: a rank did not come in time.
     """
     limit = timedelta(minutes=timeout_minutes)
     try:
         store, rank, world = _store(limit), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         meeting = _meeting_in(store)
-        meeting.set(str(rank), json.dumps([this_node(), asdict(this_machine())]))
+        meeting.set(str(rank), json.dumps([this_node(), asdict(own or this_machine())]))
         if rank == 0:
-            _write(meeting, *_judge(meeting, world, limit))
+            _write(meeting, *_verdict(meeting, world, limit, judge))
         meeting.wait(["verdict"], limit + timedelta(seconds=STORE_ANSWERS))
         verdict, message = json.loads(meeting.get("verdict"))
         meeting.add("heard", 1)
         if verdict != _ALIKE and _holds_store():
-            _wait_until_heard(meeting, world if verdict == _REFUSED else _number_here(meeting, world))
+            _wait_until_heard(meeting, _number_here(meeting, world) if verdict == _LOST else world)
     except torch.distributed.DistError as error:
         reason = printable(str(error).splitlines()[0])
         _leave(f"{this_node()} did not meet rank 0 at {_endpoint()} in {timeout_minutes:g} minutes: {reason}")
+    if verdict == _DIFFERENT:
+        raise DifferentRanks(message)
     if verdict == _REFUSED:
         raise SharedError(message)
     if verdict == _LOST:
@@ -73,7 +87,7 @@ def refuse(message: str) -> None:
         meeting.add("heard", 1)
 
 
-def _judge(meeting: Store, world: int, limit: timedelta) -> tuple[str, str]:
+def _verdict(meeting: Store, world: int, limit: timedelta, judge: Judge) -> tuple[str, str]:
     keys, deadline = [str(rank) for rank in range(world)], time.monotonic() + limit.total_seconds()
     while not meeting.check(keys) and not meeting.check(["verdict"]):
         if time.monotonic() > deadline:
@@ -83,8 +97,8 @@ def _judge(meeting: Store, world: int, limit: timedelta) -> tuple[str, str]:
     if meeting.check(["verdict"]):
         return _REFUSED, ""  # the one that is there counts
     said = [json.loads(meeting.get(key)) for key in keys]
-    difference = first_difference([(host, Machine(**machine)) for host, machine in said])
-    return (_REFUSED, difference) if difference else (_ALIKE, json.dumps([host for host, _ in said]))
+    difference = judge([(host, Machine(**machine)) for host, machine in said])
+    return (_DIFFERENT, difference) if difference else (_ALIKE, json.dumps([host for host, _ in said]))
 
 
 def _number_here(meeting: Store, world: int) -> int:

@@ -35,7 +35,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
         )
     check_data(run, look_inside=rank == 0)
     folder = RunFolder.of(run)
-    _check_output(run)
+    check_output(run)
     if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
         raise UserError(f"checkpoint.resume: never, but {own} exists: choose another output_dir or resume: auto")
     start = find_start_point(run, layout)
@@ -63,8 +63,9 @@ def _check_trackers(run: Run) -> None:
             raise UserError(f"logging.{package}: the package is missing: pip install {package}")
 
 
-def _check_output(run: Run) -> None:
-    """An existing data cache may be read-only: others may have made it."""
+def check_output(run: Run) -> None:
+    """Raises UserError if the run's folders cannot be written. An existing data cache may be read-only: others may have
+    made it."""
     folder, cache = RunFolder.of(run), data_cache(run)
     _check_can_write(folder.root, "output_dir")
     _check_can_write(folder.checkpoints, "output_dir")

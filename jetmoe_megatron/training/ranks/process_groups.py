@@ -17,16 +17,31 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import process_group
 from jetmoe_megatron.runtime.flight_recorder import record_into, remove_empty, write_dump
-from jetmoe_megatron.runtime.machine import this_machine
+from jetmoe_megatron.runtime.machine import first_difference, this_machine
+from jetmoe_megatron.runtime.meeting import Judge
 from jetmoe_megatron.training.ranks.warm_up import warm_up_groups
 
 
 @contextlib.contextmanager
 def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
     """Join the world, then split it into tensor, pipeline, expert and data-parallel groups."""
+    with joined_groups(run, layout, first_difference) as seconds:
+        if torch.distributed.get_rank() == 0:
+            print(f"each rank has: {this_machine()}", flush=True)
+            print(f"attention: {attention_kernel(run, layout)}", flush=True)
+            print(f"groups: warmed up in {seconds:.2f} s", flush=True)
+        yield
+
+
+@contextlib.contextmanager
+def joined_groups(run: Run, layout: Layout, judge: Judge) -> Iterator[float]:
+    """As `parallel_groups`, without a word. The judge says in what the ranks may not differ.
+
+    Yields the seconds that the warm-up took.
+    """
     _quiet_megatron()
     dumps = record_into(RunFolder.of(run).logs / "flight_recorder")
-    with process_group(run.parallel.start_timeout_minutes), _dumped(dumps):
+    with process_group(run.parallel.start_timeout_minutes, judge), _dumped(dumps):
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
@@ -42,12 +57,8 @@ def parallel_groups(run: Run, layout: Layout) -> Iterator[None]:
         )
         model_parallel_cuda_manual_seed(run.seed)
         seconds = warm_up_groups(run, layout)
-        if torch.distributed.get_rank() == 0:
-            print(f"each rank has: {this_machine()}", flush=True)
-            print(f"attention: {attention_kernel(run, layout)}", flush=True)
-            print(f"groups: warmed up in {seconds:.2f} s", flush=True)
         try:
-            yield
+            yield seconds
         finally:
             parallel_state.destroy_model_parallel()
 

@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[3]
 
 def check_ranks_read_the_same(run: Run) -> None:
     """Raises SharedError if the run file, the checkpoint to start from, or the code is different on some rank."""
-    own = hashlib.sha256(dump_run(run).encode()).hexdigest(), _code_digest()
+    own = run_digest(run), code_digest()
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, own)
     for i, what in enumerate(("was given a different run file than rank 0", "runs other code than rank 0")):
@@ -30,7 +30,12 @@ def check_ranks_read_the_same(run: Run) -> None:
             raise SharedError(f"rank {', '.join(other)} of {len(found)} {what}: do all nodes see one file system?")
 
 
-def _code_digest() -> str:
+def run_digest(run: Run) -> str:
+    """A hash of what the run file says, with all defaults."""
+    return hashlib.sha256(dump_run(run).encode()).hexdigest()
+
+
+def code_digest() -> str:
     """A hash of this program's files. The versions of its packages were compared before (`runtime/machine.py`)."""
     digest = hashlib.sha256()
     for package in ("jetmoe_megatron", "data_tools"):

@@ -41,7 +41,7 @@ def warm_up_groups(run: Run, layout: Layout) -> float:
 
 def _exchanges(run: Run, layout: Layout) -> dict[str, Callable[[], None]]:
     """The same order on all ranks, so that none waits for one that waits for it."""
-    groups = {name: group for name, group in _groups(run).items() if group is None or group.size() > 1}
+    groups = {name: group for name, group in groups_of(run).items() if group is None or group.size() > 1}
     exchanges: dict[str, Callable[[], None]] = {name: partial(_sum, group) for name, group in groups.items()}
     if layout.expert > 1:
         exchanges["exchange of experts' rows"] = _exchange_rows
@@ -50,7 +50,7 @@ def _exchanges(run: Run, layout: Layout) -> dict[str, Callable[[], None]]:
     return exchanges
 
 
-def _groups(run: Run) -> dict[str, ProcessGroup | None]:
+def groups_of(run: Run) -> dict[str, ProcessGroup | None]:
     """What training reduces or gathers over. None: this rank is not in that group.
 
     tests/training/ranks/test_warm_up.py compares it with what training uses.

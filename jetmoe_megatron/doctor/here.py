@@ -1,0 +1,48 @@
+"""`jetmoe doctor` without ranks: this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from data_tools.printing import say
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.doctor.host import disk_of, host_limits
+from jetmoe_megatron.doctor.in_use import in_use
+from jetmoe_megatron.doctor.known_conflicts import conflicts, this_stack
+from jetmoe_megatron.doctor.packages import installed
+from jetmoe_megatron.stopping import ExitStatus
+
+
+def examine_here(run: Run | None) -> int:
+    """Print what is installed and used, the limits of the host, what is wrong, and what to do.
+
+    Returns 0, or 5 if something is known not to work.
+
+    Raises:
+        UserError: the run file asks for what no number of ranks can do.
+    """
+    problems = conflicts(this_stack(run.parallel.moe_token_dispatcher if run else "alltoall"))
+    _show("installed", installed())
+    answers, refused = in_use(run)
+    _show("used by this run" if run else "used (name a run file to see the experts' and the attention's)", answers)
+    limits, low = host_limits()
+    disk, full = disk_of(run) if run else ([], [])
+    _show("host", [*limits, *disk])
+    problems += [*refused, *low, *full]
+    for problem in problems:
+        say(problem)
+    if problems:
+        say("to mend it:")
+    for mend in dict.fromkeys(problem.mend for problem in problems):
+        say(f"  {mend}")
+    if any(problem.kind == "wrong" for problem in problems):
+        return ExitStatus.SICK_RANK
+    say("nothing is known to be wrong")
+    return ExitStatus.DONE
+
+
+def _show(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    say(title)
+    for name, value in rows:
+        say(f"  {name:22} {value}")
+    say("")
