@@ -34,6 +34,8 @@ class Exports:
         if every_tokens:
             for unfinished in root.glob("tokens_*.partial"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+            for lock in root.glob("tokens_*.partial.lock"):  # of an export that was killed
+                lock.unlink(missing_ok=True)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}  # by the tokens of the checkpoint
 
     def checkpoint_published(self, checkpoint: Path) -> None:
@@ -70,7 +72,8 @@ def _begun(out: Path) -> Path:
 
 
 def _tokens(path: Path) -> int:
-    match = re.match(r"tokens_(\d+)", path.name)
+    """Of a checkpoint, or of an export, also an unfinished one; 0 for another name."""
+    match = re.fullmatch(r"tokens_(\d+)(\.partial)?", path.name)
     return int(match[1]) if match else 0
 
 

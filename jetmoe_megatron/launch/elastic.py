@@ -32,6 +32,7 @@ from jetmoe_megatron.launch.missing_ranks import missing_ranks
 from jetmoe_megatron.launch.worker import DECIDED, begun, ended, said_wrong
 from jetmoe_megatron.runtime import failed_nodes
 from jetmoe_megatron.runtime.failed_nodes import this_node
+from jetmoe_megatron.runtime.output import outlast_readers
 from jetmoe_megatron.stopping import (
     DUMPS,
     FIRST_OF_SIGNALS,
@@ -218,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Source: torch.distributed.run.main.
     """
+    outlast_readers()
     parser = torchrun.get_args_parser()
     parser.prog = f"python -m {PROGRAM}"
     args = parser.parse_args(argv)
@@ -241,7 +243,10 @@ def _run(args: Any, folder: Path) -> int:
     relay, wrong = _SignalRelay(), _Wrong(folder)
     threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint, wrong), daemon=True).start()
     try:
-        torchrun.run(args)
+        try:
+            torchrun.run(args)
+        finally:
+            relay.retire()
     except ChildFailedError as error:
         stopped = [status for status in ended(folder).values() if status in DECIDED]
         status = _report_failures(error, stopped, relay.passed_on)
@@ -252,15 +257,17 @@ def _run(args: Any, folder: Path) -> int:
     except SignalException as error:
         if error.sigval not in STOP_SIGNALS:
             return FIRST_OF_SIGNALS + error.sigval
-        is_over = set(begun(folder)) == ended(folder).keys() != set()
-        return _decided(folder) if is_over else ExitStatus.RUN_ME_AGAIN  # it waited for other nodes
+        statuses = ended(folder)
+        if not statuses or set(begun(folder)) != statuses.keys():  # it waited for other nodes
+            return ExitStatus.RUN_ME_AGAIN
+        failed = [status for status in statuses.values() if status]
+        return exit_status(failed, relay.passed_on) if failed else ExitStatus.DONE
     except RendezvousError as error:
         if status := _decided(folder):
             return status
         _say(f"the rendezvous at {args.rdzv_endpoint} failed on {this_node()}: {error}")
         return 1
     finally:
-        relay.retire()
         wrong.tell()
     return _decided(folder)
 

@@ -28,13 +28,13 @@ DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, Exi
 
 def begun(folder: Path) -> list[str]:
     """Local ranks that have begun."""
-    return [file.stem for file in folder.glob("*.begun")]
+    return list(_left(folder, "begun"))
 
 
 def ended(folder: Path) -> dict[str, int]:
     """The exit status of each local rank that has ended by itself. One that was killed, or that raised an error, is
     left out."""
-    return {file.stem: int(file.read_text()) for file in folder.glob("*.ended")}
+    return {rank: int(status) for rank, status in _left(folder, "ended").items()}
 
 
 def say_wrong(message: str) -> None:
@@ -80,8 +80,17 @@ def refuse_to_start(error: InputError | OSError, met: bool) -> None:
 
 def said_wrong(folder: Path) -> list[str]:
     """What the ranks have said with `say_wrong`, in the order of time."""
-    files = sorted(folder.glob("*.wrong"), key=lambda file: file.stat().st_mtime_ns)
-    return [file.read_text(encoding="utf-8", errors="surrogateescape") for file in files]
+    return list(_left(folder, "wrong").values())
+
+
+def _left(folder: Path, what: str) -> dict[str, str]:
+    """By local rank, in the order of time. A file may vanish, and at the end the folder."""
+    found: list[tuple[int, str, str]] = []
+    with suppress(FileNotFoundError):
+        for file in folder.glob(f"*.{what}"):
+            text = file.read_text(encoding="utf-8", errors="surrogateescape")
+            found.append((file.stat().st_mtime_ns, file.stem, text))
+    return {rank: text for _, rank, text in sorted(found)}
 
 
 def _leave(folder: Path, what: str, text: str) -> None:
@@ -104,7 +113,10 @@ def main() -> None:
             raise
     else:
         status = 0
-    _leave(folder, "ended", str(int(status)))
+    try:
+        _leave(folder, "ended", str(int(status)))
+    except OSError:  # no room: the agent learns the status, and closes the others of this node
+        sys.exit(status)
     sys.exit(0 if status in DECIDED else status)
 
 

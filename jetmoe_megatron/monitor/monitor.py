@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from data_tools.printing import say
+
 Record = dict[str, float | int | str]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds before a tracker is tried again; doubled after each failure
@@ -56,7 +58,8 @@ class _Patient:
         self._build = build
         self._tracker: Tracker | None = None
         self._waiting: deque[Callable[[Tracker], None]] = deque(maxlen=_MOST_WAITING)
-        self._failures, self._again_at = 0, 0.0
+        self._pause, self._again_at = _FIRST_PAUSE, 0.0
+        self._fails = False
         self._try()
 
     def hand_over(self, call: Callable[[Tracker], None]) -> None:
@@ -84,16 +87,17 @@ class _Patient:
                 self._waiting.popleft()
         except Exception as error:
             now = time.monotonic()
-            pause = max(min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE), _TIMES_AS_LONG * (now - started))
-            self._failures, self._again_at = self._failures + 1, now + pause
+            pause = max(self._pause, _TIMES_AS_LONG * (now - started))
+            self._pause, self._again_at = min(2 * self._pause, _LONGEST_PAUSE), now + pause
+            self._fails = True
             self._warn(f"failed and is tried again in {pause:.0f} seconds: {_first_line(error)}")
             return
-        if self._failures:
+        if self._fails:
             print(f"{self._name} works again: it has all records that waited", file=sys.stderr, flush=True)
-        self._failures = 0
+        self._pause, self._fails = _FIRST_PAUSE, False
 
     def _warn(self, what: str) -> None:
-        print(f"warning: {self._name} {what}", file=sys.stderr, flush=True)
+        say(f"warning: {self._name} {what}", sys.stderr)
 
 
 def _first_line(error: Exception) -> str:

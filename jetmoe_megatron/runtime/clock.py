@@ -7,10 +7,17 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+_EPOCH = time.time() - time.monotonic()
+
 
 def utc_now() -> str:
     """`2026-11-28T22:17:05Z`."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def steady_time() -> float:
+    """Seconds since 1970. Unlike the machine's clock, it is not set while the process runs."""
+    return _EPOCH + time.monotonic()
 
 
 def process_began() -> float:

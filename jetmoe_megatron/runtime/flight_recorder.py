@@ -25,10 +25,13 @@ _ENTRIES = 2000  # collectives of all groups that are remembered; torch's defaul
 def record_into(folder: Path) -> Path:
     """Before the ranks join a process group. Returns the folder for the dumps of this start, inside `folder`."""
     start = [os.environ.get("TORCHELASTIC_RUN_ID", "none"), os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")]
-    dumps = folder / "-".join([*start, os.environ.get("MASTER_PORT", "0")])
+    dumps = folder / "-".join([*start, os.environ.get("MASTER_PORT", "0")]).replace("/", "-")
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(_ENTRIES))
     os.environ[_NCCL_FILE] = f"{dumps.absolute()}/nccl_"
     if (launcher := os.environ.get(LAUNCHER_FOLDER)) and os.environ.get("RANK") == "0":
+        with suppress(OSError):  # they are read only
+            for left in dumps.glob("*_*"):  # by an earlier start with the same name
+                left.unlink()
         (Path(launcher) / DUMPS).write_text(str(dumps.resolve()))
     return dumps
 

@@ -113,8 +113,11 @@ def _wait_until_heard(meeting: Store, ranks: int) -> None:
 
 
 def _store(limit: timedelta) -> Store:
-    """As rendezvous("env://") has it (rendezvous.py, `_create_c10d_store`), but rank 0 does not wait for the others."""
-    return TCPStore(
+    """As rendezvous("env://") has it (rendezvous.py, `_create_c10d_store`), but rank 0 does not wait for the others.
+
+    A launcher that starts its workers again keeps the store: they must not find the addresses of those before.
+    """
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         int(os.environ["WORLD_SIZE"]),
@@ -123,6 +126,7 @@ def _store(limit: timedelta) -> Store:
         wait_for_workers=False,
         multi_tenant=True,
     )
+    return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _holds_store() -> bool:
@@ -131,8 +135,7 @@ def _holds_store() -> bool:
 
 
 def _meeting_in(store: Store) -> Store:
-    """After a restart by the launcher, the store is the same."""
-    return PrefixStore(f"meeting {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore("meeting", store)
 
 
 def _write(meeting: Store, verdict: str, message: str) -> None:

@@ -59,4 +59,6 @@ def _furthest_behind(store: Store, world: int, places: Sequence[str]) -> str:
     at = [int(store.get(str(rank))) if store.check([str(rank)]) else -1 for rank in range(world)]
     first = min(at)
     ranks = ", ".join(str(rank) for rank in range(world) if at[rank] == first)
+    if first == len(places):  # the last ones have come in this moment
+        return f"rank {ranks} of {world} came too late"
     return f"rank {ranks} of {world} " + ("did not come" if first < 0 else f"did not get past: {places[first]}")

@@ -7,14 +7,13 @@ first line after it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 from jetmoe_megatron.monitor.monitor import Record
-from jetmoe_megatron.runtime.clock import process_began
+from jetmoe_megatron.runtime.clock import process_began, steady_time
 
 # In the order of a line. `step_seconds` includes `data_wait_seconds`.
 PARTS = ("save_stall_seconds", "other_seconds", "start_seconds", "step_seconds", "evaluation_seconds")
@@ -32,16 +31,21 @@ class WallTime:
     @classmethod
     def of(cls, lines: Iterable[dict[str, Any]], step: int) -> WallTime:
         """For a run that continues after `step`. lines: of metrics.jsonl, also those of steps that are lost."""
-        began, line, useful = process_began(), None, 0.0
-        for number, record in enumerate(lines):
+        began: float | None = None
+        line: float | None = None
+        useful = 0.0
+        for record in lines:
             if times := _times(record):
-                began = times[0] if number == 0 else began
-                line, useful = times[1:] if record["step"] == step else (line, useful)
-        return cls(began, began if line is None else line, useful)
+                began = times[0] if began is None else began  # lines of earlier versions have no times
+                line, useful = times[1:] if record["step"] <= step else (line, useful)
+        began = process_began() if began is None else began
+        line = began if line is None else line
+        ahead = max(line - steady_time(), 0.0)  # of this machine's clock: another one's may have written the line
+        return cls(began - ahead, line - ahead, useful)
 
     def end(self, part: str) -> float:
         """Count the time since the part before ended, or since the line before, as `part`. Returns it."""
-        seconds = max(time.time() - self.line - sum(self.parts.values()), 0.0)
+        seconds = max(steady_time() - self.line - sum(self.parts.values()), 0.0)
         self.parts[part] = self.parts.get(part, 0.0) + seconds
         return seconds
 

@@ -49,6 +49,7 @@ def test_training_exports(tmp_path: Path, data: dict[str, str]) -> None:
     left = tmp_path / "run/hf/tokens_1024.partial"  # by a run that was killed
     left.mkdir(parents=True)
     (left / "config.json").touch()
+    left.with_name("tokens_1024.partial.lock").touch()
     result = pretrain(2, run_file)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (tmp_path / "run/hf").iterdir()} == {"tokens_1024", "tokens_2048"}

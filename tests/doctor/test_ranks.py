@@ -155,7 +155,7 @@ def test_a_rank_that_fails_alone_is_named(tmp_path: Path, run_file: Path) -> Non
     sick = doctor(2, run_file, before=partial(on_rank, 1, faults.failing_matmul), JETMOE_FAILED_NODES=str(failed))
     assert sick.returncode == 5
     line = "sick: rank 1 on node1: matmul: CUDA error: uncorrectable ECC error encountered\n"
-    assert line in sick.stderr and (failed / "node1").read_text() == line
+    assert line in sick.stderr and (failed / "node1").read_text() + "\n" == line
 
 
 def test_a_rank_that_hangs_is_named(tmp_path: Path, run_file: Path) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jetmoe_megatron.launch.elastic import exit_status
+from jetmoe_megatron.launch.worker import ended
 
 TIME_LIMIT = 120
 # torch's C++ warns of host names that cannot be resolved, which depends on the machine.
@@ -309,3 +312,55 @@ def test_a_stop_after_one_worker_was_done(start: Start, tmp_path: Path) -> None:
     time.sleep(1)
     launcher.send_signal(signal.SIGTERM)
     assert end_of(launcher) == (75, "")
+
+
+@pytest.mark.parametrize(("left", "status"), [("1", 1), ("4", 4), ("75", 75), ("0", 0)])
+def test_a_signal_when_all_workers_have_ended(left: str, status: int, tmp_path: Path) -> None:
+    """Batch systems repeat them. A failure does not become the end of a run."""
+    launcher = """
+import pathlib, signal, sys, types
+from jetmoe_megatron.launch import elastic
+def interrupted(args):  # as while torch leaves the rendezvous
+    raise elastic.SignalException("again", sigval=signal.SIGTERM)
+elastic.torchrun.run = interrupted
+sys.exit(elastic._run(types.SimpleNamespace(rdzv_endpoint=""), pathlib.Path(sys.argv[1])))
+"""
+    (tmp_path / "0.begun").touch()
+    (tmp_path / "0.ended").write_text(left)
+    command = [sys.executable, "-c", launcher, str(tmp_path)]
+    assert subprocess.run(command, env=ENVIRONMENT, timeout=TIME_LIMIT).returncode == status
+
+
+@pytest.mark.parametrize("status", [0, 2, 3, 75, 4])
+def test_a_worker_that_cannot_leave_its_status(start: Start, status: int) -> None:
+    """The temporary folder is full, or was cleaned."""
+    worker = f"import os, shutil, sys; shutil.rmtree(os.environ['JETMOE_LAUNCHER_FOLDER']); sys.exit({status})"
+    assert end_of(start(worker, options="--standalone --nproc-per-node 1")) == (status, "")
+
+
+def test_a_closed_terminal_does_not_change_the_status(start: Start) -> None:
+    launcher = start("import sys, time; time.sleep(1); sys.exit(7)", options="--standalone --nproc-per-node 1")
+    assert launcher.stderr
+    launcher.stderr.close()
+    assert launcher.wait(timeout=TIME_LIMIT) == 7
+
+
+def test_a_folder_that_is_removed_while_a_thread_looks(tmp_path: Path) -> None:
+    """As at the end of the launcher."""
+    (tmp_path / "status").write_text("0")
+    folder, over = tmp_path / "launcher", threading.Event()
+
+    def make_and_remove() -> None:
+        while not over.is_set():
+            folder.mkdir()
+            for rank in range(8):
+                os.link(tmp_path / "status", folder / f"{rank}.ended")
+            shutil.rmtree(folder)
+
+    maker = threading.Thread(target=make_and_remove)
+    maker.start()
+    try:
+        assert all(set(ended(folder).values()) <= {0} for _ in range(2000))
+    finally:
+        over.set()
+        maker.join()

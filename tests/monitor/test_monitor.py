@@ -94,6 +94,20 @@ def test_between_failures_a_tracker_is_left_alone(capsys: pytest.CaptureFixture)
 
 
 @pytest.mark.usefixtures("at_once")
+def test_a_tracker_that_never_works(capsys: pytest.CaptureFixture) -> None:
+    """For longer than a pause could be doubled. What a server says does not reach the terminal raw."""
+
+    def refused() -> Failing:
+        raise OSError("\x1b[2Jdenied")
+
+    monitor = Monitor([refused])
+    for step in range(1, 1100):
+        monitor.log(record(step))
+    said = capsys.readouterr().err
+    assert said.count("denied") == 1100 and "\x1b" not in said
+
+
+@pytest.mark.usefixtures("at_once")
 def test_a_tracker_that_cannot_be_built_is_built_later(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     later = tmp_path / "missing/m.jsonl"
     monitor = Monitor([partial(JsonLines, later, 0), partial(JsonLines, tmp_path / "m.jsonl", 0)])

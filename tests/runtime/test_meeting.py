@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
+from tests.injected_faults import ELASTIC
 from tests.ranks import run_ranks
-from tests.support import small_run, training, write_run
+from tests.support import command, small_run, training, write_run
 
 
 def meeting(packages: str = "", late: float = 0.0, ends: bool = False, minutes: float = 1.0) -> str:
@@ -73,3 +75,27 @@ def test_a_rank_that_does_not_come_is_named(capfd) -> None:  # type: ignore[no-u
 
 def test_a_rank_that_comes_late_is_waited_for() -> None:
     assert run_ranks(2, meeting, "", 2.0) == ["met", "met"]
+
+
+RESTARTED = """
+import os, torch
+from jetmoe_megatron.runtime.device import process_group
+
+with process_group(0.5):
+    torch.distributed.all_reduce(torch.ones(1))
+    store, own = torch.distributed.distributed_c10d._get_default_store(), "left by " + os.environ["RANK"]
+    assert not store.check([own])
+    store.set(own, "")
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        os._exit(5)
+    torch.distributed.barrier()
+print("met again")
+"""
+
+
+def test_ranks_that_a_launcher_starts_again(tmp_path: Path) -> None:
+    """It keeps the rendezvous store, with the addresses of the ranks before them."""
+    (tmp_path / "script.py").write_text(RESTARTED)
+    options = ("--nproc-per-node=2", "--max-restarts=1")
+    ended = command(sys.executable, *ELASTIC, *options, tmp_path / "script.py", timeout=120)
+    assert ended.returncode == 0 and ended.stdout.count("met again") == 2, ended.stderr

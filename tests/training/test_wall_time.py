@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +105,41 @@ def test_lines_without_times_and_junk_stop_no_run(values: dict[str, Any]) -> Non
     clock.end("step_seconds")
     seconds = clock.new_line(0.0, useful=True)["run_seconds"]
     assert isinstance(seconds, float) and 0 < seconds < 10**5
+
+
+def test_a_run_that_an_earlier_version_began() -> None:
+    """Its lines have no times."""
+    later = {"step": 2, "time": "2026-11-30T07:00:00.000000Z", "run_seconds": 3600.0, "goodput": 0.9}
+    clock = WallTime.of([{"step": 1}, later], 2)
+    clock.end("start_seconds")
+    clock.end("step_seconds")
+    line = clock.new_line(0.0, useful=True)
+    assert float(line["run_seconds"]) >= 3600 and 0 < float(line["goodput"]) <= 1
+
+
+def test_a_resume_where_the_clock_is_behind(tmp_path: Path, data: dict[str, str]) -> None:
+    """The clock of the machine that wrote the last line was an hour ahead."""
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    assert pretrain(1, run_file, "debug.max_steps=4").returncode == 0
+    records = metrics(tmp_path / "run")
+    records[-1]["time"] = (datetime.now(timezone.utc) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = pretrain(1, run_file)
+    assert result.returncode == 0, result.stderr
+    after = metrics(tmp_path / "run")[4:]
+    assert len(after) == 4 and all(record["step_seconds"] > 0 and 0 < record["goodput"] <= 1 for record in after)
+
+
+def test_a_clock_that_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = WallTime.of([], 0)
+    clock.end("start_seconds")
+    an_hour_ago = time.time() - 3600
+    monkeypatch.setattr(time, "time", lambda: an_hour_ago)
+    assert clock.end("step_seconds") > 0
+
+
+def test_a_line_that_was_lost() -> None:
+    """The disk was full until a kill. What was useful before stays."""
+    line = {"step": 1, "time": "2026-11-30T07:00:00.000000Z", "run_seconds": 1e7, "goodput": 0.9}
+    clock = WallTime.of([line, line | {"step": 9, "run_seconds": 2e7}], 2)
+    assert clock.useful == pytest.approx(9e6)

@@ -14,6 +14,7 @@ from data_tools.errors import InputError
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import process_group
 from jetmoe_megatron.runtime.flight_recorder import record_into, remove_empty, write_dump
@@ -67,13 +68,15 @@ def joined_groups(run: Run, layout: Layout, judge: Judge) -> Iterator[float]:
 def _dumped(dumps: Path) -> Iterator[None]:
     try:
         yield
+    except SharedError:  # of all ranks
+        remove_empty(dumps)
+        raise
     except InputError:
         raise
     except Exception:
         write_dump(dumps)
         raise
-    finally:
-        remove_empty(dumps)
+    remove_empty(dumps)
 
 
 def _quiet_megatron() -> None:
