@@ -18,7 +18,8 @@ def best_seconds(work: Callable[[], object]) -> float:
     """Seconds of one call. The first call is not counted: it may compile, allocate or connect."""
     work()
     calls = max(1, round(_SECONDS_OF_REPEAT / _seconds(work, 1))) if has_gpu() else 1
-    repeats, end = [], time.perf_counter() + _SECONDS
+    repeats: list[float] = []
+    end = time.perf_counter() + _SECONDS
     while len(repeats) < _REPEATS or time.perf_counter() < end:
         repeats.append(_seconds(work, calls))
     return min(repeats)

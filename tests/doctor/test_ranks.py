@@ -177,6 +177,19 @@ def test_a_full_disk_of_one_node(tmp_path: Path, run_file: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "run", "failed"}  # and no part of the file
 
 
+def test_a_read_only_file_system(tmp_path: Path, run_file: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if command("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk).returncode:
+        pytest.skip("this user may not mount")
+    try:
+        sick = doctor(2, run_file, f"output_dir={disk}/run")
+    finally:
+        assert command("umount", disk).returncode == 0
+    assert sick.returncode == 5 and sick.stdout.startswith("# jetmoe doctor, ")
+    assert sick.stderr.endswith(f": a file in {disk} (output_dir): Read-only file system\n")
+
+
 @pytest.mark.parametrize("launcher", [TORCHRUN, ELASTIC])
 def test_a_disk_that_cannot_be_written(tmp_path: Path, run_file: Path, launcher: tuple[str, ...]) -> None:
     """No traceback, and the table is printed. torchrun itself turns the status into 1. No node is left out."""
