@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -13,7 +14,7 @@ from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import has_gpu
-from tests.support import REPO, environment, jetmoe, small_run, write_run
+from tests.support import REPO, command, environment, jetmoe, small_run, write_run
 from tests.warm import Command
 
 
@@ -79,6 +80,14 @@ def test_a_disk_without_room_for_a_checkpoint(run_file: Path) -> None:
     told = jetmoe("doctor", run_file, "model.vocab_size=1e11")
     assert told.returncode == 5
     assert "free: that is less than one checkpoint\n" in told.stdout
+
+
+def test_without_megatron(run_file: Path) -> None:
+    """In a process that has not imported it."""
+    code = "import sys; sys.modules['megatron.core'] = None; from jetmoe_megatron.cli import main; sys.exit(main())"
+    told = command(sys.executable, "-c", code, "doctor", run_file)
+    assert told.returncode == 5, told.stderr
+    assert "\nwrong: Megatron-Core cannot be imported: " in told.stdout and "\nhost\n" in told.stdout
 
 
 def promised() -> None:

@@ -203,6 +203,7 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, run_file: Path, launcher:
     assert not (tmp_path / "failed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ELASTIC])
 def test_a_slow_rank_under_a_launcher(run_file: Path, launcher: tuple[str, ...]) -> None:
     module = ["-m", "tests.doctor.faults", "slow_matmul", "1"]
