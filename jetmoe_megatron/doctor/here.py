@@ -62,5 +62,5 @@ def _show_use(run: Run | None) -> list[Problem]:
 def _show(title: str, rows: Sequence[tuple[str, str]]) -> None:
     say(title)
     for name, value in rows:
-        say(f"  {name:22} {value}")
+        say(f"  {name:24} {value}")
     say("")

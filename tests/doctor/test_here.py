@@ -31,14 +31,14 @@ def test_it_says_what_is_there_and_used(tmp_path: Path, run_file: Path) -> None:
     assert rows["torch"].startswith("2.")
     run = load_run(run_file)
     for line in (
-        "  transformer-engine     not installed: no expert_backend te and te_fp8, ",
-        "  expert backend         torch: torch's grouped_mm needs no package here",
-        f"  attention              {attention_kernel(run, resolve_layout(run, 1))}",
-        "  exchange of rows       none: all experts are on each rank",
-        "  optimizer              torch's fused AdamW",
-        "  open files             ",
-        "  locked memory          ",
-        f"  disk                   {tmp_path}/run: ",
+        "  transformer-engine       not installed: no expert_backend te and te_fp8, ",
+        "  expert backend           torch: torch's grouped_mm needs no package here",
+        f"  attention                {attention_kernel(run, resolve_layout(run, 1))}",
+        "  exchange of rows         none: all experts are on each rank",
+        "  optimizer                torch's fused AdamW",
+        "  open files               ",
+        "  locked memory            ",
+        f"  disk                     {tmp_path}/run: ",
     ):
         assert f"\n{line}" in told.stdout, told.stdout
     assert told.stdout.endswith("nothing is known to be wrong\n")
@@ -48,7 +48,7 @@ def test_it_says_what_is_there_and_used(tmp_path: Path, run_file: Path) -> None:
 def test_without_a_run_file() -> None:
     told = jetmoe("doctor")
     assert told.returncode == 0, told.stdout + told.stderr
-    assert "  Python                 3." in told.stdout and "expert backend" not in told.stdout
+    assert "  Python                   3." in told.stdout and "expert backend" not in told.stdout
 
 
 def of_another_torch(version: str) -> None:

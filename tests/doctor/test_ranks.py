@@ -190,7 +190,7 @@ def test_a_read_only_file_system(tmp_path: Path, run_file: Path) -> None:
     assert sick.stderr.endswith(f": a file in {disk} (output_dir): Read-only file system\n")
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ELASTIC])
+@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, marks=pytest.mark.slow), ELASTIC])
 def test_a_disk_that_cannot_be_written(tmp_path: Path, run_file: Path, launcher: tuple[str, ...]) -> None:
     """No traceback, and the table is printed. torchrun itself turns the status into 1. No node is left out."""
     arguments = ["-m", "jetmoe_megatron.doctor", "--ranks", run_file, f"output_dir={run_file}/run", *TOLERANT]
