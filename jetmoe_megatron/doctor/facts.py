@@ -37,7 +37,7 @@ class RankFacts:
     gpu: str = ""
     uuid: str = ""
     runs_on: dict[str, str] = field(default_factory=dict)
-    clock: Offset = field(default_factory=lambda: Offset(0.0, 0.0))
+    clock: Offset | None = None
     rates: dict[str, float] = field(default_factory=dict)
     groups: dict[str, tuple[tuple[int, ...], float]] = field(default_factory=dict)
     pairs: dict[str, list[tuple[tuple[int, int], float]]] = field(default_factory=dict)

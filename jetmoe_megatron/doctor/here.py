@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from data_tools.printing import say
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.doctor.host import disk_of, host_limits
-from jetmoe_megatron.doctor.in_use import in_use
+from jetmoe_megatron.doctor.host import host_limits
 from jetmoe_megatron.doctor.known_conflicts import conflicts, this_stack
-from jetmoe_megatron.doctor.packages import installed
+from jetmoe_megatron.doctor.packages import installed, why_not_importable
+from jetmoe_megatron.doctor.problems import Problem
+from jetmoe_megatron.runtime.machine import version_of
 from jetmoe_megatron.stopping import ExitStatus
 
 
@@ -23,12 +24,15 @@ def examine_here(run: Run | None) -> int:
     """
     problems = conflicts(this_stack(run.parallel.moe_token_dispatcher if run else "alltoall"))
     _show("installed", installed())
-    answers, refused = in_use(run)
-    _show("used by this run" if run else "used (name a run file to see the experts' and the attention's)", answers)
+    if why := why_not_importable("megatron.core"):
+        if version_of("megatron-core"):  # else it has been said
+            mend = "bash scripts/install_gpu.sh, or on a machine without a GPU: make install"
+            problems.append(Problem("wrong", "Megatron-Core cannot be imported", why, mend))
+    else:
+        problems += _show_use(run)
     limits, low = host_limits()
-    disk, full = disk_of(run) if run else ([], [])
-    _show("host", [*limits, *disk])
-    problems += [*refused, *low, *full]
+    _show("host", limits)
+    problems += low
     for problem in problems:
         say(problem)
     if problems:
@@ -41,8 +45,22 @@ def examine_here(run: Run | None) -> int:
     return ExitStatus.DONE
 
 
+def _show_use(run: Run | None) -> list[Problem]:
+    """Returns what is refused."""
+    from jetmoe_megatron.doctor.in_use import in_use  # needs Megatron-Core
+    from jetmoe_megatron.doctor.run_disk import disk_of
+
+    answers, refused = in_use(run)
+    if run is None:
+        _show("used (name a run file to see the experts' and the attention's)", answers)
+        return refused
+    disk, full = disk_of(run)
+    _show("used by this run", [*answers, *disk])
+    return [*refused, *full]
+
+
 def _show(title: str, rows: Sequence[tuple[str, str]]) -> None:
     say(title)
     for name, value in rows:
-        say(f"  {name:22} {value}")
+        say(f"  {name:24} {value}")
     say("")

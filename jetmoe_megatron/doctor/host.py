@@ -1,4 +1,4 @@
-"""The limits of this host, and the disk of a run."""
+"""The limits of this host."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from jetmoe_megatron.config.run_folder import RunFolder
-from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.doctor.disk import checkpoint_bytes, nearest_folder
 from jetmoe_megatron.doctor.problems import Problem
 from jetmoe_megatron.doctor.units import shown
-from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.training.preflight import check_output
 
 _ADAPTERS = Path("/sys/class/infiniband")
 _SHARED_MEMORY = Path("/dev/shm")
@@ -31,30 +26,15 @@ def host_limits() -> tuple[list[tuple[str, str]], list[Problem]]:
         problems.append(Problem("unsure", f"locked memory (ulimit -l) of {_limit(locked)}", why, mend))
     return [
         ("memory", f"{shown(memory.available, 'B')} of {shown(memory.total, 'B')} available"),
-        ("/dev/shm", _room(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else "none"),
+        ("/dev/shm", room(_SHARED_MEMORY) if _SHARED_MEMORY.is_dir() else "none"),
         ("open files", f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}"),  # never unlimited
         ("locked memory", _limit(locked)),
         ("InfiniBand", ", ".join(adapters) or "none"),
     ], problems
 
 
-def disk_of(run: Run) -> tuple[list[tuple[str, str]], list[Problem]]:
-    folder, needed = RunFolder.of(run).root, checkpoint_bytes(run)
-    answers = [("a checkpoint", f"about {shown(needed, 'B')}")]
-    try:
-        check_output(run)
-    except UserError as error:
-        return answers, [Problem("wrong", str(error), "", "change output_dir, or make it writable")]
-    there = nearest_folder(folder)
-    answers.append(("disk", f"{folder}: {_room(there)}"))
-    disk = os.statvfs(there)
-    if (free := disk.f_bavail * disk.f_frsize) < needed:
-        what = f"output_dir: {folder} has {shown(free, 'B')} free"
-        return answers, [Problem("wrong", what, "that is less than one checkpoint", "make room, or change output_dir")]
-    return answers, []
-
-
-def _room(folder: Path) -> str:
+def room(folder: Path) -> str:
+    """Of its file system."""
     disk = os.statvfs(folder)
     free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
     return f"{shown(free, 'B')} of {shown(size, 'B')} free"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-from data_tools.engines import choose_engine
 from jetmoe_megatron.config.layout import Layout, resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.doctor.packages import why_not_importable
@@ -104,8 +103,10 @@ def _elementwise() -> str:
 def _tokenizer(run: Run | None) -> str:
     if run and run.tokenizer:
         try:
+            from data_tools.engines import choose_engine  # training itself needs none of its packages
+
             name, why = choose_engine(run.tokenizer, "auto")
-        except InputError as error:
+        except (ImportError, InputError) as error:
             return f"not known: {error}"
         return f"{name}: {why}" if why else name
     if why := why_not_importable("fastokens"):

@@ -41,10 +41,11 @@ def _different(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 def _wrong_clocks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     """Of each node, against the median clock: rank 0's may be the wrong one."""
-    middle = statistics.median_low([rank.clock.ahead for rank in ranks])
-    for rank in {rank.node: rank for rank in reversed(ranks)}.values():
-        off = rank.clock.ahead - middle
-        if abs(off) - rank.clock.error > CLOCKS_DIFFER_BY:
+    clocks = {rank.node: (rank, rank.clock) for rank in reversed(ranks) if rank.clock}
+    middle = statistics.median_low([clock.ahead for _, clock in clocks.values()]) if clocks else 0.0
+    for rank, clock in reversed(clocks.values()):
+        off = clock.ahead - middle
+        if abs(off) - clock.error > CLOCKS_DIFFER_BY:
             what = f"its clock is {abs(off):.1f} s {'ahead' if off > 0 else 'behind'}"
             yield Finding(str(rank), what, rank.node)
 

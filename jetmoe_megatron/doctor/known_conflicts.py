@@ -15,8 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from jetmoe_megatron.config.expert_backends import HOPPER
 from jetmoe_megatron.doctor.problems import Problem
-from jetmoe_megatron.model.attention_kernel import CUDNN_FOR_HOPPER
-from jetmoe_megatron.runtime.machine import version_of
+from jetmoe_megatron.runtime.machine import CUDNN_FOR_HOPPER, version_of
 
 PYTHON, TORCH = ">=3.10,<3.14", ">=2.10,<2.15"
 MEGATRON_OLD_PYTHON, MEGATRON_NEW_PYTHON = "0.16.1", "0.19.2"  # below Python 3.12, and from it on

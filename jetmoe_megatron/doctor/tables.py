@@ -17,7 +17,7 @@ def of_ranks(ranks: Sequence[RankFacts]) -> Iterator[str]:
     rows = []
     for rank in ranks:
         rates = [shown(rank.rates[name], unit_of(name)) if name in rank.rates else "" for name in names]
-        rows.append([str(rank.rank), rank.node, rank.gpu, *rates, f"{rank.clock.ahead:+.4f} s"])
+        rows.append([str(rank.rank), rank.node, rank.gpu, *rates, f"{rank.clock.ahead:+.4f} s" if rank.clock else ""])
     return _table(["rank", "node", "GPU", *names, "clock"], rows)
 
 

@@ -9,6 +9,7 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.attention import kernel_of
 from jetmoe_megatron.model.config import DTYPE
 from jetmoe_megatron.runtime.device import device
+from jetmoe_megatron.runtime.machine import CUDNN_FOR_HOPPER
 
 _NAMES = {
     "causal_attention": "ours for a CPU",  # model/attention_on_cpu.py
@@ -17,7 +18,6 @@ _NAMES = {
     "EFFICIENT_ATTENTION": "torch's memory-efficient kernel",
     "MATH": "torch's unfused kernel",
 }
-CUDNN_FOR_HOPPER = 91500  # the version from which torch takes cuDNN's kernel there
 
 
 def attention_kernel(run: Run, layout: Layout) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+CUDNN_FOR_HOPPER = 91500  # the version from which torch takes cuDNN's attention kernel there
 _DRIVER = Path("/sys/module/nvidia/version")
 
 

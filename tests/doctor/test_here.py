@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -13,7 +14,7 @@ from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.model.attention_kernel import attention_kernel
 from jetmoe_megatron.runtime.device import has_gpu
-from tests.support import REPO, environment, jetmoe, small_run, write_run
+from tests.support import REPO, command, environment, jetmoe, small_run, write_run
 from tests.warm import Command
 
 
@@ -30,14 +31,14 @@ def test_it_says_what_is_there_and_used(tmp_path: Path, run_file: Path) -> None:
     assert rows["torch"].startswith("2.")
     run = load_run(run_file)
     for line in (
-        "  transformer-engine     not installed: no expert_backend te and te_fp8, ",
-        "  expert backend         torch: torch's grouped_mm needs no package here",
-        f"  attention              {attention_kernel(run, resolve_layout(run, 1))}",
-        "  exchange of rows       none: all experts are on each rank",
-        "  optimizer              torch's fused AdamW",
-        "  open files             ",
-        "  locked memory          ",
-        f"  disk                   {tmp_path}/run: ",
+        "  transformer-engine       not installed: no expert_backend te and te_fp8, ",
+        "  expert backend           torch: torch's grouped_mm needs no package here",
+        f"  attention                {attention_kernel(run, resolve_layout(run, 1))}",
+        "  exchange of rows         none: all experts are on each rank",
+        "  optimizer                torch's fused AdamW",
+        "  open files               ",
+        "  locked memory            ",
+        f"  disk                     {tmp_path}/run: ",
     ):
         assert f"\n{line}" in told.stdout, told.stdout
     assert told.stdout.endswith("nothing is known to be wrong\n")
@@ -47,7 +48,7 @@ def test_it_says_what_is_there_and_used(tmp_path: Path, run_file: Path) -> None:
 def test_without_a_run_file() -> None:
     told = jetmoe("doctor")
     assert told.returncode == 0, told.stdout + told.stderr
-    assert "  Python                 3." in told.stdout and "expert backend" not in told.stdout
+    assert "  Python                   3." in told.stdout and "expert backend" not in told.stdout
 
 
 def of_another_torch(version: str) -> None:
@@ -79,6 +80,14 @@ def test_a_disk_without_room_for_a_checkpoint(run_file: Path) -> None:
     told = jetmoe("doctor", run_file, "model.vocab_size=1e11")
     assert told.returncode == 5
     assert "free: that is less than one checkpoint\n" in told.stdout
+
+
+def test_without_megatron(run_file: Path) -> None:
+    """In a process that has not imported it."""
+    code = "import sys; sys.modules['megatron.core'] = None; from jetmoe_megatron.cli import main; sys.exit(main())"
+    told = command(sys.executable, "-c", code, "doctor", run_file)
+    assert told.returncode == 5, told.stderr
+    assert "\nwrong: Megatron-Core cannot be imported: " in told.stdout and "\nhost\n" in told.stdout
 
 
 def promised() -> None:

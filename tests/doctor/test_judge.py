@@ -109,6 +109,12 @@ def test_versions_and_clocks() -> None:
     assert lines(late_answers) == []
 
 
+def test_ranks_that_were_refused_have_no_numbers() -> None:
+    ranks = [RankFacts(rank, f"node{rank}", runs_on={"device": "CPU"}) for rank in range(2)]
+    assert lines(ranks) == []
+    assert "clock" not in str(Report("now", "", "bf16", 0.2, [], ranks))
+
+
 def test_disks() -> None:
     ranks = cluster()
     ranks[4].disk = DiskRate("/runs", 2**30, problem="Input/output error")

@@ -177,7 +177,20 @@ def test_a_full_disk_of_one_node(tmp_path: Path, run_file: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"run.yaml", "run", "failed"}  # and no part of the file
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ELASTIC])
+def test_a_read_only_file_system(tmp_path: Path, run_file: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if command("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk).returncode:
+        pytest.skip("this user may not mount")
+    try:
+        sick = doctor(2, run_file, f"output_dir={disk}/run")
+    finally:
+        assert command("umount", disk).returncode == 0
+    assert sick.returncode == 5 and sick.stdout.startswith("# jetmoe doctor, ")
+    assert sick.stderr.endswith(f": a file in {disk} (output_dir): Read-only file system\n")
+
+
+@pytest.mark.parametrize("launcher", [pytest.param(TORCHRUN, marks=pytest.mark.slow), ELASTIC])
 def test_a_disk_that_cannot_be_written(tmp_path: Path, run_file: Path, launcher: tuple[str, ...]) -> None:
     """No traceback, and the table is printed. torchrun itself turns the status into 1. No node is left out."""
     arguments = ["-m", "jetmoe_megatron.doctor", "--ranks", run_file, f"output_dir={run_file}/run", *TOLERANT]
@@ -190,6 +203,7 @@ def test_a_disk_that_cannot_be_written(tmp_path: Path, run_file: Path, launcher:
     assert not (tmp_path / "failed").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TORCHRUN, ELASTIC])
 def test_a_slow_rank_under_a_launcher(run_file: Path, launcher: tuple[str, ...]) -> None:
     module = ["-m", "tests.doctor.faults", "slow_matmul", "1"]
