@@ -1,6 +1,7 @@
 """Tokenizing in parts, on several machines: which files are whose, and that all parts mean the same inputs.
 
-The parts of PREFIX are the datasets `PREFIX.part-K-of-N`, K from 1. Merged in order, they equal the dataset of one machine.
+The parts of PREFIX are the datasets `PREFIX.part-K-of-N`, K from 1. Merged in order, they have the bytes of one
+machine's dataset.
 """
 
 from __future__ import annotations

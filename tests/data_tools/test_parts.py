@@ -1,6 +1,7 @@
 """Parts, tokenized on their own and merged, are the dataset of one machine."""
 
 import gzip
+import itertools
 import json
 import random
 import signal
@@ -21,7 +22,6 @@ from data_tools.tokenize import tokenize
 from tests.data_tools.test_restart import COMMAND, REPOSITORY, content
 
 Run = Callable[..., tuple[int, str, str]]
-KINDS = ("bin", "idx")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def texts_folder(tmp_path: Path, corpus: Path) -> Path:
 
 
 def dataset(prefix: object) -> list[bytes]:
-    return [Path(f"{prefix}.{kind}").read_bytes() for kind in KINDS]
+    return [Path(f"{prefix}.{kind}").read_bytes() for kind in ("bin", "idx")]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 5, 7])
@@ -64,8 +64,8 @@ def test_a_split_is_even_contiguous_and_leaves_no_part_empty() -> None:
         parts = rng.randrange(1, len(sizes) + 1)
         ends = split(sizes, parts)
         assert (ends[0], ends[-1], len(ends)) == (0, len(sizes), parts + 1)
-        assert all(first < last for first, last in zip(ends, ends[1:], strict=False))
-        largest = max(sum(sizes[first:last]) for first, last in zip(ends, ends[1:], strict=False))
+        assert all(first < last for first, last in itertools.pairwise(ends))
+        largest = max(sum(sizes[first:last]) for first, last in itertools.pairwise(ends))
         assert largest == smallest_possible(sizes, parts)
 
 
