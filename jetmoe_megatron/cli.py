@@ -62,9 +62,9 @@ The script and the resolved run file stand in `launches` of the run folder; opti
 _LAUNCH_SSH = """Train on the hosts of a site file, from this machine, and start again after a failure.
 All hosts must see the repository and output_dir under the same paths. Ctrl-C saves and stops."""
 
-_LAUNCH_TOKENIZE = """Tokenize on several nodes of a cluster with SLURM: an array of jobs, and a job that merges their parts.
-The dataset has the bytes of one machine's. Each job takes whole files; the script and the output of the jobs stand in
-PREFIX.tokenize. The site file gives the cores of a job."""
+_LAUNCH_TOKENIZE = """Submit the tokenizing of text to SLURM: an array of jobs, and a job that merges their parts.
+The dataset has the bytes of one machine's. Each job takes whole files, and cpus_per_node cores of the site file. The
+script and the output of the jobs stand in PREFIX.tokenize."""
 
 _STATUS = """Print how a run is doing: its state, step, rate, time left, last checkpoint, restarts and last warnings.
 It reads the run folder and, where SLURM is, asks for the job. Without a folder, it looks at each one in runs/."""

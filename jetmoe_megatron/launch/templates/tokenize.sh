@@ -60,7 +60,7 @@ fi
 
 again() { # why
   if ((restarts >= {{ starts_without_progress }})); then
-    echo "job $job: $1; it was queued again {{ starts_without_progress }} times: mend it, and submit again to continue" >&2
+    echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
     return
   fi
   echo "job $job: $1; it is queued again" >&2
