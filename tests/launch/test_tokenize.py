@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_tools.indexed import IndexedWriter
@@ -71,7 +72,7 @@ def test_bad_input_submits_nothing(inputs: Path, options: list[object], said: st
 
 
 def test_an_existing_dataset_is_kept(inputs: Path) -> None:
-    with IndexedWriter(inputs.parent / "web", "uint16"):
+    with IndexedWriter(inputs.parent / "web", np.uint16):
         pass
     status, _, error = launch(inputs, "--parts", 2, "--print")
     assert status == 2 and "web.bin exists; choose another output or pass --overwrite" in error
