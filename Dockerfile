@@ -1,9 +1,11 @@
-# An image with the package and what it uses on a GPU. docs/install.md says which combinations were tried, and how.
+# An image with the package and what it uses on a GPU. It has never been built: docs/install.md says what was tried. For
+# apptainer: docker/jetmoe.def.
 #
 #   docker build --build-arg BASE=IMAGE -t jetmoe-megatron .
 #   docker build --build-arg BASE=IMAGE --build-arg OPTIONS=--all -t jetmoe-megatron .
 #
-# IMAGE is NVIDIA's PyTorch container, or, with OPTIONS=--all, one with Python 3.10 to 3.13 and the CUDA toolkit.
+# IMAGE is NVIDIA's PyTorch container, or, with OPTIONS=--all, one with Python 3.10 to 3.13 and the CUDA toolkit. Name it
+# by an exact tag or digest: its packages stay, and the others come in the versions of constraints.txt.
 ARG BASE
 FROM ${BASE}
 ARG OPTIONS=--megablocks
@@ -11,4 +13,4 @@ ARG OPTIONS=--megablocks
 ENV TORCH_CUDA_ARCH_LIST=9.0
 WORKDIR /opt/jetmoe-megatron
 COPY . .
-RUN bash scripts/install_gpu.sh ${OPTIONS}
+RUN bash scripts/install_gpu.sh --pinned ${OPTIONS}

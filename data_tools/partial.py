@@ -114,14 +114,14 @@ class Partial:
         self._keep = True
         try:
             state = self._read_state()
-            difference = _difference(self._read_settings(), self._settings)
+            differs = difference(self._read_settings(), self._settings)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"{self.folder}: cannot be read; delete it to start from the beginning") from error
-        if not difference:
+        if not differs:
             return state
         if not overwrite:
             raise InputError(
-                f"{self.folder} belongs to a run with {difference}; use the same inputs and settings, or start from "
+                f"{self.folder} belongs to a run with {differs}; use the same inputs and settings, or start from "
                 "the beginning with --overwrite"
             )
         return None
@@ -223,7 +223,8 @@ class Partial:
         for file in self._files:
             file.flush()
         with replacing(self._index_path) as stream:
-            write_index(stream, self._dtype, np.memmap(self.folder / "lengths", np.int32, "r"))
+            lengths = np.memmap(self.folder / "lengths", np.int32, "r") if state.documents else np.zeros(0, np.int32)
+            write_index(stream, self._dtype, lengths)
 
     def _write_json(self, path: Path, content: dict[str, Any]) -> None:
         with replacing(path) as stream:
@@ -256,7 +257,7 @@ def _checked(state: State) -> State:
     return state
 
 
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first difference, in words; empty if there is none. `inputs` has [path, size, time] of each file."""
     for name in new.keys() - {"inputs"}:
         if old[name] != new[name]:

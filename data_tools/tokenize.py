@@ -14,11 +14,12 @@ from data_tools import shards
 from data_tools.encoding import Encoder
 from data_tools.engines import EngineError, choose_engine, open_reference
 from data_tools.errors import InputError, reading
-from data_tools.indexed import smallest_dtype
+from data_tools.indexed import idx_path, smallest_dtype
 from data_tools.inputs import find_files
 from data_tools.outputs import check_output
 from data_tools.parallel import ordered_map
 from data_tools.partial import Partial, State, Stats
+from data_tools.parts import Part, PartIsComplete, agree
 from data_tools.printing import say
 
 # How many broken lines, and how many notes, are reported one by one; the file lists all broken lines.
@@ -44,6 +45,7 @@ def tokenize(
     append_eod: bool = True,
     on_error: Literal["fail", "skip"] = "fail",
     overwrite: bool = False,
+    part: Part | None = None,
     report: Report = report_to_stderr,
     progress: Callable[[Stats], None] = lambda stats: None,
 ) -> Stats:
@@ -56,9 +58,11 @@ def tokenize(
     inputs: files, folders, patterns; see `find_files`. tokenizer: a Hugging Face folder or a SentencePiece model.
     engine: auto takes the fast one if its ids equal those of `tokenizers`. report: gets one line for each broken
     line that is skipped (the first 20; all are in `out_prefix`.skipped.txt) and for each oddity that is not an error.
-    progress: gets the stats so far.
+    progress: gets the stats so far. part: take only this part of the files, and add its name to `out_prefix`; such a
+    part may have no documents.
 
     Raises:
+        PartIsComplete: there is nothing left to do for this part.
         InputError: inputs, tokenizer or output cannot be used, or a line is broken and on_error is "fail".
         KeyboardInterrupt: after the finished work was saved; the message says how much that is.
     """
@@ -79,8 +83,16 @@ def tokenize(
     }
     dtype = smallest_dtype(reference.vocab_size)
     encoder = Encoder(str(tokenizer), "tokenizers", text_key, append_eod, dtype, on_error == "fail")
+    if part:
+        mine = part.of(files)
+        check_output(out_prefix, [], overwrite=True)  # only its name: a merge writes it
+        agree(out_prefix, {**settings, "parts": part.parts})
+        files, out_prefix = list(mine), part.prefix(out_prefix)
+        settings["inputs"] = [_identity(path) for path in files]
     partial = Partial(out_prefix, dtype, settings)
     if not partial.is_whole():
+        if part and idx_path(out_prefix).exists() and not overwrite:
+            raise PartIsComplete(f"{out_prefix} is already complete")
         check_output(out_prefix, [], overwrite)
     with _interrupts_say_what_is_kept(partial, files), partial:
         state = partial.resume(overwrite)
@@ -101,6 +113,9 @@ def tokenize(
                     raise InputError(f"{error}; leave --engine at auto") from error
                 report(f"note: {error}; starting again with tokenizers")
                 state = _append_shards(partial, State(), encoder, files, workers, report, progress)
+        if not (state.documents or part):
+            partial.forget()
+            raise InputError(f"no documents in the inputs: {state.empty} empty, {state.skipped} broken")
         partial.publish(state)
     return state
 
@@ -171,9 +186,6 @@ def _append_shards(
         report(f"note: {notes - _REPORTED} more such notes")
     if state.problems > _REPORTED:
         report(f"skipped: {state.problems - _REPORTED} more")
-    if not state.documents:
-        partial.forget()
-        raise InputError(f"no documents in the inputs: {state.empty} empty, {state.skipped} broken")
     return state
 
 

@@ -64,6 +64,10 @@ The script and the resolved run file stand in `launches` of the run folder; opti
 _LAUNCH_SSH = """Train on the hosts of a site file, from this machine, and start again after a failure.
 All hosts must see the repository and output_dir under the same paths. Ctrl-C saves and stops."""
 
+_LAUNCH_TOKENIZE = """Submit the tokenizing of text to SLURM: an array of jobs, and a job that merges their parts.
+The dataset has the bytes of one machine's. Each job takes whole files, and cpus_per_node cores of the site file. The
+script and the output of the jobs stand in PREFIX.tokenize."""
+
 _STATUS = """Print how a run is doing: its state, step, rate, time left, last checkpoint, restarts and last warnings.
 It reads the run folder and, where SLURM is, asks for the job. Without a folder, it looks at each one in runs/."""
 
@@ -369,6 +373,19 @@ def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
             command.add_argument("--ranks", type=int, metavar="N", help="ranks; default: one for each GPU")
         command.add_argument("--site", type=Path, metavar="FILE", required=way != "local", help="the site file")
         _add_run_file(command)
+    tokenize = add_command(
+        ways,
+        "tokenize",
+        "tokenize on several nodes of a cluster with SLURM",
+        "example:\n  %(prog)s corpus/ --output data/web --tokenizer data/tokenizer --parts 8 --site configs/site.yaml",
+        _launch_tokenize,
+        _LAUNCH_TOKENIZE,
+    )
+    data_tools.cli.add_tokenize_arguments(tokenize)
+    tokenize.add_argument("--parts", type=int, metavar="N", required=True, help="jobs, each with a part of the files")
+    tokenize.add_argument("--site", type=Path, metavar="FILE", required=True, help="the site file")
+    tokenize.add_argument("--print", action="store_true", help="only print the script")
+    tokenize.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -390,6 +407,30 @@ def _launch(arguments: argparse.Namespace) -> int:
     if arguments.way != "slurm":
         start(script)
     say(f"job {submit(script)}: {script}")
+    return 0
+
+
+def _launch_tokenize(arguments: argparse.Namespace) -> int:
+    from jetmoe_megatron.config.site import load_site
+    from jetmoe_megatron.launch.launch import check_slurm
+    from jetmoe_megatron.launch.tokenize import Work, check, script, submit_all
+
+    work = Work(
+        arguments.input,
+        arguments.output,
+        arguments.tokenizer,
+        arguments.parts,
+        ["--text-key", arguments.text_key, "--engine", arguments.engine, "--on-error", arguments.on_error],
+        arguments.overwrite,
+    )
+    site = load_site(arguments.site)
+    check(work)
+    if arguments.print:
+        print(script(work, site), end="")
+        return 0
+    check_slurm()
+    array, merge = submit_all(work, site)
+    say(f"job {array}: {work.parts} parts of {work.prefix}; job {merge} merges them; output: {work.folder}")
     return 0
 
 

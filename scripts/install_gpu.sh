@@ -5,23 +5,25 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
   cat <<'TEXT'
-usage: scripts/install_gpu.sh [--te] [--megablocks] [--all] [--wheels FOLDER] [--dry-run]
+usage: scripts/install_gpu.sh [--te] [--megablocks] [--all] [--pinned] [--wheels FOLDER] [--dry-run]
 
 Installs jetmoe-megatron into the environment of $PYTHON (default: python3). An installed torch is not changed.
   --te            Transformer Engine: fused attention for context parallelism, FusedAdam, expert_backend te and te_fp8
   --megablocks    MegaBlocks and its grouped matmul: expert_backend megablocks
   --all           both
+  --pinned        the versions of constraints.txt for all packages that are not installed yet
   --wheels FOLDER install from the wheels in a folder, without a network
   --dry-run       print the commands and run none
 TEXT
 }
 
-te=false megablocks=false dry_run=false wheels=""
+te=false megablocks=false pinned=false dry_run=false wheels=""
 while [[ $# -gt 0 ]]; do
   case $1 in
     --te) te=true ;;
     --megablocks) megablocks=true ;;
     --all) te=true megablocks=true ;;
+    --pinned) pinned=true ;;
     --wheels)
       wheels=${2:-}
       if [[ ! -d $wheels ]]; then
@@ -102,6 +104,16 @@ try:
     print("transformer-engine==" + importlib.metadata.version("transformer_engine"))
 except importlib.metadata.PackageNotFoundError:
     pass' >> "$held"
+if $pinned; then
+  "$python" -c '
+import importlib.metadata, pathlib, re
+
+for line in pathlib.Path("constraints.txt").read_text().splitlines():
+    try:
+        importlib.metadata.version(re.match(r"[\w.-]+", line)[0])
+    except importlib.metadata.PackageNotFoundError:
+        print(line)' >> "$held"
+fi
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$arch}
 pip setuptools wheel
 pip -c "$held" --no-build-isolation .

@@ -12,7 +12,7 @@ import pytest
 from tests.support import REPO, command, environment, metrics
 
 # Commands that install, that take the whole of CI's time, or that need a cluster: their targets are tested elsewhere.
-NOT_RUN_HERE = ("make ", "source ", "sbatch ")
+NOT_RUN_HERE = ("make ", "source ", "jetmoe launch slurm ", "jetmoe status $OUTPUT")
 
 
 @pytest.fixture(scope="module")

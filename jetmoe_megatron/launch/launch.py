@@ -58,13 +58,13 @@ def write(texts: dict[Path, str], run: Run) -> Path:
     return next(iter(texts))
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, *options: str) -> str:
     """Returns the number of the job of SLURM.
 
     Raises:
         UserError: SLURM refuses the job.
     """
-    sbatch = subprocess.run(["sbatch", "--parsable", script], capture_output=True, text=True)
+    sbatch = subprocess.run(["sbatch", "--parsable", *options, script], capture_output=True, text=True)
     if sbatch.returncode:
         raise UserError(f"sbatch refuses {script}: {' '.join(sbatch.stderr.split())}")
     return sbatch.stdout.split(";")[0].strip()

@@ -45,7 +45,7 @@ def slurm_script(
         title=f"Pretrain {name} on {site.nodes} nodes{gpus}.",
         minutes=f"{site.warning_seconds:,} seconds",
         usage=usage,
-        options=_sbatch_options(site, name, output),
+        options=_options_of_run(site, name, output),
         run=run,
         trainer=trainer,
         pythonpath=trainer.parent if trainer.is_absolute() else None,
@@ -81,24 +81,70 @@ def host_scripts(site: Site, name: str, ssh: bool, usage: str) -> dict[str, str]
     return {name: _render(template, site, **values) for name, template in HOST_SCRIPTS.items()}
 
 
-def shipped_script() -> str:
-    """scripts/slurm/pretrain_jetmoe.sbatch, which runs from the root of the repository."""
-    site = load_site(REPOSITORY / "configs/site.yaml")
-    run, usage = Path("configs/jetmoe_8b/run.yaml"), "scripts/slurm/pretrain_jetmoe.sbatch"
-    # An environment that is active where the script is submitted, or PYTHON, has the Python.
-    return slurm_script(
-        site, "jetmoe-8b", run, "%x-%j.out", usage, Path("pretrain_jetmoe.py"), python="${PYTHON:-python}"
+def tokenize_script(
+    site: Site,
+    name: str,
+    output: str,
+    usage: list[str],
+    arguments: list[str] | None = None,
+    overwrite: bool = False,
+    python: str | None = None,
+) -> str:
+    """A script for `sbatch`, as an array and then as the job that merges.
+
+    Args:
+        name: of the data set.
+        output: pattern of the file for what a job prints, as `sbatch --output` takes it.
+        usage: the commands that submit it, for its comment.
+        arguments: what it does if it is given none: the number of parts, the prefix, then arguments of `tokenize`.
+        overwrite: replace the merged data set.
+        python: the Python to run; by default that of the site. With it, the job starts in the root of the repository.
+    """
+    return _render(
+        "tokenize.sh",
+        site,
+        python,
+        usage=usage,
+        options=_sbatch_options(site, f"tokenize-{name}", output, nodes=1, ntasks=1, cpus_per_task=site.cpus_per_node),
+        arguments=shlex.join(arguments) if arguments else None,
+        overwrite=overwrite,
+        pythonpath=None if python else REPOSITORY,
     )
 
 
-def _sbatch_options(site: Site, name: str, output: str) -> list[str]:
+def shipped_scripts() -> dict[str, str]:
+    """The files of scripts/slurm, which run from the root of the repository."""
+    site = load_site(REPOSITORY / "configs/site.yaml")
+    pretrain, tokenize = "scripts/slurm/pretrain_jetmoe.sbatch", "scripts/slurm/tokenize.sbatch"
+    run, trainer = Path("configs/jetmoe_8b/run.yaml"), Path("pretrain_jetmoe.py")
+    python = "${PYTHON:-python}"  # that of the environment that is active where the script is submitted
+    submit = [
+        f"array=$(sbatch --parsable --array=1-8 {tokenize} 8 data/web corpus/ --tokenizer data/tokenizer)",
+        f'sbatch --dependency="afterok:$array" --kill-on-invalid-dep=yes {tokenize} 8 data/web',
+    ]
+    return {
+        pretrain: slurm_script(site, "jetmoe-8b", run, "%x-%j.out", pretrain, trainer, python),
+        tokenize: tokenize_script(site, "web", "%x-%j.out", submit, python=python),
+    }
+
+
+def _options_of_run(site: Site, name: str, output: str) -> list[str]:
     ranks = site.ranks if site.tasks == "rank" else 1
+    return _sbatch_options(
+        site,
+        name,
+        output,
+        nodes=site.nodes,
+        ntasks_per_node=ranks,
+        gpus_per_node=site.gpus_per_node or None,
+        cpus_per_task=max(site.cpus_per_node // ranks, 1),
+    )
+
+
+def _sbatch_options(site: Site, name: str, output: str, **size: int | None) -> list[str]:
     chosen = {
         "job-name": re.sub(r"[^\w.-]", "-", name),
-        "nodes": site.nodes,
-        "ntasks-per-node": ranks,
-        "gpus-per-node": site.gpus_per_node or None,
-        "cpus-per-task": max(site.cpus_per_node // ranks, 1),
+        **{option.replace("_", "-"): value for option, value in size.items()},
         "time": site.time,
         "signal": f"B:USR1@{site.warning_seconds}",
         "open-mode": "append",
@@ -161,5 +207,5 @@ def _quoted(text: str) -> str:
     return shlex.quote(text) if shlex.quote(text) != text else f"'{text}'"
 
 
-if __name__ == "__main__":
-    print(shipped_script(), end="")
+if __name__ == "__main__":  # SCRIPT: one of scripts/slurm
+    print(shipped_scripts()[sys.argv[1]], end="")

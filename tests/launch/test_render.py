@@ -1,4 +1,4 @@
-"""Every script that can be rendered is sound bash, and the shipped one is what the template gives."""
+"""Every script that can be rendered is sound bash, and the shipped ones are what the templates give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jetmoe_megatron.config.site import Site
-from jetmoe_megatron.launch.render import host_scripts, shipped_script, slurm_script
+from jetmoe_megatron.launch.render import host_scripts, shipped_scripts, slurm_script, tokenize_script
 from tests.support import REPO
 
 NASTY = 'it\'s $HOME; `rm x` "&&" #'
@@ -43,10 +43,13 @@ SITES: list[dict[str, Any]] = [
 
 
 def rendered() -> dict[str, str]:
-    scripts = {"shipped": shipped_script()}
+    scripts = {Path(name).name: text for name, text in shipped_scripts().items()}
     for number, values in enumerate(SITES):
         site = Site.model_validate({"nodes": 2, "hosts": ["a", "b", "c"], **values})
         scripts[f"{number}-slurm"] = slurm_script(site, NASTY, Path("/a b/run.yaml"), "/a b/%j.out", "job.sbatch")
+        arguments = ["3", "/a b/web", NASTY, "--tokenizer", NASTY]
+        usage = ["sbatch --array=1-3 '/a b/job.sbatch'"]
+        scripts[f"{number}-tokenize"] = tokenize_script(site, NASTY, "/a b/%a.out", usage, arguments, overwrite=True)
         for ssh in (False, True):
             scripts |= {f"{number}-{ssh}-{k}": v for k, v in host_scripts(site, NASTY, ssh, "/a b/job.sh").items()}
     return scripts
@@ -64,11 +67,10 @@ def test_all_are_sound(tmp_path: Path) -> None:
     assert (checked.returncode, checked.stdout) == (0, "")
 
 
-def test_the_shipped_script() -> None:
-    shipped = (REPO / "scripts/slurm/pretrain_jetmoe.sbatch").read_text()
-    assert shipped == shipped_script(), (
-        "run: python -m jetmoe_megatron.launch.render > scripts/slurm/pretrain_jetmoe.sbatch"
-    )
+@pytest.mark.parametrize("name", shipped_scripts())
+def test_the_shipped_scripts(name: str) -> None:
+    shipped = (REPO / name).read_text()
+    assert shipped == shipped_scripts()[name], f"run: python -m jetmoe_megatron.launch.render {name} > {name}"
 
 
 @pytest.mark.parametrize("ssh", [False, True])

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pip
 import pytest
 
 from tests.support import REPO, environment
 
 INSTALL = REPO / "scripts/install_gpu.sh"
+CONSTRAINTS = (REPO / "constraints.txt").read_text().splitlines()
 
 
 def install(*arguments: str, python: str = sys.executable, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -115,6 +117,22 @@ def test_a_container_keeps_its_torch_and_transformer_engine(tmp_path: Path) -> N
     install("--te", python=without_pip(tmp_path), PYTHONPATH=str(tmp_path), CUDA_HOME=str(tmp_path / "cuda"))
     held = (tmp_path / "held").read_text().split()
     assert held == ["torch==2.11.0a0+eb65b36914.nv26.02", "transformer-engine==2.12.0+5671fd36"]
+
+
+def test_pinned_is_what_is_not_installed(tmp_path: Path) -> None:
+    """An image stays as it is, and the rest has the versions that CI runs with."""
+    site = tmp_path / "site"
+    fake_torch(site, "2.11.0")
+    fake_distribution(site, "transformers", "4.57.0")
+    (site / "pip").symlink_to(Path(pip.__file__).parent)
+    python = without_pip(tmp_path).replace("python", "without_site")
+    Path(python).write_text((tmp_path / "python").read_text().replace(sys.executable, f"{sys.executable} -S"))
+    Path(python).chmod(0o755)
+    for options, pinned in (([], False), (["--pinned"], True)):
+        install(*options, python=python, PYTHONPATH=str(site))
+        held = (tmp_path / "held").read_text().splitlines()
+        wanted = [line for line in CONSTRAINTS if not line.startswith("transformers==")]
+        assert held == ["torch==2.11.0", *(wanted if pinned else [])]
 
 
 def test_apex_is_never_asked_for(everything: str) -> None:

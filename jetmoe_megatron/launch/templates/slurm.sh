@@ -115,14 +115,7 @@ run_ranks "$port" "$trainer" "$run" "$@"
 read -r next failed_nodes < <(here "$python" -m jetmoe_megatron.launch.job end "$start" --status "$status" \
   ${cancelled:+"$cancelled"} --most {{ starts_without_progress }} "$run" "$@") || true
 
-queue_again() {
-  for _ in {1..30}; do # SLURM's controller may be away for a moment
-    scontrol requeue "$SLURM_JOB_ID" && return
-    sleep 10
-  done
-  echo "job $SLURM_JOB_ID could not be queued again: submit again to continue" >&2
-  return 1
-}
+{% include "queue_again.sh" %}
 
 # The nodes that failed, besides those of earlier starts. SLURM takes the list only from a job that waits.
 leave_out() {
@@ -140,6 +133,6 @@ leave_out() {
 
 if [[ $next == again ]]; then
   trap '' TERM # SLURM sends it to this script when it queues the job again
-  queue_again && [[ $failed_nodes ]] && leave_out "$failed_nodes"
+  queue_again "$SLURM_JOB_ID" && [[ $failed_nodes ]] && leave_out "$failed_nodes"
 fi
 exit "$status"

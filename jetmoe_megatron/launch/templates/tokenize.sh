@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Tokenize on several machines: an array of jobs takes a part of the files each, then a job merges the parts.
+#
+{% for line in usage %}
+#   {{ line }}
+{% endfor %}
+#
+# Rendered by `jetmoe launch tokenize`. A job that fails, or meets its time limit, queues itself again and continues, up
+# to {{ starts_without_progress }} times. See docs/data.md.
+
+{% for option in options %}
+#SBATCH {{ option }}
+{% endfor %}
+
+set -euo pipefail
+
+{% if arguments %}
+[[ $# -gt 0 ]] || set -- {{ arguments }}
+{% endif %}
+if [[ $# -lt 2 || ! $1 =~ ^[1-9][0-9]{0,5}$ ]]; then
+  echo "error: the arguments are PARTS PREFIX, then inputs and options of: jetmoe data tokenize" >&2
+  exit 2
+fi
+parts=$1 prefix=$2
+shift 2
+
+{% include "python.sh" %}
+{% for variable in environment %}
+export {{ variable | assignment }}
+{% endfor %}
+{% if container %}
+container=({{ container_options }})
+{% endif %}
+here() { {{ 'srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" ' if container == "pyxis" }}{{ inside }}"$@"; }
+if ! here "$python" -c 'import data_tools'; then
+  echo "error: $python does not find data_tools: submit from the root of the repository, or install it" >&2
+  exit 2
+fi
+
+# --- what this job does: the tasks of the array have numbers, the job that merges has none ---
+
+part=${SLURM_ARRAY_TASK_ID:-}
+restarts=${SLURM_RESTART_COUNT:-0}
+if [[ $part ]]; then
+  # Not SLURM_JOB_ID: that of one of the tasks stands for the whole array.
+  job=${SLURM_ARRAY_JOB_ID}_$part
+  command=(tokenize "$@" --output "$prefix" --part "$part/$parts" --workers "$SLURM_CPUS_PER_TASK")
+else
+  job=$SLURM_JOB_ID
+  datasets=()
+  for ((number = 1; number <= parts; number++)); do
+    datasets+=("$prefix.part-$number-of-$parts")
+  done
+  command=(merge "${datasets[@]}" --output "$prefix"{{ " --overwrite" if overwrite }})
+fi
+
+# --- starts again ---
+
+{% include "queue_again.sh" %}
+
+again() { # why
+  if ((restarts >= {{ starts_without_progress }})); then
+    echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
+    return
+  fi
+  echo "job $job: $1; it is queued again" >&2
+  trap '' TERM # SLURM sends it to this script when it queues the job again
+  queue_again "$job"
+}
+signalled=
+# shellcheck disable=SC2329 # called by the trap
+at_the_limit() {
+  signalled=yes
+  again "the time limit is near" || true
+}
+trap at_the_limit USR1 # SLURM signals only this script (--signal=B)
+
+here "$python" -m data_tools "${command[@]}" &
+work=$!
+# A trapped signal ends `wait` early: repeat it until it ends without one.
+while
+  signalled=
+  status=0
+  wait "$work" || status=$?
+  [[ $signalled ]]
+do :; done
+
+case $status in
+  0) ;;
+  2 | 143) exit "$status" ;; # bad input; cancelled
+  *)
+    again "it ended with status $status" || true
+    exit "$status"
+    ;;
+esac
+
+if [[ ! $part ]]; then
+  rm -f "$prefix.skipped.txt"
+  for dataset in "${datasets[@]}"; do
+    [[ ! -f $dataset.skipped.txt ]] || cat "$dataset.skipped.txt" >>"$prefix.skipped.txt"
+  done
+  for dataset in "${datasets[@]}"; do
+    rm -rf "$dataset".{bin,idx,skipped.txt,partial}
+  done
+  rm -f "$prefix.part-settings.json"
+fi
