@@ -56,10 +56,10 @@ _VERIFY = """Compare two models, tensor by tensor and bit by bit, or by their lo
 The exit status is 0 if they are equal, 1 if they differ by more than the tolerance, and 2 if one cannot be read."""
 
 _LAUNCH_LOCAL = """Train on this machine, and start again after a failure as long as checkpoints advance.
-Ctrl-C saves and stops. The script and the resolved run file stand in `launches` of the run folder."""
+Ctrl-C saves and stops. The script and the resolved run file stand in launches/ of the run folder."""
 
 _LAUNCH_SLURM = """Submit a run to SLURM, as a job that comes back by itself until the run is done.
-The script and the resolved run file stand in `launches` of the run folder; options of `sbatch`, in the site file."""
+The script and the resolved run file stand in launches/ of the run folder; options of sbatch, in the site file."""
 
 _LAUNCH_SSH = """Train on the hosts of a site file, from this machine, and start again after a failure.
 All hosts must see the repository and output_dir under the same paths. Ctrl-C saves and stops."""

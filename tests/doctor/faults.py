@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -80,7 +81,8 @@ def hanging(begun: Path) -> None:
     patch.object(torch, "mm", lambda *a: (begun.touch(), time.sleep(3600))).start()
 
 
-def other_version(packages: Path) -> None:
+def other_version(packages: Path | None = None) -> None:
+    packages = packages or Path(tempfile.mkdtemp())
     record = packages / "megatron_core-9.8.7.dist-info" / "METADATA"
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text("Metadata-Version: 2.1\nName: megatron-core\nVersion: 9.8.7\n")
@@ -88,9 +90,9 @@ def other_version(packages: Path) -> None:
 
 
 def on_rank(rank: int, fault: Callable[..., None], *arguments: Any) -> None:
-    """Each rank is on a node of its own, whose name ends in its number."""
+    """Outside SLURM, each rank is on a node of its own, whose name ends in its number."""
     own = os.environ["RANK"]
-    os.environ["SLURMD_NODENAME"] = f"node{own}"
+    os.environ.setdefault("SLURMD_NODENAME", f"node{own}")
     if own == str(rank):
         fault(*arguments)
 

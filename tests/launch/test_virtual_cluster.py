@@ -6,6 +6,7 @@ docs/slurm.md says which test shows what.
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -192,3 +193,39 @@ def test_ranks_that_slurm_starts_itself(tmp_path: Path, data: dict[str, str]) ->
     rank_on("n2", job).kill()
     wait_until(lambda: len(of_starts(run, "end", "status")) == 2)
     assert of_starts(run, "end", "leave_out")[1] == ["n2"]
+
+
+# Stands for the Python of the nodes. Each start but the last finds a fault in one rank.
+PYTHON_WITH_FAULTS = """#!/usr/bin/env bash
+faults=(slow_matmul other_version full_disk)
+arguments=()
+for argument in "$@"; do
+  if [[ $argument == jetmoe_megatron.doctor ]]; then
+    arguments+=(tests.doctor.faults "${{faults[${{SLURM_RESTART_COUNT:-0}}]}}" 1)
+  else
+    arguments+=("$argument")
+  fi
+done
+exec {python} "${{arguments[@]}}"
+"""
+
+
+def test_the_doctor_finds_what_is_planted(tmp_path: Path, data: dict[str, str]) -> None:
+    """A slow rank, whose node the next start leaves out; then another version, and a disk that cannot be written."""
+    run, python = tmp_path / "run", tmp_path / "python"
+    python.write_text(PYTHON_WITH_FAULTS.format(python=sys.executable))
+    python.chmod(0o755)
+    job = submit(endless(tmp_path, data), python=str(python), doctor=True, doctor_tolerance=0.8)
+    for start in range(3):
+        while len(of_starts(run, "end", "status")) <= start:
+            start_at_once(job)
+            time.sleep(0.2)
+    wait_until(lambda: state(job) == "FAILED")
+    assert of_starts(run, "end", "status") == [5, 5, 5]
+    assert of_starts(run, "end", "again") == [True, True, False]
+    failed = of_starts(run, "end", "failed_nodes")
+    for found, said in zip(failed, ("matmul", "Megatron-Core", "(output_dir)"), strict=True):
+        assert len(found) == 1 and said in next(iter(found.values())), failed
+    nodes = of_starts(run, "start", "nodes")
+    assert next(iter(failed[0])) in nodes[0] and not set(failed[0]) & {*nodes[1], *nodes[2]}
+    assert not (run / "checkpoints").exists()
