@@ -16,6 +16,7 @@ nodes={{ nodes }}
 
 # --- signals: the ranks save and stop, and the run does not start again ---
 
+# As USR1, which a terminal does not send to the ranks too: a second signal of one kind would end them at once.
 signalled=
 cancelled=
 chosen=()
@@ -23,13 +24,10 @@ chosen=()
 pass_on() {
   signalled=yes cancelled=--cancelled
   for host in "${chosen[@]}"; do
-    on "$host" kill "-$1" "$(cat "$logs/$host.pid")" 2>/dev/null || true
+    on "$host" kill -USR1 "$(cat "$logs/$host.pid")" 2>/dev/null || true
   done
 }
-for signal in INT TERM HUP USR1; do
-  # shellcheck disable=SC2064 # which signal is known now
-  trap "pass_on $signal" "$signal"
-done
+trap pass_on INT TERM HUP USR1
 
 {% if ssh %}
 on() {
