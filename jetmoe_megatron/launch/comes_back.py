@@ -17,7 +17,13 @@ class Decision:
 
 
 def decide(
-    status: int, cancelled: bool, tokens: int, starts: Sequence[Start], failed: dict[str, str], most: int
+    status: int,
+    cancelled: bool,
+    tokens: int,
+    starts: Sequence[Start],
+    failed: dict[str, str],
+    most: int,
+    requeued: bool = False,
 ) -> Decision:
     """What follows the end of a start.
 
@@ -28,6 +34,7 @@ def decide(
         starts: of this job, this one last.
         failed: the nodes that failed, each with its reason.
         most: starts in a row that save no new checkpoint, after which the job stops.
+        requeued: whether SLURM itself has queued the job again.
     """
     happened = "; ".join([_what_happened(status), *(f"{node}: {reason}" for node, reason in sorted(failed.items()))])
     if cancelled:
@@ -36,6 +43,8 @@ def decide(
     if known is not None and not known.comes_back:
         return Decision(False, f"{happened}: {known.advice}" if status else happened)
     leave_out = sorted(failed) if len(failed) < len(starts[-1].nodes) else []
+    if requeued:
+        return Decision(True, f"{happened}; SLURM starts it again: it was preempted, or requeued by hand", leave_out)
     if tokens > starts[-1].tokens:
         return Decision(True, f"{happened}; it starts again, from {tokens:,} tokens", leave_out)
     idle = next((n for n, start in enumerate(reversed(starts)) if start.tokens != tokens), len(starts))

@@ -77,7 +77,13 @@ class _SignalRelay:
 
 
 def _workers() -> list[psutil.Process]:
-    return psutil.Process().children()
+    """Those that run."""
+    running = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                running.append(process)
+    return running
 
 
 def _send(signum: int) -> None:
@@ -117,9 +123,9 @@ def _watch(folder: Path, endpoint: str, wrong: _Wrong) -> None:
         time.sleep(_LOOKS_EVERY)
     wrong.tell()
     bad_input = status == ExitStatus.BAD_INPUT
-    if not _all_end(folder, LAUNCHER_WAITS_AFTER_BAD_INPUT if bad_input else LAUNCHER_WAITS_FOR_RANKS):
+    if not _all_end(LAUNCHER_WAITS_AFTER_BAD_INPUT if bad_input else LAUNCHER_WAITS_FOR_RANKS):
         _send(signal.SIGTERM)
-        if not _all_end(folder, SIGKILL_AFTER_SIGTERM):
+        if not _all_end(SIGKILL_AFTER_SIGTERM):
             _send(signal.SIGKILL)
     wrong.tell()
     # The first node hosts the rendezvous: torch lets it wait for the others.
@@ -133,14 +139,12 @@ def _decided(folder: Path) -> int:
     return next((status for status in DECIDED if status in statuses), 0)
 
 
-def _all_end(folder: Path, seconds: float) -> bool:
-    """Wait for all workers that have begun."""
+def _all_end(seconds: float) -> bool:
+    """Wait for all workers."""
     deadline = time.monotonic() + seconds
-    while running := set(begun(folder)) - ended(folder).keys():
-        if not _workers() or time.monotonic() > deadline:
-            break
+    while _workers() and time.monotonic() < deadline:
         time.sleep(_LOOKS_EVERY)
-    return not running or not _workers()
+    return not _workers()
 
 
 def _leave(status: int, folder: Path) -> NoReturn:
@@ -240,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: Any, folder: Path) -> int:
     """folder: for what the workers leave there."""
+    failed_nodes.came()
     relay, wrong = _SignalRelay(), _Wrong(folder)
     threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint, wrong), daemon=True).start()
     try:

@@ -1,7 +1,7 @@
 """What the script of a job asks before and after each start of the ranks.
 
     python -m jetmoe_megatron.launch.job begin START --nodes A,B RUN.yaml [section.key=value ...]
-    python -m jetmoe_megatron.launch.job end START --status N [--cancelled] --most N RUN.yaml [section.key=value ...]
+    python -m jetmoe_megatron.launch.job end START --status N --most N [--cancelled | --requeued] RUN.yaml [...]
 
 START names this start, as JOB-NUMBER. `begin` prints the folder of this start. `end` says on stderr what happened and
 what follows (`comes_back.py`), and prints `again` or `stop`, and the nodes to leave out.
@@ -36,12 +36,14 @@ def begin(folder: RunFolder, start: str, nodes: list[str]) -> Path:
     return logs.absolute()
 
 
-def end(folder: RunFolder, start: str, status: int, cancelled: bool, most: int) -> Decision:
+def end(folder: RunFolder, start: str, status: int, cancelled: bool, most: int, requeued: bool = False) -> Decision:
     starts = starts_of(folder.starts, start.rpartition("-")[0])
     if not starts or starts[-1].start != start:
         raise InputError(f"{folder.starts}: {start} is not the last start of its job")
-    failed, tokens = recorded(_failed_nodes(folder, start)), _tokens(folder)
-    decision = decide(status, cancelled, tokens, starts, failed, most)
+    # A stop may come before all nodes have.
+    expected = [] if status == ExitStatus.RUN_ME_AGAIN else starts[-1].nodes
+    failed, tokens = recorded(_failed_nodes(folder, start), expected), _tokens(folder)
+    decision = decide(status, cancelled, tokens, starts, failed, most, requeued)
     values = asdict(decision)
     add_end(folder.starts, start, time=utc_now(), status=status, tokens=tokens, failed_nodes=failed, **values)
     return decision
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--nodes", required=True, type=lambda text: text.split(","))
         else:
             command.add_argument("--status", required=True, type=int)
-            command.add_argument("--cancelled", action="store_true")
+            ended_by = command.add_mutually_exclusive_group()
+            ended_by.add_argument("--cancelled", action="store_true")
+            ended_by.add_argument("--requeued", action="store_true", help="by SLURM itself")
             command.add_argument("--most", required=True, type=int)
         command.add_argument("run", metavar="RUN.yaml")
         command.add_argument("overrides", metavar="section.key=value", nargs="*")
@@ -79,12 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "begin":
             print(begin(folder, arguments.start, arguments.nodes))
         else:
-            decision = end(folder, arguments.start, arguments.status, arguments.cancelled, arguments.most)
+            asked = (arguments.status, arguments.cancelled, arguments.most, arguments.requeued)
+            decision = end(folder, arguments.start, *asked)
             say(printable(f"{utc_now()} start {arguments.start}: {decision.reason}"), sys.stderr)
             print("again" if decision.again else "stop", ",".join(decision.leave_out))
-    except (InputError, OSError) as error:
+    except InputError as error:
         say(f"error: {one_line(error)}", sys.stderr)
         return ExitStatus.BAD_INPUT
+    except OSError as error:  # which may pass
+        say(printable(f"error: {error}"), sys.stderr)
+        return ExitStatus.NOT_SAVED
     except KeyboardInterrupt:
         return FIRST_OF_SIGNALS + signal.SIGINT
     return 0

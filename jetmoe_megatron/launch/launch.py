@@ -32,6 +32,10 @@ def scripts(run: Run, site: Site, way: Way) -> dict[Path, str]:
         raise UserError("ranks_per_node: must be given where gpus_per_node is 0")
     if way == "ssh" and len(site.hosts) < site.nodes:
         raise UserError(f"hosts: {len(site.hosts)} are fewer than nodes ({site.nodes})")
+    if site.numa_binding and site.tasks == "rank":
+        raise UserError("numa_binding: torchrun's, which `tasks: rank` does not start; leave one of them out")
+    if run.checkpoint.resume == "never":
+        raise UserError("checkpoint.resume: a run that comes back by itself needs auto, not never")
     if site.container and way != "slurm":
         raise UserError(f"container: `jetmoe launch {way}` starts the ranks outside containers")
     resolve_layout(run, site.ranks * (1 if way == "local" else site.nodes))

@@ -24,6 +24,7 @@ _VARIABLES = {  # torchrun's: SLURM's
 
 def main() -> None:
     os.environ.update({ours: os.environ[theirs] for ours, theirs in _VARIABLES.items()})
+    failed_nodes.came()
     log_into_file()
     try:
         run_script()

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jetmoe_megatron.checkpoint.folder import newest
+from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Batch, Phase
@@ -38,6 +38,10 @@ class Plan(BaseModel):
     def steps(self) -> int:
         return sum(-(-phase.tokens // self.batch.global_tokens) for phase in self.phases)
 
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.batch.global_tokens
+
 
 def status(folder: Path) -> str:
     """A table of two columns.
@@ -53,7 +57,8 @@ def status(folder: Path) -> str:
         raise UserError(f"{folder}: no config.yaml; is it a run folder, and has the run begun?")
     plan = load_sections(files.config, Plan)
     records = last_records(files.metrics)
-    done = bool(records) and records[-1]["step"] >= plan.steps
+    checkpoint = newest(files.checkpoints)
+    done = checkpoint is not None and tokens_of(checkpoint) >= plan.tokens
     rows = [("run", plan.name), ("state", _state(history, done))]
     if records:
         try:
@@ -61,7 +66,7 @@ def status(folder: Path) -> str:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{files.metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
         rows.append(("last step", f"{_age(files.metrics)} ago"))
-    if checkpoint := newest(files.checkpoints):
+    if checkpoint:
         rows.append(("checkpoint", f"{checkpoint}, {_age(checkpoint)} ago"))
     rows += _starts(history)
     rows += [("warning" if number == 0 else "", line) for number, line in enumerate(_warnings(files, history))]

@@ -43,7 +43,7 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
         time.sleep(LOST_RANKS_ANSWER)
         lost = [other for other in range(world) if not store.check([f"gave up/{other}"])]
         is_first = store.add("told", 1) == 1
-        who = _did_not_answer(lost, world) if lost else "the ranks lost one another"
+        who = _did_not_answer(lost, world, is_first) if lost else "the ranks lost one another"
     except torch.distributed.DistError:  # the store was on the rank, or on the node, that is gone
         is_first, who = True, f"rank {rank} lost the others, and the rendezvous too"
     gave_up.cancel()
@@ -52,12 +52,12 @@ def name_lost_ranks(error: RuntimeError) -> NoReturn:
     raise SystemExit(ExitStatus.LOST_RANKS) from None
 
 
-def _did_not_answer(lost: list[int], world: int) -> str:
+def _did_not_answer(lost: list[int], world: int, is_first: bool) -> str:
     nodes, all_nodes = nodes_of(lost), nodes_of(range(world))
     where = f" (on {', '.join(nodes)})" if len(all_nodes) > 1 else ""
     who = f"rank {', '.join(map(str, lost))} of {world}{where} did not answer"
-    for node in nodes:
-        failed_nodes.record(node, who)
+    if is_first and len(nodes) == 1:  # of many, it is not clear which is to blame
+        failed_nodes.record(nodes[0], who)
     return who
 
 

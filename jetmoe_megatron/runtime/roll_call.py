@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.distributed import PrefixStore, Store
 
+from jetmoe_megatron.runtime import failed_nodes
+from jetmoe_megatron.runtime.meeting import nodes_of
 from jetmoe_megatron.stopping import LOST_RANKS_ANSWER, STORE_ANSWERS, ExitStatus
 
 
@@ -58,7 +60,11 @@ def _end(work: str, places: Sequence[str], minutes: float, store: Store, world: 
 def _furthest_behind(store: Store, world: int, places: Sequence[str]) -> str:
     at = [int(store.get(str(rank))) if store.check([str(rank)]) else -1 for rank in range(world)]
     first = min(at)
-    ranks = ", ".join(str(rank) for rank in range(world) if at[rank] == first)
+    behind = [rank for rank in range(world) if at[rank] == first]
+    ranks = ", ".join(map(str, behind))
     if first == len(places):  # the last ones have come in this moment
         return f"rank {ranks} of {world} came too late"
-    return f"rank {ranks} of {world} " + ("did not come" if first < 0 else f"did not get past: {places[first]}")
+    who = f"rank {ranks} of {world} " + ("did not come" if first < 0 else f"did not get past: {places[first]}")
+    if len(nodes := nodes_of(behind)) == 1:
+        failed_nodes.record(nodes[0], who)
+    return who

@@ -33,7 +33,9 @@ trap pass_on INT TERM HUP USR1
 on() {
   local host=$1
   shift
-  ssh -n "$host" "$(printf '%q ' "$@")"
+  # A host that dies is noticed within two minutes.
+  ssh -n -o BatchMode=yes -o ConnectTimeout=30 -o ServerAliveInterval=15 -o ServerAliveCountMax=8 "$host" \
+    "$(printf '%q ' "$@")"
 }
 {% else %}
 on() { "${@:2}"; }
@@ -49,6 +51,7 @@ for ((number = 0; ; number++)); do
   for host in "${hosts[@]}"; do
     [[ ${#chosen[@]} -ge $nodes || $left_out == *" $host "* ]] || chosen+=("$host")
   done
+  [[ ! $cancelled ]] || exit 143
   logs=$("$python" -m jetmoe_megatron.launch.job begin "$start" --nodes "$(IFS=,; echo "${chosen[*]}")" "$run" "$@")
   endpoint={{ endpoint }}
   pids=()
@@ -56,8 +59,10 @@ for ((number = 0; ; number++)); do
     on "$host" bash "$here/host.sh" "$PWD" "$host" "$nodes" "$endpoint" "$start" "$logs" "$run" "$@" &
     pids+=($!)
   done
+  [[ ! $cancelled ]] || pass_on # the signal came before all of them were there
   status=0
-  for pid in "${pids[@]}"; do
+  for number_of_host in "${!pids[@]}"; do
+    pid=${pids[number_of_host]}
     # A trapped signal ends `wait` early: repeat it until it ends without one.
     while
       signalled=
@@ -65,6 +70,9 @@ for ((number = 0; ; number++)); do
       wait "$pid" || ended=$?
       [[ $signalled ]]
     do :; done
+{% if ssh %}
+    ((ended != 255)) || echo "ssh lost ${chosen[number_of_host]}" >"$logs/failed_nodes/${chosen[number_of_host]}"
+{% endif %}
     ((ended <= status)) || status=$ended
   done
   read -r next {{ "failed" if ssh else "_" }} < <("$python" -m jetmoe_megatron.launch.job end "$start" --status "$status" \

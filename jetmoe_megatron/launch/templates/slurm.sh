@@ -18,9 +18,87 @@ if [[ $# -gt 0 && ($1 != *=* || -f $1) ]]; then
   shift
 fi
 trainer={{ trainer | quote }}
+most={{ starts_without_progress }} # starts in a row without a new checkpoint
+
+# --- what brings the job back ---
+
+# What SLURM says about this job: the value of one field; empty if it is not set.
+field() { scontrol show job "$SLURM_JOB_ID" | sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" | sed '2,$d; s/^(null)$//'; }
+
+{% include "queue_again.sh" %}
+
+# Whether the job has enough nodes without these. Nodes count if they are like its first one.
+others_than() { # nodes
+  local like
+  if [[ $(field ReqNodeList) || $(field Reservation) || $(field Features) ]]; then
+    return 1 # the job asks for certain nodes: SLURM alone knows how many there are
+  fi
+  like=$(sinfo --noheader --Node --format='%c %G' --nodes="$SLURMD_NODENAME" | sed '2,$d')
+  (($(sinfo --noheader --Node --format='%N %c %G' --partition="$SLURM_JOB_PARTITION" \
+    --states=alloc,comp,idle,mix | sort -u | sed -n "s/ $like *\$//p" |
+    grep -cvxF "$(scontrol show hostnames "$1")" || true) >= SLURM_JOB_NUM_NODES))
+}
+
+# Nodes that failed, besides those of earlier starts. SLURM takes the list only from a job that waits.
+leave_out() { # nodes
+  local before all=$1
+  before=$(field ExcNodeList)
+  [[ ! $before ]] || all=$before,$1
+  if ! others_than "$all"; then
+    echo "$1 cannot be left out: no others like it are known for this job" >&2
+  elif scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$all"; then
+    echo "left out from now on: $all"
+  fi
+}
+
+# A fault of this machine, of SLURM or of the file system may pass. The job's comment counts the starts that end so.
+known_end=
+ended_by=
+# shellcheck disable=SC2329 # called by the trap
+on_exit() {
+  local status=$? faults
+  [[ ! $known_end && $ended_by != --cancelled ]] || exit "$status"
+  faults=$(field Comment | sed -n 's/^jetmoe-faults-\([0-9]*\)$/\1/p')
+  faults=$((faults + 1))
+  echo "job $SLURM_JOB_ID: a fault on $SLURMD_NODENAME outside the ranks (status $status), $faults of $most in a row" >&2
+  if ((faults < most)); then
+    trap '' TERM
+    scontrol update JobId="$SLURM_JOB_ID" Comment="jetmoe-faults-$faults"
+    queue_again "$SLURM_JOB_ID" && leave_out "$SLURMD_NODENAME"
+  fi
+  exit "$status"
+}
+trap on_exit EXIT
+
+# --- signals ---
+
+# Before the time limit SLURM signals only this script (--signal=B). srun passes the signal on to the ranks, which save
+# and exit with 75. TERM means that the time is over, because saving takes longer than it was given; or that SLURM itself
+# has queued the job again, after a preemption or by an administrator; or that somebody cancels the job.
+signalled=
+srun_pid=
+# shellcheck disable=SC2329 # called by the traps
+pass_on() {
+  signalled=yes
+  kill -USR1 "$srun_pid" 2>/dev/null || true
+}
+# shellcheck disable=SC2329
+asked_to_end() {
+  if [[ $(field Reason) == TimeLimit ]]; then
+    :
+  elif [[ $(field EndTime) == Unknown ]]; then
+    ended_by=--requeued
+  else
+    ended_by=--cancelled
+  fi
+  pass_on
+}
+trap pass_on USR1
+trap asked_to_end TERM
+
 if [[ ! -f $trainer || ! -f $run ]]; then
-  echo "no $trainer or no $run in $PWD: submit from the folder that their paths start in" >&2
-  exit 2
+  echo "no $trainer or no $run in $PWD on $SLURMD_NODENAME: submit from the folder that their paths start in" >&2
+  exit 1
 fi
 
 {% include "environment.sh" %}
@@ -31,11 +109,8 @@ restarts=${SLURM_RESTART_COUNT:-0}
 start=$SLURM_JOB_ID-$restarts
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 address=$(scontrol show node "${hosts[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-# Below the ephemeral ports. The next start, or the next job, on the same node gets a different port.
-port=$((20000 + (SLURM_JOB_ID + 1009 * restarts) % 10000))
-# The end of the job's time, in seconds since 1970; 0 if SLURM does not say.
-end=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*EndTime=\([^ ]*\).*/\1/p' || true)
-end=$([[ $end ]] && date -d "$end" +%s 2>/dev/null || echo 0)
+# Below the ephemeral ports. The next start, or the next job, on the same node gets other ports.
+port=$((20000 + (2 * SLURM_JOB_ID + 1009 * restarts) % 10000))
 
 {% if container %}
 container=({{ container_options }})
@@ -43,31 +118,15 @@ container=({{ container_options }})
 # On this node, where the Python of the ranks is.
 here() { {{ "srun --overlap --nodes=1 --ntasks=1 " if container == "pyxis" }}{{ inside }}"$@"; }
 
-# Wrong input ends the job here, with status 2.
 nodes=$(IFS=,; echo "${hosts[*]}")
-folder=$(here "$python" -m jetmoe_megatron.launch.job begin "$start" --nodes "$nodes" "$run" "$@")
+# The last line: a container may print its own.
+folder=$(here "$python" -m jetmoe_megatron.launch.job begin "$start" --nodes "$nodes" "$run" "$@" | tail -n 1) || {
+  status=$?
+  ((status != 2)) || known_end=yes # wrong input
+  exit "$status"
+}
+[[ ! $ended_by ]] || exit 143 # meanwhile
 export JETMOE_RANK_LOGS=$folder JETMOE_FAILED_NODES=$folder/failed_nodes
-
-# --- signals ---
-
-# Before the time limit SLURM signals only this script (--signal=B). srun passes the signal on to the ranks, which save
-# and exit with 75. TERM means that the job is being cancelled or preempted or, at the end of its time, that saving takes
-# longer than the time it was given.
-signalled=
-cancelled=
-srun_pid=
-# shellcheck disable=SC2329 # called by the traps
-pass_on() {
-  signalled=yes
-  kill -USR1 "$srun_pid" 2>/dev/null || true
-}
-# shellcheck disable=SC2329
-end_or_cancel() {
-  ((end && $(date +%s) >= end)) || cancelled=--cancelled
-  pass_on
-}
-trap pass_on USR1
-trap end_or_cancel TERM
 
 # --- the ranks ---
 
@@ -101,8 +160,15 @@ run_ranks() {
 }
 
 {% if doctor %}
-# A sick rank ends this start with status 5.
 run_ranks $((port + 1)) -m jetmoe_megatron.doctor --ranks --tolerance {{ doctor_tolerance }} "$run" "$@"
+if ((status == 5)); then # sick ranks
+  sick=$(cd "$JETMOE_FAILED_NODES" && find . -type f -printf '%P,')
+  if [[ ! $sick ]] || ! others_than "${sick%,}"; then
+    echo "no nodes can take the place of what the doctor found: the ranks start all the same" >&2
+    find "$JETMOE_FAILED_NODES" -type f -delete
+    status=0
+  fi
+fi
 if ((status == 0)); then
   run_ranks "$port" "$trainer" "$run" "$@"
 fi
@@ -112,27 +178,22 @@ run_ranks "$port" "$trainer" "$run" "$@"
 
 # --- what follows ---
 
-read -r next failed_nodes < <(here "$python" -m jetmoe_megatron.launch.job end "$start" --status "$status" \
-  ${cancelled:+"$cancelled"} --most {{ starts_without_progress }} "$run" "$@") || true
-
-{% include "queue_again.sh" %}
-
-# The nodes that failed, besides those of earlier starts. SLURM takes the list only from a job that waits.
-leave_out() {
-  local failed=$1 before usable
-  before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
-  [[ ! $before || $before == "(null)" ]] || failed=$before,$failed
-  usable=$(sinfo --noheader --Node --format=%N --partition="$SLURM_JOB_PARTITION" --states=alloc,comp,idle,mix |
-    sort -u | grep -cvxF "$(scontrol show hostnames "$failed")" || true)
-  if ((usable < SLURM_JOB_NUM_NODES)); then
-    echo "$1 cannot be left out: partition $SLURM_JOB_PARTITION has no other nodes" >&2
-  elif scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$failed"; then
-    echo "left out from now on: $failed"
-  fi
-}
-
-if [[ $next == again ]]; then
+answer=
+for _ in {1..5}; do
+  answer=$(here "$python" -m jetmoe_megatron.launch.job end "$start" --status "$status" ${ended_by:+"$ended_by"} \
+    --most "$most" "$run" "$@" | tail -n 1) && break
+  answer=
+  sleep 60 # the file system may come back
+done
+if [[ $answer || $ended_by || $status =~ ^[023]$ ]]; then
+  known_end=yes
+fi
+read -r next failed_nodes <<<"$answer" || true
+if [[ $next == again && $ended_by != --cancelled ]]; then
   trap '' TERM # SLURM sends it to this script when it queues the job again
-  queue_again "$SLURM_JOB_ID" && [[ $failed_nodes ]] && leave_out "$failed_nodes"
+  [[ ! $(field Comment) ]] || scontrol update JobId="$SLURM_JOB_ID" Comment=
+  if [[ $ended_by == --requeued ]] || queue_again "$SLURM_JOB_ID"; then
+    [[ ! $failed_nodes ]] || leave_out "$failed_nodes"
+  fi
 fi
 exit "$status"
