@@ -25,6 +25,7 @@ def test_the_shipped_one() -> None:
         ("container: {runtime: docker, image: x}", "container.runtime: must be 'pyxis' or 'apptainer', not 'docker'"),
         ("nodes: 0", "nodes: must be greater than or equal to 1, not 0"),
         ("time: tomorrow", "time: must be hours:minutes:seconds or days-hours:minutes:seconds, not 'tomorrow'"),
+        ("time: 24:00", "time: must be hours:minutes:seconds or days-hours:minutes:seconds, not '24:00'"),
         ("account: two words", "account: must be one word, not 'two words'"),
         ("environment: [NCCL DEBUG=INFO]", "environment.0: must be NAME=value, not 'NCCL DEBUG=INFO'"),
         ('partition: "a\\nb"', "partition: 'a\\nb' holds a control character"),

@@ -51,6 +51,11 @@ def test_nodes_that_failed_are_left_out_unless_all_did(failed: str, left_out: li
     assert decided(137, 0, now=9, failed=failed).leave_out == left_out
 
 
+def test_a_job_that_slurm_itself_has_queued_again() -> None:
+    decision = decide(75, False, 0, [Start("7-0", "", 0, NODES)] * 9, {}, most=3, requeued=True)
+    assert decision.again and decision.reason.endswith("SLURM starts it again: it was preempted, or requeued by hand")
+
+
 def test_the_line_says_what_happened_and_what_follows() -> None:
     assert decided(137, 0, now=4096, failed="n2").reason == (
         "signal 9 ended a rank (status 137); n2: rank 3 was killed; it starts again, from 4,096 tokens"

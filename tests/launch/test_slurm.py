@@ -22,7 +22,10 @@ SRUN = """#!/usr/bin/env bash
 trap 'echo USR1 >> signals' USR1
 trap 'echo TERM >> signals' TERM
 cd "$RECORDS"
-[[ $* != *jetmoe_megatron.doctor* ]] || exit "${DOCTOR_STATUS:-0}"
+if [[ $* == *jetmoe_megatron.doctor* ]]; then
+  for node in $SICK; do echo "rank 9 is slow" > "$JETMOE_FAILED_NODES/$node"; done
+  exit "${DOCTOR_STATUS:-0}"
+fi
 printf '%s\\n' "$@" > srun
 env > environment
 for node in $FAILED_NODES; do echo "rank 9 on $node was killed" > "$JETMOE_FAILED_NODES/$node"; done
@@ -37,13 +40,18 @@ SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORDS/scontrol"
 case "$1 $2" in
   "show hostnames") [[ $3 == "gpu[07-09]" ]] && printf 'gpu%s\\n' 07 08 09 || tr , '\\n' <<< "$3" ;;
-  "show job") echo "  EndTime=${END_TIME:-Unknown} Deadline=N/A ExcNodeList=${LEFT_OUT_BEFORE:-(null)} Features=" ;;
+  "show job") echo "  JobState=RUNNING Reason=${REASON:-None} EndTime=${END_TIME:-2126-11-01T00:00:00} Deadline=N/A"
+    echo "  ReqNodeList=(null) ExcNodeList=${LEFT_OUT_BEFORE:-(null)} Features=${FEATURES:-(null)}"
+    echo "  Comment=$(sed -n 's/.*Comment=//p' "$RECORDS/scontrol" | tail -n 1)" ;;
   "show node") echo "   NodeAddr=$3-ib NodeHostName=$3 Version=22.05" ;;
   requeue*) [[ $(grep -c requeue "$RECORDS/scontrol") -gt ${REQUEUE_FAILURES:-0} ]] ;;
 esac
 """
 SINFO = """#!/usr/bin/env bash
-tr ' ' '\\n' <<< "$PARTITION"
+case "$*" in
+  *--nodes=gpu07*) echo "96 gpu:8" ;;
+  *) for node in $PARTITION; do [[ $node == cpu* ]] && echo "$node 64 (null)" || echo "$node 96 gpu:8 "; done ;;
+esac
 """
 
 
@@ -67,6 +75,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_ID": "1234567",
         "SLURM_JOB_NODELIST": "gpu[07-09]",
         "SLURM_JOB_NUM_NODES": "3",
+        "SLURMD_NODENAME": "gpu07",
         "SLURM_JOB_PARTITION": "gpu",
         "PARTITION": "gpu05 gpu07 gpu08 gpu09",  # its nodes
         "SLURM_GPUS_ON_NODE": "8",
@@ -170,6 +179,8 @@ def test_starts_without_progress_are_limited(environment: dict[str, str], tmp_pa
         ({"FAILED_NODES": "gpu07", "LEFT_OUT_BEFORE": "gpu06"}, "gpu06,gpu07"),
         ({"FAILED_NODES": "gpu07 gpu08"}, None),  # two of three: only two others are left
         ({"FAILED_NODES": "gpu07", "LEFT_OUT_BEFORE": "gpu05"}, None),
+        ({"FAILED_NODES": "gpu08", "PARTITION": "cpu1 cpu2 gpu07 gpu08 gpu09"}, None),  # others are not like them
+        ({"FAILED_NODES": "gpu08", "FEATURES": "h100"}, None),  # the job asks for certain nodes
         ({"FAILED_NODES": "gpu07 gpu08 gpu09", "PARTITION": "1 2 3 4 5 6"}, None),  # all: not their fault
     ],
 )
@@ -182,12 +193,36 @@ def test_nodes_that_failed_are_left_out(
     updates = [call for call in calls if call.startswith("update")]
     assert updates == ([f"update JobId=1234567 ExcNodeList={left_out}"] if left_out else []), output
     if not left_out and len(variables["FAILED_NODES"].split()) in (1, 2):
-        assert "cannot be left out: partition gpu has no other nodes" in output
+        assert "cannot be left out: no others like it are known for this job" in output
 
 
-def test_a_sick_rank_ends_the_start(environment: dict[str, str], tmp_path: Path) -> None:
-    assert run(environment | {"DOCTOR_STATUS": "5"})[0] == 5
-    assert not (tmp_path / "srun").exists() and requeued(tmp_path)
+@pytest.mark.parametrize(("sick", "trains"), [("gpu08", False), ("", True), ("gpu08 gpu09", True)])
+def test_a_sick_rank_ends_the_start_if_another_node_can_take_its_place(
+    environment: dict[str, str], tmp_path: Path, sick: str, trains: bool
+) -> None:
+    status, output = run(environment | {"DOCTOR_STATUS": "5", "SICK": sick})
+    assert (status == 0) == trains == (tmp_path / "srun").exists()
+    assert requeued(tmp_path) != trains
+    assert ("no nodes can take the place of what the doctor found" in output) == trains
+
+
+@pytest.mark.parametrize("fault", ["begin", "end"])
+def test_a_passing_fault_outside_the_ranks_brings_the_job_back(
+    environment: dict[str, str], tmp_path: Path, fault: str
+) -> None:
+    """Three times in a row at most."""
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\n[ "$3" != {fault} ] || exit 1\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.write_text("#!/bin/sh\n")
+    sleep.chmod(0o755)
+    for number in range(3):
+        (tmp_path / "started").unlink(missing_ok=True)
+        status, output = run(environment | {"SLURM_RESTART_COUNT": str(number), "SRUN_STATUS": "137"})
+        assert status == (1 if fault == "begin" else 137)
+        assert f"{number + 1} of 3 in a row" in output, output
+    assert (tmp_path / "scontrol").read_text().count("requeue 1234567") == 2
 
 
 def test_bad_input_reaches_no_node(environment: dict[str, str], tmp_path: Path) -> None:
@@ -203,18 +238,24 @@ def test_queueing_again_is_tried_again(environment: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("signum", "status", "end", "again"),
+    ("signum", "status", "says", "again"),
     [
-        (signal.SIGTERM, 75, "2026-11-01T00:00:00", True),  # saving has taken longer than the time that was left
-        (signal.SIGTERM, 75, "2126-11-01T00:00:00", False),
-        (signal.SIGUSR1, 138, "2126-11-01T00:00:00", True),  # the launcher was still starting
-        (signal.SIGTERM, 138, "2126-11-01T00:00:00", False),
+        (signal.SIGTERM, 75, {"REASON": "TimeLimit"}, True),  # saving has taken longer than the time that was left
+        (signal.SIGTERM, 75, {}, False),
+        (signal.SIGUSR1, 138, {}, True),  # the launcher was still starting
+        (signal.SIGTERM, 138, {}, False),
+        (signal.SIGTERM, 75, {"END_TIME": "Unknown"}, False),  # preempted: SLURM has queued it again
     ],
 )
 def test_why_it_was_stopped(
-    environment: dict[str, str], tmp_path: Path, signum: signal.Signals, status: int, end: str, again: bool
+    environment: dict[str, str],
+    tmp_path: Path,
+    signum: signal.Signals,
+    status: int,
+    says: dict[str, str],
+    again: bool,
 ) -> None:
-    job = start(environment | {"SRUN_STATUS": str(status), "SRUN_SIGNALS": "1", "END_TIME": end})
+    job = start(environment | {"SRUN_STATUS": str(status), "SRUN_SIGNALS": "1"} | says)
     try:
         wait_for(tmp_path / "started")
         job.send_signal(signum)
@@ -263,8 +304,8 @@ def test_signals_reach_the_step_and_its_end_is_awaited(
 
 def test_submitted_from_elsewhere(environment: dict[str, str], tmp_path: Path) -> None:
     status, output = run(environment, cwd=tmp_path)
-    assert status == 2
-    assert output.endswith("submit from the folder that their paths start in\n")
+    assert status == 1
+    assert "submit from the folder that their paths start in\n" in output
     assert not (tmp_path / "srun").exists()
 
 

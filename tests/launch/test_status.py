@@ -60,6 +60,8 @@ def test_a_run_that_is_done(run: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) | {"step": 8, "tokens": 2048}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(last) + "\n")
+    assert shown(tmp_path)["state"] != "done"  # its last checkpoint is not there yet
+    (tmp_path / "checkpoints/tokens_2048").mkdir(parents=True)
     assert shown(tmp_path)["state"] == "done"
 
 
