@@ -23,7 +23,7 @@ def run_file(tmp_path: Path, data: dict[str, str]) -> Path:
     return write_run(tmp_path, small_run(tmp_path, data))
 
 
-@pytest.mark.skipif(has_gpu(), reason="what a CPU uses")
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU, and this is what a CPU uses")
 def test_it_says_what_is_there_and_used(tmp_path: Path, run_file: Path) -> None:
     told = jetmoe("doctor", run_file)
     assert told.returncode == 0, told.stdout + told.stderr
@@ -69,7 +69,7 @@ def test_what_is_known_not_to_work(run_file: Path) -> None:
 
 def test_what_the_run_asks_for_and_this_machine_lacks(run_file: Path) -> None:
     if has_gpu():
-        pytest.skip("it may have it")
+        pytest.skip("there is a GPU, which Transformer Engine may use")
     told = jetmoe("doctor", run_file, "model.expert_backend=te", f"output_dir={run_file}/run")
     assert told.returncode == 5
     assert "\nwrong: model.expert_backend: te needs a GPU, and there is none: use auto, torch or loop\n" in told.stdout
@@ -96,7 +96,7 @@ def promised() -> None:
 
 def test_a_gpu_that_torch_does_not_see(run_file: Path) -> None:
     if has_gpu():
-        pytest.skip("torch sees one")
+        pytest.skip("there is a GPU, and torch sees it")
     told = Command(["jetmoe", "doctor", run_file], environment(), REPO, promised).run()
     assert told.returncode == 5
     assert "\nwrong: device: CUDA_VISIBLE_DEVICES is 0, but torch sees no GPU: " in told.stdout

@@ -181,7 +181,7 @@ def test_a_read_only_file_system(tmp_path: Path, run_file: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if command("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk).returncode:
-        pytest.skip("this user may not mount")
+        pytest.skip("a read-only file system must be mounted, which this user may not")
     try:
         sick = doctor(2, run_file, f"output_dir={disk}/run")
     finally:

@@ -17,7 +17,7 @@ from jetmoe_megatron.runtime.device import has_gpu
 from tests.support import pretrain, small_run, write_run
 
 
-@pytest.mark.skipif(has_gpu(), reason="the kernels of a CPU")
+@pytest.mark.skipif(has_gpu(), reason="there is a GPU, and these are the kernels of a CPU")
 @pytest.mark.parametrize(
     ("length", "masked", "said", "called"),
     [
