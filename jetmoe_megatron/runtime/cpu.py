@@ -9,12 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-_CPU = torch.device("cpu")
+_place = torch.device("cpu")  # where what Megatron-Core wants on the GPU is
 _installed = False
+
+
+def place() -> torch.device:
+    """The device that replaces the GPU."""
+    return _place
+
+
+@contextlib.contextmanager
+def placed_on(device: torch.device) -> Iterator[None]:
+    """Within it, another device than the CPU replaces the GPU. `install` must have been called."""
+    global _place
+    before, _place = _place, device
+    try:
+        yield
+    finally:
+        _place = before
 
 
 class _Inert:
@@ -49,7 +66,7 @@ def _set_cpu_rng_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
 
 # torch.cuda attribute -> (replacement, a file of megatron/core that uses it)
 CUDA_PATCHES: dict[str, tuple[Any, str]] = {
-    "current_device": (lambda: _CPU, "tensor_parallel/layers.py"),
+    "current_device": (place, "tensor_parallel/layers.py"),
     "Stream": (_Inert, "transformer/moe/token_dispatcher.py"),
     "Event": (_Inert, "models/common/model_chunk_schedule_plan.py"),
     "current_stream": (lambda *a: _STREAM, "transformer/moe/token_dispatcher.py"),
@@ -109,14 +126,14 @@ class _Overlay:
         return getattr(self._module, name)
 
 
-def _cuda_literal_is_cpu(factory: Any) -> Any:
+def _cuda_literal_is_place(factory: Any) -> Any:
     @functools.wraps(factory)
-    def on_cpu(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def in_place(*args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("device") == "cuda":
-            kwargs["device"] = _CPU
+            kwargs["device"] = _place
         return factory(*args, **kwargs)
 
-    return on_cpu
+    return in_place
 
 
 def _all_gather(parts: list[torch.Tensor], own: torch.Tensor, group: Any) -> None:
@@ -164,7 +181,7 @@ def _patch_megatron() -> None:
 
     _without_transformer_engine()
     # These modules hard-code device='cuda'.
-    factories = {name: _cuda_literal_is_cpu(getattr(torch, name)) for name in ("tensor", "zeros")}
+    factories = {name: _cuda_literal_is_place(getattr(torch, name)) for name in ("tensor", "zeros")}
     for module in (optimizer, clip_grads, schedules, utils):
         module.torch = _Overlay(torch, **factories)
 
@@ -190,7 +207,7 @@ def _patch_megatron() -> None:
 
     def split_sizes_on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         if as_numpy and isinstance(tensor, torch.Tensor):
-            return tensor.numpy()
+            return tensor.cpu().numpy()
         return original(tensor, as_numpy, record_stream)
 
     token_dispatcher.maybe_move_tensor_to_cpu = split_sizes_on_host

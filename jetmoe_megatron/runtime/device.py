@@ -24,8 +24,8 @@ def has_gpu() -> bool:
 
 
 def device() -> torch.device:
-    """Where this rank computes: its own GPU, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else torch.device("cpu")
+    """Where this rank computes: its own GPU, or what replaces it."""
+    return torch.device("cuda", torch.cuda.current_device()) if has_gpu() else cpu.place()
 
 
 def peak_memory() -> dict[str, float]:

@@ -30,7 +30,7 @@ class Recomputed:
 
     def __init__(self, function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> None:
         self._function, self._x = function, x.detach()
-        self._storage = y.untyped_storage().data_ptr()
+        self._storage = _identity(y)
         self._kept = self._used = 0
         self._again: Tensor | None = None
 
@@ -38,7 +38,7 @@ class Recomputed:
         return saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, saved: Tensor) -> Tensor | _Place:
-        if self._storage == 0 or saved.untyped_storage().data_ptr() != self._storage:  # 0: no rows at all
+        if _identity(saved) != self._storage:
             return saved
         self._kept += 1
         return _Place(saved.shape, saved.stride(), int(saved.storage_offset()))
@@ -53,3 +53,8 @@ class Recomputed:
         if self._used == self._kept:
             self._again, self._used = None, 0
         return y
+
+
+def _identity(x: Tensor) -> int:
+    """The same for all tensors that share their numbers, while one of them lives; its address is 0 without numbers."""
+    return x.untyped_storage()._cdata

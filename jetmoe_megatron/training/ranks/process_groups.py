@@ -42,26 +42,31 @@ def joined_groups(run: Run, layout: Layout, judge: Judge) -> Iterator[float]:
     """
     _quiet_megatron()
     dumps = record_into(RunFolder.of(run).logs / "flight_recorder")
-    with process_group(run.parallel.start_timeout_minutes, judge), _dumped(dumps):
-        from megatron.core import parallel_state
-        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    with process_group(run.parallel.start_timeout_minutes, judge), _dumped(dumps), split_world(run, layout):
+        yield warm_up_groups(run, layout)
 
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=layout.tensor,
-            pipeline_model_parallel_size=layout.pipeline,
-            virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
-            context_parallel_size=layout.context,
-            expert_model_parallel_size=layout.expert,
-            expert_tensor_parallel_size=layout.expert_tensor,
-            create_gloo_process_groups=False,
-            distributed_timeout_minutes=run.parallel.start_timeout_minutes,
-        )
-        model_parallel_cuda_manual_seed(run.seed)
-        seconds = warm_up_groups(run, layout)
-        try:
-            yield seconds
-        finally:
-            parallel_state.destroy_model_parallel()
+
+@contextlib.contextmanager
+def split_world(run: Run, layout: Layout) -> Iterator[None]:
+    """Split the world that this rank has joined into Megatron's groups."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=layout.expert_tensor,
+        create_gloo_process_groups=False,
+        distributed_timeout_minutes=run.parallel.start_timeout_minutes,
+    )
+    model_parallel_cuda_manual_seed(run.seed)
+    try:
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
 
 
 @contextlib.contextmanager

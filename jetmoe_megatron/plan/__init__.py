@@ -1,0 +1,1 @@
+"""Rehearses a training step of one rank of any world in one process, without its GPUs. Read `rehearse.py` first."""

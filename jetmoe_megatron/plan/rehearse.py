@@ -1,0 +1,146 @@
+"""Rehearses one step of one rank: the real model, buffers, optimizer and schedule, on tensors without numbers.
+
+Nothing of the program knows that it is rehearsed. What differs is around it: process groups whose collectives return at
+once (`fake_world.py`), the kernels of the device in question (`ways.py`), and answers where the host reads numbers
+(`host_values.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.step_batches import MicroBatch
+from jetmoe_megatron.model.build import build_model
+from jetmoe_megatron.model.rotary import forget_angles
+from jetmoe_megatron.plan.fake_world import NOWHERE, fake_world
+from jetmoe_megatron.plan.host_values import HostValues
+from jetmoe_megatron.plan.memory import ACTIVATIONS, Ledger
+from jetmoe_megatron.plan.parts import OPTIMIZER, Parts
+from jetmoe_megatron.plan.rehearsal import Kernels, Memory, Rehearsal, Transfers
+from jetmoe_megatron.plan.routing import Routing
+from jetmoe_megatron.plan.tracer import Tracer
+from jetmoe_megatron.plan.ways import as_a_gpu, as_the_cpu
+from jetmoe_megatron.plan.work import Work
+from jetmoe_megatron.training.metrics import reduce_metrics
+from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.step import compute_gradients, update_weights
+
+Device = Literal["gpu", "cpu"]
+_BLOCK = {"gpu": 512, "cpu": 1}  # CUDACachingAllocator's kMinBlockSize, in bytes
+WEIGHTS, MAIN_WEIGHTS, GRADIENTS, STATE = "weights", "main weights", "gradients", "optimizer state"
+
+
+def rehearse(run: Run, layout: Layout, rank: int, device: Device = "gpu", imbalance: float = 1.0) -> Rehearsal:
+    """One step of `rank` in the layout's world.
+
+    Args:
+        device: whose kernels are taken.
+        imbalance: rows of a layer's fullest expert, divided by the mean.
+    """
+    routing = Routing(run.model.num_experts, run.model.top_k, imbalance)
+    with fake_world(run, layout, rank):
+        tracer = Tracer(Parts(), HostValues(routing), Ledger(_BLOCK[device]), causal_half=device == "gpu")
+        way = as_a_gpu(tracer) if device == "gpu" else as_the_cpu(tracer)
+        with way, tracer, tracer.ledger.resizes():
+            return _rehearse(run, layout, rank, device, imbalance, tracer)
+
+
+def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: float, tracer: Tracer) -> Rehearsal:
+    ledger = tracer.ledger
+    with tracer.everywhere():
+        model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=False))
+    optimizer = build_optimizer(run, model)
+    for kind, tensors in _kept(model, optimizer).items():
+        for tensor in tensors:
+            ledger.hold(tensor, kind)
+            ledger.name(tensor, kind, only=ACTIVATIONS)
+    kept = {kind: ledger.held[kind] for kind in (WEIGHTS, MAIN_WEIGHTS, GRADIENTS, STATE)}
+    batches = [_micro_batch(run)] * layout.micro_batches
+    tracer.work = Work()
+    ledger.restart_peak()
+    with tracer.parts.watched(model):
+        losses, norm = compute_gradients(model, optimizer, batches)
+        reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
+        peak = ledger.peak
+        ledger.restart_peak()
+        with tracer.parts.during(OPTIMIZER), _adamw_anywhere():
+            update_weights(optimizer, norm, run.optimizer.max_lr)
+    forget_angles()
+    return Rehearsal(
+        rank=rank,
+        world=layout.world,
+        device=device,
+        place=_place(),
+        micro_batches=layout.micro_batches,
+        parameters=sum(parameter.numel() for chunk in model for parameter in chunk.parameters()),
+        imbalance=imbalance,
+        memory=Memory(kept, _positive(peak), _positive(ledger.peak)),
+        kernels=_kernels(tracer.work),
+        transfers=[
+            Transfers(sent.group, list(sent.ranks), sent.kind, sent.dtype, sent.elements, sent.bytes, number)
+            for sent, number in tracer.work.transfers.items()
+        ],
+        host_waits=dict(tracer.work.host_waits),
+    )
+
+
+def _kept(model: list[Any], optimizer: Any) -> dict[str, list[Tensor]]:
+    """What a rank keeps between steps. A later kind does not count what an earlier one has."""
+    buffers = [buffer for chunk in model for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)]
+    inner = [part.optimizer for part in optimizer.chained_optimizers]
+    return {
+        WEIGHTS: [tensor for chunk in model for tensor in (*chunk.parameters(), *chunk.module.buffers())],
+        GRADIENTS: [buffer.grad_data for buffer in buffers],
+        MAIN_WEIGHTS: [tensor for part in inner for group in part.param_groups for tensor in group["params"]],
+        STATE: [x for part in inner for state in part.state.values() for x in state.values() if isinstance(x, Tensor)],
+    }
+
+
+def _micro_batch(run: Run) -> MicroBatch:
+    shape = run.batch.micro_sequences, run.batch.sequence_length
+    whole = torch.empty(shape, dtype=torch.int64, device=NOWHERE)
+    batch: MicroBatch = {
+        "tokens": whole,
+        "labels": whole,
+        "position_ids": whole,
+        "loss_mask": torch.empty(shape, device=NOWHERE),
+    }
+    if run.data.mask_attention:
+        batch["document"] = whole
+    return batch
+
+
+def _adamw_anywhere() -> contextlib.AbstractContextManager[Any]:
+    """torch has the fused AdamW for devices that it knows."""
+    return patch.object(torch.optim.AdamW, "_need_device_dtype_check_for_fused", False, create=True)
+
+
+def _place() -> dict[str, int]:
+    return {
+        "pipeline": parallel_state.get_pipeline_model_parallel_rank(),
+        "tensor": parallel_state.get_tensor_model_parallel_rank(),
+        "context": parallel_state.get_context_parallel_rank(),
+        "data": parallel_state.get_data_parallel_rank(),
+        "expert": parallel_state.get_expert_model_parallel_rank(),
+        "expert tensor": parallel_state.get_expert_tensor_parallel_rank(),
+    }
+
+
+def _positive(sizes: Mapping[str, int]) -> dict[str, int]:
+    return {kind: size for kind, size in sizes.items() if size}
+
+
+def _kernels(work: Work) -> list[Kernels]:
+    return [
+        Kernels(one.part, one.direction, one.name, one.shapes, number, work.flops[one], work.bytes[one])
+        for one, number in work.kernels.items()
+    ]
