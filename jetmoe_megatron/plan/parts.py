@@ -18,11 +18,11 @@ from jetmoe_megatron.model.mlp import MixtureOfMLPs
 from jetmoe_megatron.model.norm import RMSNorm
 from jetmoe_megatron.model.router import AttentionRouter, MLPRouter
 
-OTHER, OPTIMIZER, LOGITS = "other", "optimizer", "logits and loss"
+OTHER, OPTIMIZER, LOGITS, MOA, SCORES = "other", "optimizer", "logits and loss", "moa", "attention scores"
 _PARTS: dict[type[nn.Module], str] = {
     LanguageModelEmbedding: "embedding",
     RMSNorm: "norms",
-    MixtureOfAttention: "moa",
+    MixtureOfAttention: MOA,
     MixtureOfMLPs: "moe",
     AttentionRouter: "moa router",
     MLPRouter: "moe router",

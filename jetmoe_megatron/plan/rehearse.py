@@ -8,6 +8,7 @@ once (`fake_world.py`), the kernels of the device in question (`ways.py`), and a
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any, Literal
 from unittest.mock import patch
@@ -29,7 +30,7 @@ from jetmoe_megatron.plan.rehearsal import Kernels, Memory, Rehearsal, Transfers
 from jetmoe_megatron.plan.routing import Routing
 from jetmoe_megatron.plan.tracer import Tracer
 from jetmoe_megatron.plan.ways import as_a_gpu, as_the_cpu
-from jetmoe_megatron.plan.work import Work
+from jetmoe_megatron.plan.work import Work, extrapolated
 from jetmoe_megatron.training.metrics import reduce_metrics
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.step import compute_gradients, update_weights
@@ -56,7 +57,8 @@ def rehearse(run: Run, layout: Layout, rank: int, device: Device = "gpu", imbala
 
 def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: float, tracer: Tracer) -> Rehearsal:
     ledger = tracer.ledger
-    with tracer.everywhere():
+    # On a GPU too, parameters are made on the CPU and moved. One that gets other numbers by that loses its marks.
+    with tracer.on_the_cpu(without_numbers="floats"), contextlib.redirect_stdout(io.StringIO()):
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=False))
     optimizer = build_optimizer(run, model)
     for kind, tensors in _kept(model, optimizer).items():
@@ -64,16 +66,11 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
             ledger.hold(tensor, kind)
             ledger.name(tensor, kind, only=ACTIVATIONS)
     kept = {kind: ledger.held[kind] for kind in (WEIGHTS, MAIN_WEIGHTS, GRADIENTS, STATE)}
-    batches = [_micro_batch(run)] * layout.micro_batches
-    tracer.work = Work()
-    ledger.restart_peak()
-    with tracer.parts.watched(model):
-        losses, norm = compute_gradients(model, optimizer, batches)
-        reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
-        peak = ledger.peak
-        ledger.restart_peak()
-        with tracer.parts.during(OPTIMIZER), _adamw_anywhere():
-            update_weights(optimizer, norm, run.optimizer.max_lr)
+    few, more = _shortest_steps(layout)
+    work = _step(run, model, optimizer, few, tracer)
+    if more > few:
+        in_a_longer_step = _step(run, model, optimizer, more, tracer)
+        work = extrapolated(work, in_a_longer_step, (layout.micro_batches - more) // (more - few))
     forget_angles()
     return Rehearsal(
         rank=rank,
@@ -83,14 +80,42 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
         micro_batches=layout.micro_batches,
         parameters=sum(parameter.numel() for chunk in model for parameter in chunk.parameters()),
         imbalance=imbalance,
-        memory=Memory(kept, _positive(peak), _positive(ledger.peak)),
-        kernels=_kernels(tracer.work),
+        memory=Memory(kept, work.peak, work.peak_in_update),
+        kernels=_kernels(work),
         transfers=[
             Transfers(sent.group, list(sent.ranks), sent.kind, sent.dtype, sent.elements, sent.bytes, number)
-            for sent, number in tracer.work.transfers.items()
+            for sent, number in work.transfers.items()
         ],
-        host_waits=dict(tracer.work.host_waits),
+        host_waits=dict(work.host_waits),
     )
+
+
+def _shortest_steps(layout: Layout) -> tuple[int, int]:
+    """Micro-batches of two steps that differ by what each further micro-batch adds; twice all of them if they are few.
+
+    In the shorter step, the pipeline is full for a while.
+    """
+    at_once = layout.pipeline if layout.virtual_pipeline > 1 else 1
+    few = layout.pipeline * (2 if layout.virtual_pipeline > 1 else 1)
+    if few + at_once >= layout.micro_batches:
+        return layout.micro_batches, layout.micro_batches
+    return few, few + at_once
+
+
+def _step(run: Run, model: list[Any], optimizer: Any, micro_batches: int, tracer: Tracer) -> Work:
+    """What a step of so many micro-batches computes, sends and holds."""
+    ledger, work = tracer.ledger, Work()
+    tracer.work = work
+    ledger.restart_peak()
+    with tracer.parts.watched(model):
+        losses, norm = compute_gradients(model, optimizer, [_micro_batch(run)] * micro_batches)
+        reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
+        work.peak = _positive(ledger.peak)
+        ledger.restart_peak()
+        with tracer.parts.during(OPTIMIZER), _adamw_anywhere():
+            update_weights(optimizer, norm, run.optimizer.max_lr)
+        work.peak_in_update = _positive(ledger.peak)
+    return work
 
 
 def _kept(model: list[Any], optimizer: Any) -> dict[str, list[Tensor]]:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from jetmoe_megatron.plan.fake_world import NOWHERE
 from jetmoe_megatron.plan.host_values import HostValues
 from jetmoe_megatron.plan.memory import ACTIVATIONS, COMMUNICATION, Ledger
-from jetmoe_megatron.plan.parts import LOGITS, Parts
+from jetmoe_megatron.plan.parts import LOGITS, MOA, SCORES, Parts
 from jetmoe_megatron.plan.work import Operation, Work, flops_of, size_of, transfers
 
 aten = torch.ops.aten
@@ -40,7 +40,7 @@ class Tracer(TorchDispatchMode):
     def __init__(self, parts: Parts, values: HostValues, ledger: Ledger, causal_half: bool) -> None:
         super().__init__()
         self.parts, self.values, self.ledger, self.work = parts, values, ledger, Work()
-        self.everything_nowhere = False  # tensors that the program makes on the CPU have no numbers either
+        self._without_numbers: Literal["", "floats", "all"] = ""  # of what the program makes on the CPU
         self._causal_half = causal_half
         self._inside = 0  # a fused function
         self._kinds: dict[Any, _Kind] = {}
@@ -52,7 +52,7 @@ class Tracer(TorchDispatchMode):
             kind = self._kinds[function] = _kind(function)
         if kind.is_transfer:
             return self._transfer(function, args)
-        if kind.makes and self.everything_nowhere and kwargs.get("device", _CPU) in (_CPU, None):
+        if kind.makes and self._is_without_numbers(kind.name, kwargs):
             kwargs = {**kwargs, "device": NOWHERE}
         answer = _ANSWERS.get(function)
         result = function(*args, **kwargs) if answer is None else answer(self, function, args, kwargs)
@@ -60,6 +60,13 @@ class Tracer(TorchDispatchMode):
         if kind.is_kernel and not self._inside:
             self._note(kind.name, function, args, result)
         return result
+
+    def _is_without_numbers(self, maker: str, named: dict[str, Any]) -> bool:
+        if not self._without_numbers or named.get("device") not in (_CPU, None):
+            return False
+        dtype = named.get("dtype")
+        is_float = maker != "arange" if dtype is None else dtype.is_floating_point
+        return is_float or self._without_numbers == "all"
 
     def one_kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, which a compiler turns into one kernel: what it makes on the way is never held."""
@@ -77,13 +84,14 @@ class Tracer(TorchDispatchMode):
         return call
 
     @contextlib.contextmanager
-    def everywhere(self) -> Iterator[None]:
+    def on_the_cpu(self, without_numbers: Literal["floats", "all"]) -> Iterator[None]:
         """Within it, tensors that are made on the CPU have no numbers."""
-        before, self.everything_nowhere = self.everything_nowhere, True
+        before = self._without_numbers
+        self._without_numbers = before or without_numbers
         try:
             yield
         finally:
-            self.everything_nowhere = before
+            self._without_numbers = before
 
     def wait(self) -> None:
         """The host waits for the device."""
@@ -91,6 +99,8 @@ class Tracer(TorchDispatchMode):
 
     def _note(self, name: str, function: Any, arguments: Any, result: Any) -> None:
         part, direction = self.parts.now()
+        if part == MOA and (name == "bmm" or name.startswith("_scaled_dot_product")):
+            part = SCORES
         written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         read = [x for x in tree_leaves(arguments) if isinstance(x, Tensor)]
         kind = LOGITS if part == LOGITS else ACTIVATIONS
@@ -159,7 +169,8 @@ def _to_copy(tracer: Tracer, function: Any, args: Any, kwargs: Any) -> Any:
     """To the host: the numbers that are known, or ones."""
     if kwargs.get("device") != _CPU or args[0].device != NOWHERE:
         return function(*args, **kwargs)
-    tracer.wait()
+    if not kwargs.get("non_blocking"):
+        tracer.wait()
     value = tracer.values.of(args[0])
     with torch._C._DisableTorchDispatch():
         return torch.ones(args[0].shape, dtype=args[0].dtype) if value is None else value.clone()

@@ -10,11 +10,16 @@ from unittest.mock import patch
 import torch
 from megatron.core.fusions import fused_bias_dropout, fused_cross_entropy
 from megatron.core.tensor_parallel import mappings
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
 from torch import Tensor
 
-from jetmoe_megatron.model import config, fusion
+from jetmoe_megatron.config.layout import Layout
+from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.model import build, config, fusion
+from jetmoe_megatron.model.experts.choose_backend import Choice, why_not
 from jetmoe_megatron.plan.fake_world import NOWHERE
 from jetmoe_megatron.plan.tracer import Tracer
+from jetmoe_megatron.runtime import cpu
 
 aten = torch.ops.aten
 _FUSED = {
@@ -34,7 +39,7 @@ def as_the_cpu(tracer: Tracer) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         patches.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", _cpu_attention))
         patches.enter_context(patch.object(torch.Tensor, "type", _type_of_cuda(torch.Tensor.type)))
-        patches.enter_context(tracer.everywhere())
+        patches.enter_context(tracer.on_the_cpu(without_numbers="all"))
         yield
 
 
@@ -55,8 +60,21 @@ def as_a_gpu(tracer: Tracer) -> Iterator[None]:
             for name in names:
                 plain = getattr(module, name)._torchdynamo_orig_callable
                 patches.enter_context(patch.object(module, name, tracer.one_kernel(plain)))
-        patches.enter_context(patch.object(mappings, "torch", torch))  # without the CPU adapter's collectives
+        for module in (build, config):
+            patches.enter_context(patch.object(module, "choose_backend", _gpu_backend))
+        # Without what the CPU adapter has changed here.
+        patches.enter_context(patch.object(mappings, "torch", torch))
+        original = moe_utils.maybe_move_tensor_to_cpu
+        patches.enter_context(patch.object(token_dispatcher, "maybe_move_tensor_to_cpu", original))
+        patches.enter_context(patch.object(cpu._Inert, "synchronize", lambda *_: tracer.wait()))
         yield
+
+
+def _gpu_backend(run: Run, layout: Layout) -> Choice:
+    """Those with other kernels than torch's cannot be rehearsed: their packages compute on GPUs only."""
+    if run.model.expert_backend == "loop" or why_not("torch", run, layout):
+        return Choice("loop", "rehearsed")
+    return Choice("torch", "rehearsed")
 
 
 def _is_nowhere(tensor: Tensor) -> bool:

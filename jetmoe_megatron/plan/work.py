@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,25 @@ class Work:
     bytes: dict[Operation, int] = field(default_factory=dict)  # that one kernel reads and writes
     transfers: Counter[Transfer] = field(default_factory=Counter)
     host_waits: Counter[str] = field(default_factory=Counter)  # by the place in the program
+    peak: dict[str, int] = field(default_factory=dict)  # bytes held up to the update, when they were most, by kind
+    peak_in_update: dict[str, int] = field(default_factory=dict)
+
+
+def extrapolated(shorter: Work, longer: Work, times: int) -> Work:
+    """A step that is longer than `longer` by so many times what that is longer than `shorter`.
+
+    Where a shape depends on the number of micro-batches, it stays that of `longer`.
+    """
+
+    def further(few: Counter[Any], more: Counter[Any]) -> Counter[Any]:
+        return Counter({key: n + times * (n - few[key]) * (key in few) for key, n in more.items()})
+
+    return replace(
+        longer,
+        kernels=further(shorter.kernels, longer.kernels),
+        transfers=further(shorter.transfers, longer.transfers),
+        host_waits=further(shorter.host_waits, longer.host_waits),
+    )
 
 
 def flops_of(function: Any, arguments: tuple[Any, ...], result: Any, causal_half: bool) -> int:

@@ -16,32 +16,33 @@ from tests.parallel.test_equal_to_one_process import LAYOUTS, run_tree
 from tests.plan.real_step import Done, Sent, Sizes, real_sizes, real_work
 from tests.ranks import run_ranks
 
+BEYOND: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    **LAYOUTS,
+    "pp2 vpp2, 8 micro-batches": (2, {"pipeline": 2, "virtual_pipeline": 2}, {"batch__micro_sequences": 1}),
+    "pp2 dp2, bf16": (4, {"pipeline": 2}, {"precision": "bf16"}),
+}
 # The rest is slow.
 FAST = (
-    "tp2",
     "tp2 etp2",
     "pp2, layers 1 and 3",
-    "pp2 vpp2",
+    "pp2 vpp2, 8 micro-batches",
     "ep2, attention experts sharded",
     "recompute full",
     "dp2, overlap",
+    "pp2 dp2, bf16",
 )
-IMBALANCED = {"ep2", "ep4, attention experts sharded", "tp2 etp2 ep2"}  # these are measured with 1.5, too
+IMBALANCED = ("ep2", "ep4, attention experts sharded", "tp2 etp2 ep2")  # are measured with 1.5, too
 CASES = [
-    pytest.param(
-        name,
-        imbalance,
-        id=f"{name}{f', imbalance {imbalance}' * (imbalance > 1)}",
-        marks=() if name in FAST else pytest.mark.slow,
-    )
-    for name in LAYOUTS
+    pytest.param(name, imbalance, id=f"{name}{', imbalanced' * (imbalance > 1)}", marks=marks)
+    for name in BEYOND
+    for marks in ([] if name in FAST else [pytest.mark.slow],)
     for imbalance in ((1.0, 1.5) if name in IMBALANCED else (1.0,))
 ]
 
 
 @pytest.mark.parametrize(("name", "imbalance"), CASES)
 def test_rehearsal_is_what_real_ranks_do(name: str, imbalance: float, tmp_path: Path) -> None:
-    ranks, parallel, changes = LAYOUTS[name]
+    ranks, parallel, changes = BEYOND[name]
     # Wide enough that workspaces within operations, and states of random numbers, do not count.
     shape = {"model__hidden_size": 64, "model__kv_channels": 16, "model__ffn_hidden_size": 96}
     tree = run_tree(parallel=parallel, batch__sequence_length=64, batch__global_tokens=512, **shape, **changes)
@@ -61,9 +62,7 @@ def check_sizes(real: Sizes, plan: Rehearsal) -> None:
     assert kept["gradients"] == real.gradients
     assert kept["main weights"] + kept["optimizer state"] == real.optimizer
     in_step = sum(plan.memory.peak.values()) - sum(kept.values())
-    print(
-        f"rank {plan.rank}: {in_step:,} bytes at the peak, real {real.in_step:,}: {in_step / real.in_step - 1:+.2%}"
-    )
+    print(f"rank {plan.rank}: {in_step:,} bytes at the peak, real {real.in_step:,}: {in_step / real.in_step - 1:+.2%}")
     assert in_step == pytest.approx(real.in_step, rel=0.05)
 
 
