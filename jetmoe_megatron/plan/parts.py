@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from jetmoe_megatron.model.attention import MixtureOfAttention
+from jetmoe_megatron.model.experts.glu import GLUExperts
 from jetmoe_megatron.model.mlp import MixtureOfMLPs
 from jetmoe_megatron.model.norm import RMSNorm
 from jetmoe_megatron.model.router import AttentionRouter, MLPRouter
@@ -24,6 +25,7 @@ _PARTS: dict[type[nn.Module], str] = {
     RMSNorm: "norms",
     MixtureOfAttention: MOA,
     MixtureOfMLPs: "moe",
+    GLUExperts: "moe",  # for an overlapped exchange, which does not call the whole layer
     AttentionRouter: "moa router",
     MLPRouter: "moe router",
 }

@@ -49,6 +49,7 @@ class Sizes:
 @dataclass
 class Done:
     flops: int
+    flops_of_modules: dict[str, int]
     sent: Counter[Sent]
 
 
@@ -88,7 +89,9 @@ def real_work(tree: dict[str, Any], imbalance: float, folder: Path, port: int) -
         with flops:
             update_weights(optimizer, gradients(batches), 1e-3)
         calls = trace.read_bytes()[before:].splitlines()
-        return Done(flops.get_total_flops(), Counter(sent(Event(*json.loads(call))) for call in calls))
+        return Done(
+            flops.get_total_flops(), by_kind_of_module(flops), Counter(sent(Event(*json.loads(call))) for call in calls)
+        )
 
 
 @contextmanager
@@ -111,6 +114,16 @@ def _step(
             return norm
 
         yield model, optimizer, gradients, batches_of_steps
+
+
+def by_kind_of_module(flops: FlopCounterMode) -> dict[str, int]:
+    """What torch's counter has for each kind of module. A router is in both its own kind and that around it."""
+    found: Counter[str] = Counter()
+    for name, counts in flops.get_flop_counts().items():
+        kind = name.rpartition(".")[2]
+        if kind in ("self_attention", "mlp", "router", "output_layer"):
+            found[kind] += sum(counts.values())
+    return found
 
 
 def _until_only_this_thread_has_it(wait: Callable[..., bool]) -> Callable[..., bool]:

@@ -67,7 +67,19 @@ def check_sizes(real: Sizes, plan: Rehearsal) -> None:
 
 
 def check_work(real: Done, plan: Rehearsal) -> None:
-    assert sum(plan.flops().values()) == real.flops
+    flops = plan.flops()
+    assert sum(flops.values()) == real.flops
+    if all(
+        kernels.direction != "recompute" for kernels in plan.kernels
+    ):  # torch's counter loses track of modules there
+        routers = flops["moa router"], flops["moe router"]
+        modules = {
+            "self_attention": routers[0] + flops["moa"] + flops["attention scores"],
+            "mlp": routers[1] + flops["moe"],
+            "router": sum(routers),
+            "output_layer": flops.get("logits and loss", 0),
+        }
+        assert modules == {kind: real.flops_of_modules.get(kind, 0) for kind in modules}
     sent: Counter[Sent] = Counter()
     for entry in plan.transfers:
         sent[Sent(tuple(entry.ranks), entry.kind, entry.dtype, entry.elements)] += entry.number
