@@ -138,7 +138,7 @@ def _add_config(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     schema.add_argument(
         "kind",
-        choices=("run", "model", "phase", "site"),
+        choices=("run", "model", "phase", "site", "hardware"),
         nargs="?",
         default="run",
         help="the kind of file; default: run",

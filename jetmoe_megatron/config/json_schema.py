@@ -9,12 +9,19 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
+from jetmoe_megatron.config.hardware import Hardware
 from jetmoe_megatron.config.schema import Model, Phase, Run, Section
 from jetmoe_megatron.config.site import Site
 
 Schema = dict[str, Any]
 
-SCHEMAS: dict[str, type[Section]] = {"run": Run, "model": Model, "phase": Phase, "site": Site}  # by the kind of file
+SCHEMAS: dict[str, type[Section]] = {  # by the kind of file
+    "run": Run,
+    "model": Model,
+    "phase": Phase,
+    "site": Site,
+    "hardware": Hardware,
+}
 # yaml-language-server, which most editors run, supports no later draft.
 _DRAFT = "http://json-schema.org/draft-07/schema#"
 _VARIABLE = {"type": "string", "pattern": r"\$\{\w+\}"}

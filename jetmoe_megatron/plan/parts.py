@@ -19,7 +19,9 @@ from jetmoe_megatron.model.mlp import MixtureOfMLPs
 from jetmoe_megatron.model.norm import RMSNorm
 from jetmoe_megatron.model.router import AttentionRouter, MLPRouter
 
-OTHER, OPTIMIZER, LOGITS, MOA, SCORES = "other", "optimizer", "logits and loss", "moa", "attention scores"
+OTHER, OPTIMIZER, ACCUMULATION, LOGITS = "other", "optimizer", "gradient accumulation", "logits and loss"
+MOA, SCORES = "moa", "attention scores"
+_NEVER_MADE = 2**63  # autograd's numbers from here on: nodes that add a gradient to a weight's
 _PARTS: dict[type[nn.Module], str] = {
     LanguageModelEmbedding: "embedding",
     RMSNorm: "norms",
@@ -86,7 +88,10 @@ class Parts:
             return self._stack[-1], "forward"
         if len(self._stack) > 1:
             return self._stack[-1], "recompute"
-        return self._parts[bisect_right(self._numbers, node._sequence_nr()) - 1], "backward"
+        number = node._sequence_nr()
+        if number >= _NEVER_MADE:
+            return ACCUMULATION, "backward"
+        return self._parts[bisect_right(self._numbers, number) - 1], "backward"
 
     def _turn(self) -> None:
         number = torch.autograd._get_sequence_nr()

@@ -1,0 +1,66 @@
+"""What a hardware file may say: the GPUs of a plan, and how much of their speed the plan assumes to be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from jetmoe_megatron.config.load import load_file
+from jetmoe_megatron.config.schema import Fraction, Positive, Section
+
+_Amount = Annotated[float, Field(gt=0, le=1e9)]
+
+
+class Assumed(Section):
+    """Shares of the peak rates that a program reaches, and fixed costs. None of them is a measurement of this program
+    unless the file says so."""
+
+    matmul: Fraction = 0.6
+    """Share of `bf16_tflops` in matmuls."""
+    attention: Fraction = 0.5
+    """Share of `bf16_tflops` in attention scores."""
+    memory: Fraction = 0.75
+    """Share of `memory_tb_per_second` in operations that compute little."""
+    nvlink: Fraction = 0.75
+    """Share of `nvlink_gb_per_second`."""
+    network: Fraction = 0.75
+    """Share of `network_gbit_per_second`."""
+    kernel_seconds: float = Field(4e-6, ge=0, le=1)
+    """The least time of a kernel."""
+    host_wait_seconds: float = Field(2e-5, ge=0, le=1)
+    """What a wait of the host for the GPU costs."""
+    transfer_seconds: float = Field(2e-5, ge=0, le=1)
+    """The least time of a collective or a message."""
+    reserved_gb: float = Field(2.0, ge=0, le=1e6)
+    """Memory of a GPU that no tensor gets: contexts of CUDA and NCCL, and workspaces."""
+    fragmentation: float = Field(0.05, ge=0, lt=1)
+    """Memory that the allocator loses between tensors, as a share of theirs."""
+
+
+class Hardware(Section):
+    """GPUs, how they are connected, and what they cost."""
+
+    gpu: str = Field(min_length=1)
+    """Name of the GPU."""
+    bf16_tflops: _Amount
+    """Peak of dense matmuls in bf16, in 10^12 operations per second."""
+    memory_gb: _Amount
+    """Memory, in 10^9 bytes."""
+    memory_tb_per_second: _Amount
+    """Peak rate of the memory, in 10^12 bytes per second."""
+    nvlink_gb_per_second: _Amount
+    """Peak rate between GPUs of a node, of one GPU and in one direction, in 10^9 bytes per second."""
+    network_gbit_per_second: _Amount
+    """Peak rate of the network of a node, in one direction, in 10^9 bits per second."""
+    gpus_per_node: Positive
+    """GPUs of a node."""
+    dollars_per_gpu_hour: float = Field(ge=0, le=1e6)
+    """Price of a GPU for an hour."""
+    assumed: Assumed = Assumed()
+
+
+def load_hardware(path: Path) -> Hardware:
+    """Raises UserError: one line that names the file and the key."""
+    return load_file(path, Hardware)
