@@ -18,6 +18,7 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model import build, config, fusion
 from jetmoe_megatron.model.experts.choose_backend import Choice, why_not
 from jetmoe_megatron.plan.fake_world import NOWHERE
+from jetmoe_megatron.plan.memory import ACTIVATIONS
 from jetmoe_megatron.plan.tracer import Tracer
 from jetmoe_megatron.runtime import cpu
 
@@ -39,6 +40,7 @@ def as_the_cpu(tracer: Tracer) -> Iterator[None]:
     with contextlib.ExitStack() as patches:
         patches.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", _cpu_attention))
         patches.enter_context(patch.object(torch.Tensor, "type", _type_of_cuda(torch.Tensor.type)))
+        patches.enter_context(patch.object(torch, "get_rng_state", _held(torch.get_rng_state, tracer)))
         patches.enter_context(tracer.on_the_cpu(without_numbers="all"))
         yield
 
@@ -75,6 +77,17 @@ def _gpu_backend(run: Run, layout: Layout) -> Choice:
     if run.model.expert_backend == "loop" or why_not("torch", run, layout):
         return Choice("loop", "rehearsed")
     return Choice("torch", "rehearsed")
+
+
+def _held(rng_state: Callable[[], Tensor], tracer: Tracer) -> Callable[[], Tensor]:
+    """A recomputed layer keeps states of random numbers. No operation makes them. They are never on a GPU."""
+
+    def held() -> Tensor:
+        state = rng_state()
+        tracer.ledger.hold(state, ACTIVATIONS)
+        return state
+
+    return held
 
 
 def _is_nowhere(tensor: Tensor) -> bool:
