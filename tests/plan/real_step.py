@@ -56,10 +56,9 @@ class Done:
 def real_sizes(tree: dict[str, Any], imbalance: float) -> Sizes:
     """In a rank."""
     Work.wait = _until_only_this_thread_has_it(Work.wait)  # type: ignore[method-assign]
-    with _step(tree, 2, imbalance) as (model, optimizer, gradients, (first, second)):
-        gradients(first)
+    with _step(tree, 1, imbalance) as (model, optimizer, gradients, (batches,)):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            gradients(second)
+            gradients(batches)
         parts = [part.optimizer for part in optimizer.chained_optimizers]
         state = [x for part in parts for group in part.param_groups for x in group["params"]]
         state += [x for part in parts for own in part.state.values() for x in own.values() if torch.is_tensor(x)]
