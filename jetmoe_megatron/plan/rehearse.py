@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch import Tensor
 
 from jetmoe_megatron.config.layout import Layout
@@ -51,13 +52,15 @@ def rehearse(run: Run, layout: Layout, rank: int, device: Device = "gpu", imbala
     with fake_world(run, layout, rank):
         tracer = Tracer(Parts(), HostValues(routing), Ledger(_BLOCK[device]), causal_half=device == "gpu")
         way = as_a_gpu(tracer) if device == "gpu" else as_the_cpu(tracer)
-        with way, tracer, tracer.ledger.resizes():
+        no_scale = patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None)  # which outlives a model
+        with way, no_scale, tracer, tracer.ledger.resizes():
             return _rehearse(run, layout, rank, device, imbalance, tracer)
 
 
 def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: float, tracer: Tracer) -> Rehearsal:
     ledger = tracer.ledger
-    # On a GPU too, parameters are made on the CPU and moved. One that gets other numbers by that loses its marks.
+    # Some parameters are made on the CPU and moved. Moving one to where it has no numbers would make another one,
+    # without Megatron's marks.
     with tracer.on_the_cpu(without_numbers="floats"), contextlib.redirect_stdout(io.StringIO()):
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=False))
     optimizer = build_optimizer(run, model)

@@ -23,7 +23,6 @@ from jetmoe_megatron.plan.work import Operation, Work, flops_of, size_of, transf
 aten = torch.ops.aten
 _CPU = torch.device("cpu")
 _NO_KERNEL = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "lift_fresh", "set_"}
-_FROM_SIZES_ON_HOST = {aten.masked_select.default, aten.repeat_interleave.Tensor, aten.nonzero.default}
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class _Kind:
 
 
 class Tracer(TorchDispatchMode):
+    now: Tracer | None = None  # that which sees the operations of this process
+
     def __init__(self, parts: Parts, values: HostValues, ledger: Ledger, causal_half: bool) -> None:
         super().__init__()
         self.parts, self.values, self.ledger, self.work = parts, values, ledger, Work()
@@ -44,6 +45,15 @@ class Tracer(TorchDispatchMode):
         self._causal_half = causal_half
         self._inside = 0  # a fused function
         self._kinds: dict[Any, _Kind] = {}
+
+    def __enter__(self) -> Tracer:
+        Tracer.now = self
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        Tracer.now = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -68,20 +78,16 @@ class Tracer(TorchDispatchMode):
         is_float = maker != "arange" if dtype is None else dtype.is_floating_point
         return is_float or self._without_numbers == "all"
 
-    def one_kernel(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, which a compiler turns into one kernel: what it makes on the way is never held."""
-
-        def call(*arguments: Any) -> Any:
-            self._inside += 1
-            try:
-                result = function(*arguments)
-            finally:
-                self._inside -= 1
-            if not self._inside:
-                self._note(f"fused {function.__name__.strip('_')}", None, arguments, result)
-            return result
-
-        return call
+    def as_one_kernel(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """What the function makes on the way is never held."""
+        self._inside += 1
+        try:
+            result = function(*arguments)
+        finally:
+            self._inside -= 1
+        if not self._inside:
+            self._note(f"fused {function.__name__.strip('_')}", None, arguments, result)
+        return result
 
     @contextlib.contextmanager
     def on_the_cpu(self, without_numbers: Literal["floats", "all"]) -> Iterator[None]:
@@ -135,6 +141,15 @@ class Tracer(TorchDispatchMode):
             value = None if output is own else self.values.of(own)
             if value is not None and output.numel() % max(own.numel(), 1) == 0 and own.numel():
                 self.values.put(output, value.flatten().repeat(output.numel() // own.numel()).view(output.shape))
+
+
+def one_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Replaces torch.compile. What it returns is kept by the program, so it serves the tracer of each call."""
+
+    def call(*arguments: Any) -> Any:
+        return Tracer.now.as_one_kernel(function, arguments) if Tracer.now else function(*arguments)
+
+    return call
 
 
 def _kind(function: Any) -> _Kind:

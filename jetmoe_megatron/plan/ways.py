@@ -19,7 +19,7 @@ from jetmoe_megatron.model import build, config, fusion
 from jetmoe_megatron.model.experts.choose_backend import Choice, why_not
 from jetmoe_megatron.plan.fake_world import NOWHERE
 from jetmoe_megatron.plan.memory import ACTIVATIONS
-from jetmoe_megatron.plan.tracer import Tracer
+from jetmoe_megatron.plan.tracer import Tracer, one_kernel
 from jetmoe_megatron.runtime import cpu
 
 aten = torch.ops.aten
@@ -57,11 +57,11 @@ def as_a_gpu(tracer: Tracer) -> Iterator[None]:
         patches.enter_context(patch.object(torch.nn.functional, "scaled_dot_product_attention", _gpu_attention))
         patches.enter_context(patch.object(config, "can_fuse", lambda: True))
         patches.enter_context(patch.object(fusion, "can_fuse", lambda: True))
-        patches.enter_context(patch.object(torch, "compile", tracer.one_kernel))
+        patches.enter_context(patch.object(torch, "compile", one_kernel))
         for module, names in _FUSED.items():
             for name in names:
                 plain = getattr(module, name)._torchdynamo_orig_callable
-                patches.enter_context(patch.object(module, name, tracer.one_kernel(plain)))
+                patches.enter_context(patch.object(module, name, one_kernel(plain)))
         for module in (build, config):
             patches.enter_context(patch.object(module, "choose_backend", _gpu_backend))
         # Without what the CPU adapter has changed here.

@@ -107,6 +107,16 @@ def test_a_rehearsal_can_be_saved() -> None:
         assert Rehearsal.load(plan.dump()) == plan
 
 
+def rehearse_twice(tree: dict[str, Any]) -> list[Rehearsal]:
+    return [*rehearse_all(tree, 1), *rehearse_all(tree, 1)]
+
+
+def test_a_second_rehearsal_in_a_process_finds_the_same() -> None:
+    ((first, second),) = run_ranks(1, rehearse_twice, run_tree(**BF16))
+    assert any(kernels.name.startswith("fused") for kernels in first.kernels)
+    assert second == first
+
+
 @pytest.mark.parametrize("imbalance", [0.9, 2.1])
 def test_an_imbalance_that_cannot_be(imbalance: float) -> None:
     with pytest.raises(UserError, match=r"imbalance: must be from 1 to 2 \(num_experts / top_k\)"):
