@@ -78,7 +78,8 @@ def flops_of(function: Any, arguments: tuple[Any, ...], result: Any, causal_half
         backward = name.endswith("_backward")
         q, k = arguments[backward : backward + 2]
         batch, heads, length, channels = q.shape
-        scores = batch * heads * length * k.shape[2] // (2 if causal_half else 1)
+        has_mask = "_efficient_" in name and arguments[backward + 3] is not None
+        scores = batch * heads * length * k.shape[2] // (2 if causal_half and not has_mask else 1)
         return (5 if backward else 2) * 2 * scores * channels
     formula = flop_registry.get(function._overloadpacket)
     return int(formula(*arguments, out_val=result)) if formula else 0

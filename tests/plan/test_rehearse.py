@@ -73,6 +73,11 @@ def test_recomputation_is_told_apart() -> None:
     assert sum(full.memory.peak.values()) < sum(none.memory.peak.values())
 
 
+def test_a_mask_of_documents_lets_no_kernel_skip_half_of_the_scores() -> None:
+    (causal,), (masked,) = rehearsed(1, {}), rehearsed(1, {}, data={"mask_attention": True})
+    assert masked.flops()["attention scores"] == 2 * causal.flops()["attention scores"]
+
+
 def test_the_host_waits_twice_in_a_step_without_expert_parallelism() -> None:
     for micro_sequences in (1, 4):
         (plan,) = rehearsed(1, {}, batch__micro_sequences=micro_sequences)
