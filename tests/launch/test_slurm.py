@@ -124,7 +124,7 @@ def test_command_on_each_node(environment: dict[str, str], tmp_path: Path) -> No
     assert "--cpus-per-task=96" in srun_options.splitlines()
     assert command.splitlines() == [
         *("-m", "jetmoe_megatron.launch.elastic", "--nnodes=3", "--nproc-per-node=8", "--max-restarts=0"),
-        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07-ib:24567", "--rdzv-id=1234567-0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07-ib:29134", "--rdzv-id=1234567-0"),
         *("pretrain_jetmoe.py", run_file, "name=a b", "debug.max_steps=2"),
     ]
 

@@ -57,6 +57,7 @@ ended_by=
 # shellcheck disable=SC2329 # called by the trap
 on_exit() {
   local status=$? faults
+  set +e
   [[ ! $known_end && $ended_by != --cancelled ]] || exit "$status"
   faults=$(field Comment | sed -n 's/^jetmoe-faults-\([0-9]*\)$/\1/p')
   faults=$((faults + 1))
@@ -191,7 +192,7 @@ fi
 read -r next failed_nodes <<<"$answer" || true
 if [[ $next == again && $ended_by != --cancelled ]]; then
   trap '' TERM # SLURM sends it to this script when it queues the job again
-  [[ ! $(field Comment) ]] || scontrol update JobId="$SLURM_JOB_ID" Comment=
+  [[ $(field Comment) != jetmoe-faults-* ]] || scontrol update JobId="$SLURM_JOB_ID" Comment= || true
   if [[ $ended_by == --requeued ]] || queue_again "$SLURM_JOB_ID"; then
     [[ ! $failed_nodes ]] || leave_out "$failed_nodes"
   fi
