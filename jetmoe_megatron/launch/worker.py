@@ -19,11 +19,9 @@ from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.launch.rank_log import log_into_file
 from jetmoe_megatron.launch.script import run_script
 from jetmoe_megatron.runtime.failed_nodes import this_node
-from jetmoe_megatron.stopping import LAUNCHER_FOLDER, OTHERS_FIND_THE_SAME, ExitStatus
+from jetmoe_megatron.stopping import DECIDED, LAUNCHER_FOLDER, OTHERS_FIND_THE_SAME
 
 _names: list[socket.socket] = []
-
-DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
 
 
 def begun(folder: Path) -> list[str]:

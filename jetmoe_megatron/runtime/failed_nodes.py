@@ -5,16 +5,38 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jetmoe_megatron.stopping import FAILED_NODES, NODE
+from jetmoe_megatron.stopping import DECIDED, FAILED_NODES, NODE, ExitStatus
+
+# Exit codes of ranks that only lost another one, by themselves or by NCCL's watchdog, or that a launcher closed.
+_FOLLOWED = (ExitStatus.LOST_RANKS, -signal.SIGABRT, -signal.SIGTERM)
+
+
+def is_to_blame(exit_code: int) -> bool:
+    """Whether a rank with this exit code (-N for signal N) may have failed because of its node."""
+    return exit_code != ExitStatus.DONE and exit_code not in (*DECIDED, *_FOLLOWED)
 
 
 def this_node() -> str:
     """The name that the job's script or SLURM knows this node by, or else the name of the host."""
     return os.environ.get(NODE) or os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def how_it_ended(rank: int, exit_code: int) -> str:
+    """exit_code: -N for signal N."""
+    how = f"was killed by {_name(-exit_code)}" if exit_code < 0 else f"exited with status {exit_code}"
+    return f"rank {rank} on {this_node()} {how}"
+
+
+def _name(signum: int) -> str:
+    try:
+        return signal.Signals(signum).name
+    except ValueError:  # those for real time have none
+        return f"signal {signum}"
 
 
 def came() -> None:
@@ -31,11 +53,16 @@ def came_in(folder: Path) -> Path:
     return folder.with_name("nodes_that_came")
 
 
-def record(node: str, reason: str) -> None:
-    """The first reason stays. Nothing happens outside a job, or if the folder cannot be written."""
+def record(node: str, reason: str, if_first: bool = False) -> None:
+    """The first reason stays. Nothing happens outside a job, or if the folder cannot be written.
+
+    if_first: only if no other node has failed.
+    """
     if folder := os.environ.get(FAILED_NODES):
         with suppress(OSError):
             Path(folder).mkdir(parents=True, exist_ok=True)
+            if if_first and _seen(Path(folder)):
+                return
             with (Path(folder) / node).open("x", encoding="utf-8") as file:
                 file.write(reason)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -22,7 +23,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from jetmoe_megatron.errors import SharedError, printable
 from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.runtime.machine import Machine, first_difference, this_machine
-from jetmoe_megatron.stopping import REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
+from jetmoe_megatron.stopping import LAUNCHER_FOLDER, NODES_OF_RANKS, REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
 
 _ALIKE, _DIFFERENT, _REFUSED, _LOST = "alike", "different", "refused", "lost"
 _nodes: list[str] = []  # of each rank, after the meeting
@@ -69,6 +70,9 @@ def meet(timeout_minutes: float, judge: Judge = first_difference, own: Machine |
     if verdict == _LOST:
         _leave(message if rank == 0 else None)
     _nodes[:] = json.loads(message)
+    if rank == 0 and (launcher := os.environ.get(LAUNCHER_FOLDER)):
+        with suppress(OSError):
+            (Path(launcher) / NODES_OF_RANKS).write_text(message)
     return store, rank, world
 
 

@@ -161,13 +161,16 @@ def test_print_writes_nothing(run_file: Path, tmp_path: Path) -> None:
 
 def write_site(folder: Path) -> Path:
     site = folder / "site.yaml"
-    site.write_text("nodes: 2\ngpus_per_node: 0\nranks_per_node: 1\nhosts: [localhost, 127.0.0.2, 127.0.0.3]\n")
+    site.write_text("nodes: 2\ngpus_per_node: 0\nranks_per_node: 1\nhosts: [me@localhost, 127.0.0.2, 127.0.0.3]\n")
     return site
 
 
 # Stands for ssh: runs the command on this machine, as a shell that a user logs in to.
 SSH = """#!/usr/bin/env bash
-shift  # -n
+while [[ $1 == -* ]]; do
+  [[ $1 != -o ]] || shift
+  shift
+done
 echo "$1" >> {folder}/hosts
 shift
 exec bash -c "$*"
@@ -187,5 +190,5 @@ def test_ssh_leaves_out_the_host_that_failed(run_file: Path, tmp_path: Path) -> 
         output, _ = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 0, output
     assert ends(run) == [(137, True), (0, False)]
-    assert (folder / "hosts").read_text().split() == ["localhost", "127.0.0.2", "localhost", "127.0.0.3"]
+    assert (folder / "hosts").read_text().split() == ["me@localhost", "127.0.0.2", "me@localhost", "127.0.0.3"]
     assert "127.0.0.2: rank " in output

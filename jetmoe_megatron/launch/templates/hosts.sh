@@ -7,8 +7,9 @@
 
 set -euo pipefail
 
-run={{ run | quote }}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd {{ folder | quote }} # where it was launched: paths of the run file start there
+run={{ run | quote }}
 hosts=({{ hosts }})
 nodes={{ nodes }}
 

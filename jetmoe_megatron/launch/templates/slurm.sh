@@ -22,9 +22,7 @@ most={{ starts_without_progress }} # starts in a row without a new checkpoint
 
 # --- what brings the job back ---
 
-# What SLURM says about this job: the value of one field; empty if it is not set.
-field() { scontrol show job "$SLURM_JOB_ID" | sed -n "s/.*\b$1=\([^ ]*\).*/\1/p" | sed '2,$d; s/^(null)$//'; }
-
+job=$SLURM_JOB_ID
 {% include "queue_again.sh" %}
 
 # Whether the job has enough nodes without these. Nodes count if they are like its first one.
@@ -46,26 +44,25 @@ leave_out() { # nodes
   [[ ! $before ]] || all=$before,$1
   if ! others_than "$all"; then
     echo "$1 cannot be left out: no others like it are known for this job" >&2
-  elif scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$all"; then
+  elif scontrol update JobId="$job" ExcNodeList="$all"; then
     echo "left out from now on: $all"
   fi
 }
 
-# A fault of this machine, of SLURM or of the file system may pass. The job's comment counts the starts that end so.
+# A fault of this machine, of SLURM or of the file system may pass.
 known_end=
 ended_by=
 # shellcheck disable=SC2329 # called by the trap
 on_exit() {
-  local status=$? faults
+  local status=$? number
   set +e
   [[ ! $known_end && $ended_by != --cancelled ]] || exit "$status"
-  faults=$(field Comment | sed -n 's/^jetmoe-faults-\([0-9]*\)$/\1/p')
-  faults=$((faults + 1))
-  echo "job $SLURM_JOB_ID: a fault on $SLURMD_NODENAME outside the ranks (status $status), $faults of $most in a row" >&2
-  if ((faults < most)); then
+  number=$(($(faults) + 1))
+  echo "job $job: a fault on $SLURMD_NODENAME outside the ranks (status $status), $number of $most in a row" >&2
+  if ((number < most)); then
     trap '' TERM
-    scontrol update JobId="$SLURM_JOB_ID" Comment="jetmoe-faults-$faults"
-    queue_again "$SLURM_JOB_ID" && leave_out "$SLURMD_NODENAME"
+    scontrol update JobId="$job" Comment="jetmoe-faults-$number"
+    queue_again && leave_out "$SLURMD_NODENAME"
   fi
   exit "$status"
 }
@@ -192,8 +189,8 @@ fi
 read -r next failed_nodes <<<"$answer" || true
 if [[ $next == again && $ended_by != --cancelled ]]; then
   trap '' TERM # SLURM sends it to this script when it queues the job again
-  [[ $(field Comment) != jetmoe-faults-* ]] || scontrol update JobId="$SLURM_JOB_ID" Comment= || true
-  if [[ $ended_by == --requeued ]] || queue_again "$SLURM_JOB_ID"; then
+  [[ ! $(faults) ]] || scontrol update JobId="$job" Comment= || true
+  if [[ $ended_by == --requeued ]] || queue_again; then
     [[ ! $failed_nodes ]] || leave_out "$failed_nodes"
   fi
 fi

@@ -5,7 +5,7 @@
 #   {{ line }}
 {% endfor %}
 #
-# Rendered by `jetmoe launch tokenize`. A job that fails, or meets its time limit, queues itself again and continues, up
+# Rendered by `jetmoe launch tokenize`. At its time limit a job queues itself again and continues; after a failure too, up
 # to {{ starts_without_progress }} times. See docs/data.md.
 
 {% for option in options %}
@@ -40,7 +40,6 @@ fi
 # --- what this job does: the tasks of the array have numbers, the job that merges has none ---
 
 part=${SLURM_ARRAY_TASK_ID:-}
-restarts=${SLURM_RESTART_COUNT:-0}
 if [[ $part ]]; then
   # Not SLURM_JOB_ID: that of one of the tasks stands for the whole array.
   job=${SLURM_ARRAY_JOB_ID}_$part
@@ -59,13 +58,19 @@ fi
 {% include "queue_again.sh" %}
 
 again() { # why
-  if ((restarts >= {{ starts_without_progress }})); then
-    echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
-    return
-  fi
   echo "job $job: $1; it is queued again" >&2
   trap '' TERM # SLURM sends it to this script when it queues the job again
-  queue_again "$job"
+  queue_again
+}
+failed() { # how
+  local before
+  before=$(faults)
+  if ((before >= {{ starts_without_progress }})); then
+    echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
+  else
+    scontrol update JobId="$job" Comment="jetmoe-faults-$((before + 1))"
+    again "$1"
+  fi
 }
 signalled=
 # shellcheck disable=SC2329 # called by the trap
@@ -89,7 +94,7 @@ case $status in
   0) ;;
   2 | 143) exit "$status" ;; # bad input; cancelled
   *)
-    again "it ended with status $status" || true
+    failed "it ended with status $status" || true
     exit "$status"
     ;;
 esac
