@@ -40,7 +40,7 @@ SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORDS/scontrol"
 case "$1 $2" in
   "show hostnames") [[ $3 == "gpu[07-09]" ]] && printf 'gpu%s\\n' 07 08 09 || tr , '\\n' <<< "$3" ;;
-  "show job") echo "  JobState=RUNNING Reason=${REASON:-None} EndTime=${END_TIME:-2126-11-01T00:00:00} Deadline=N/A"
+  "show job") echo "  JobState=RUNNING Reason=${REASON:-None} Restarts=${RESTARTS:-0} BatchFlag=1"
     echo "  ReqNodeList=(null) ExcNodeList=${LEFT_OUT_BEFORE:-(null)} Features=${FEATURES:-(null)}"
     echo "  Comment=$(sed -n 's/.*Comment=//p' "$RECORDS/scontrol" | tail -n 1)" ;;
   "show node") echo "   NodeAddr=$3-ib NodeHostName=$3 Version=22.05" ;;
@@ -244,7 +244,7 @@ def test_queueing_again_is_tried_again(environment: dict[str, str], tmp_path: Pa
         (signal.SIGTERM, 75, {}, False),
         (signal.SIGUSR1, 138, {}, True),  # the launcher was still starting
         (signal.SIGTERM, 138, {}, False),
-        (signal.SIGTERM, 75, {"END_TIME": "Unknown"}, False),  # preempted: SLURM has queued it again
+        (signal.SIGTERM, 75, {"RESTARTS": "1"}, False),  # preempted: SLURM has queued it again
     ],
 )
 def test_why_it_was_stopped(

@@ -23,6 +23,7 @@ most={{ starts_without_progress }} # starts in a row without a new checkpoint
 # --- what brings the job back ---
 
 job=$SLURM_JOB_ID
+restarts=${SLURM_RESTART_COUNT:-0}
 {% include "queue_again.sh" %}
 
 # Whether the job has enough nodes without these. Nodes count if they are like its first one.
@@ -84,7 +85,7 @@ pass_on() {
 asked_to_end() {
   if [[ $(field Reason) == TimeLimit ]]; then
     :
-  elif [[ $(field EndTime) == Unknown ]]; then
+  elif [[ $(field Restarts) != "$restarts" ]]; then
     ended_by=--requeued
   else
     ended_by=--cancelled
@@ -103,7 +104,6 @@ fi
 
 # --- this start of the job ---
 
-restarts=${SLURM_RESTART_COUNT:-0}
 start=$SLURM_JOB_ID-$restarts
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 address=$(scontrol show node "${hosts[0]}" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
