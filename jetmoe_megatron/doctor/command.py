@@ -19,7 +19,7 @@ STOPPED = "nothing was written"
 
 DESCRIPTION = """Say what is installed, what a run would use, and what is known not to work together.
 With --ranks, started on each rank of a job: measure every rank and its connections, and name the slow, different or
-broken ones. The exit status is 5 if a line begins with `wrong:` or `sick:`."""
+broken ones. The exit status is 5 if something is wrong; a warning leaves it at 0."""
 
 EXAMPLE = """examples:
   %(prog)s
