@@ -78,8 +78,10 @@ def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _launch(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.config.run_folder import RunFolder
     from jetmoe_megatron.config.site import Site, load_site
     from jetmoe_megatron.launch.launch import check_slurm, scripts, start, submit, write
+    from jetmoe_megatron.launch.starts import add_submitted
 
     site = load_site(arguments.site) if arguments.site else Site(gpus_per_node=0)
     if arguments.way == "local" and not (arguments.site and arguments.ranks is None):
@@ -94,7 +96,9 @@ def _launch(arguments: argparse.Namespace) -> int:
     script = write(texts, run)
     if arguments.way != "slurm":
         start(script)
-    say(f"job {submit(script)}: {script}")
+    job = submit(script)
+    say(f"job {job}: {script}")
+    add_submitted(RunFolder.of(run).starts, job)
     return 0
 
 
@@ -148,7 +152,8 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.run_folder:
         print(status(arguments.run_folder))
         return 0
-    folders = sorted(path.parent for path in Path("runs").glob("*/config.yaml"))
+    files = ("config.yaml", "starts.jsonl")  # one that waits has the second only
+    folders = sorted({path.parent for name in files for path in Path("runs").glob(f"*/{name}")})
     if not folders:
         raise UserError("runs: no run folders here; name one")
     print("\n\n".join(f"{folder}\n{status(folder)}" for folder in folders))

@@ -165,6 +165,18 @@ def write_site(folder: Path) -> Path:
     return site
 
 
+def test_a_submitted_job_is_recorded(run_file: Path, tmp_path: Path) -> None:
+    """`jetmoe status` knows of it before it begins."""
+    (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\necho '4711;cluster'\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    site, path = write_site(tmp_path), f"{tmp_path}:{environment()['PATH']}"
+    with launch("slurm", run_file, "--site", site, PATH=path) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0 and output.startswith(f"job 4711: {tmp_path}/run/launches/")
+    (event,) = events(tmp_path / "run/starts.jsonl")
+    assert (event["event"], event["job"]) == ("submitted", "4711")
+
+
 # Stands for ssh: runs the command on this machine, as a shell that a user logs in to.
 SSH = """#!/usr/bin/env bash
 shift  # -n
