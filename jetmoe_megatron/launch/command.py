@@ -56,7 +56,7 @@ def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         example = f"example:\n  %(prog)s configs/quickstart/run.yaml {option}"
         command = add_command(ways, way, summary, example, _launch, description)
         command.set_defaults(way=way)
-        command.add_argument("--print", action="store_true", help="only print the script")
+        command.add_argument("--print", action="store_true", help="only print the scripts")
         if way == "local":
             command.add_argument("--ranks", type=int, metavar="N", help="ranks; default: one for each GPU")
         command.add_argument("--site", type=Path, metavar="FILE", required=way != "local", help="the site file")
@@ -80,7 +80,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
     from jetmoe_megatron.config.run_folder import RunFolder
     from jetmoe_megatron.config.site import Site, load_site
-    from jetmoe_megatron.launch.launch import check_slurm, scripts, start, submit, write
+    from jetmoe_megatron.launch.launch import check_slurm, scripts, shown, start, submit, write
     from jetmoe_megatron.launch.starts import add_submitted
 
     site = load_site(arguments.site) if arguments.site else Site(gpus_per_node=0)
@@ -89,7 +89,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     run = load_run(arguments.run_file, arguments.overrides)
     texts = scripts(run, site, arguments.way)
     if arguments.print:
-        print(next(iter(texts.values())), end="")
+        print(shown(texts), end="")
         return 0
     if arguments.way == "slurm":
         check_slurm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,13 +151,20 @@ def test_bad_input_starts_nothing(run_file: Path, tmp_path: Path, arguments: lis
     assert not (tmp_path / "run").exists()
 
 
-def test_print_writes_nothing(run_file: Path, tmp_path: Path) -> None:
-    for way in ("local", "slurm", "ssh"):
-        site = write_site(tmp_path)
-        with launch(way, run_file, "--print", "--site", site) as process:
-            output, _ = process.communicate(timeout=TIME_LIMIT)
-        assert process.returncode == 0 and output.startswith("#!/usr/bin/env bash\n# Pretrain small on ")
-        assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("way", ["local", "slurm", "ssh"])
+def test_print_shows_all_scripts_and_writes_nothing(run_file: Path, tmp_path: Path, way: str) -> None:
+    with launch(way, run_file, "--print", "--site", write_site(tmp_path)) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0 and output.startswith("#!/usr/bin/env bash\n# Pretrain small on ")
+    assert "-m jetmoe_megatron.launch.elastic" in output
+    *_, last = output.splitlines()
+    assert re.fullmatch(rf"# Needs {tmp_path}/run/launches/\S+/run.yaml: run this command without --print", last)
+    sound = subprocess.run(["bash", "-n"], input=output, capture_output=True, text=True)
+    assert (sound.returncode, sound.stderr) == (0, "")
+    if way != "slurm":
+        host = re.search(r"^# --- \S+/host\.sh ---\n(.*)", output, re.DOTALL | re.MULTILINE)
+        assert host and host[1].startswith("#!/usr/bin/env bash\n# The ranks of one host")
+    assert not (tmp_path / "run").exists()
 
 
 def write_site(folder: Path) -> Path:
