@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.run_folder import RunFolder
-from jetmoe_megatron.config.schema import Batch, Phase
+from jetmoe_megatron.config.schema import Batch, Debug, Phase
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch.queued import can_ask, queued
 from jetmoe_megatron.launch.starts import events, job_of
@@ -32,14 +32,20 @@ class Plan(BaseModel):
     name: str
     batch: Batch
     phases: list[Phase]
+    debug: Debug = Debug()
 
     @property
     def steps(self) -> int:
         return sum(-(-phase.tokens // self.batch.global_tokens) for phase in self.phases)
 
     @property
-    def tokens(self) -> int:
-        return self.steps * self.batch.global_tokens
+    def last_step(self) -> int:
+        return min(self.steps, self.debug.max_steps or self.steps)
+
+    @property
+    def done(self) -> str:
+        """What it is after its last step."""
+        return "done" if self.last_step == self.steps else f"done, up to debug.max_steps ({self.last_step:,})"
 
 
 def status(folder: Path) -> str:
@@ -57,8 +63,8 @@ def status(folder: Path) -> str:
     plan = load_sections(files.config, Plan)
     records = last_records(files.metrics)
     checkpoint = newest(files.checkpoints)
-    done = checkpoint is not None and tokens_of(checkpoint) >= plan.tokens
-    rows = [("run", plan.name), *([("state", "done")] if done else _state(history))]
+    done = checkpoint is not None and tokens_of(checkpoint) >= plan.last_step * plan.batch.global_tokens
+    rows = [("run", plan.name), *([("state", plan.done)] if done else _state(history))]
     if records:
         try:
             rows += _progress(plan, records)
@@ -103,7 +109,7 @@ def _progress(plan: Plan, records: list[dict[str, Any]]) -> Iterator[tuple[str, 
     yield "tokens/s", f"{rate:,.0f} (median of {len(recent)} steps)"
     # With saves and evaluation, where they are known.
     seconds = sum(record.get("wall_seconds", record["step_seconds"]) for record in recent) / len(recent)
-    yield "time left", f"{duration(seconds * (plan.steps - step))}, without restarts"
+    yield "time left", f"{duration(seconds * max(plan.last_step - step, 0))}, without restarts"
 
 
 def _starts(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -35,34 +35,46 @@ def test_a_run_without_a_job(run: Path) -> None:
     rows = shown(run)
     assert rows["run"] == "small"
     assert rows["step"] == "6 of 8, 1,536 tokens, phase decay"
-    assert rows["state"].startswith("no job of its own is known")
+    assert rows["state"] == "done, up to debug.max_steps (6)"
     assert rows["checkpoint"].startswith(f"{run}/checkpoints/tokens_1536, ") and rows["checkpoint"].endswith(" ago")
-    assert re.fullmatch(r"\d+s, without restarts", rows["time left"])
+    assert rows["time left"] == "0s, without restarts"
     assert "starts" not in rows and "warning" not in rows
 
 
-def test_starts_and_warnings(run: Path) -> None:
-    file = run / "starts.jsonl"
-    try:
-        for number, reason in enumerate(("n2: rank 1 was killed", "cancelled")):
-            add_start(file, Start(f"local-{number}", f"2026-01-0{number + 1}T00:00:00Z", 0, ["n1", "n2"]))
-            add_end(file, f"local-{number}", time="t", tokens=0, again=number == 0, reason=reason)
-        logs = run / "logs/local-1"
-        logs.mkdir(parents=True)
-        (logs / "rank_0.log").write_text("fine\nwarning: a\nerror: \x1b[2Jb\n")
-        (logs / "rank_1.log").write_text("warning: a\n")
-        result = jetmoe("status", run).stdout
-    finally:
-        file.unlink()
+@pytest.fixture
+def unfinished(run: Path, tmp_path: Path) -> Path:
+    """The same without its debug.max_steps."""
+    shutil.copytree(run, tmp_path / "run")
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 6", "max_steps: null"))
+    return tmp_path / "run"
+
+
+def test_starts_and_warnings(unfinished: Path) -> None:
+    file = unfinished / "starts.jsonl"
+    for number, reason in enumerate(("n2: rank 1 was killed", "cancelled")):
+        add_start(file, Start(f"local-{number}", f"2026-01-0{number + 1}T00:00:00Z", 0, ["n1", "n2"]))
+        add_end(file, f"local-{number}", time="t", tokens=0, again=number == 0, reason=reason)
+    logs = unfinished / "logs/local-1"
+    logs.mkdir(parents=True)
+    (logs / "rank_0.log").write_text("fine\nwarning: a\nerror: \x1b[2Jb\n")
+    (logs / "rank_1.log").write_text("warning: a\n")
+    result = jetmoe("status", unfinished).stdout
     assert "state       stopped: cancelled\n" in result
     assert "starts      2, the last one at 2026-01-02T00:00:00Z\n" in result
     assert "n2: rank 1 was killed" in result
     assert result.endswith("warning     warning: a\n            error: \\x1b[2Jb\n")
 
 
-def test_a_run_that_is_done(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) | {"step": 8, "tokens": 2048}
+def test_a_run_that_has_steps_left(unfinished: Path) -> None:
+    rows = shown(unfinished)
+    assert rows["state"].startswith("no job of its own is known")
+    assert re.fullmatch(r"\d+s, without restarts", rows["time left"])
+
+
+def test_a_run_that_is_done(unfinished: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((unfinished / "config.yaml").read_text())
+    last = json.loads((unfinished / "metrics.jsonl").read_text().splitlines()[-1]) | {"step": 8, "tokens": 2048}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(last) + "\n")
     assert shown(tmp_path)["state"] != "done"  # its last checkpoint is not there yet
     (tmp_path / "checkpoints/tokens_2048").mkdir(parents=True)
