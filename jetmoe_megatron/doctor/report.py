@@ -12,8 +12,8 @@ from data_tools.atomic import replacing
 from data_tools.printing import printable, say
 from jetmoe_megatron.doctor import tables
 from jetmoe_megatron.doctor.facts import RankFacts
-from jetmoe_megatron.doctor.failed_nodes import leave_failed_nodes
 from jetmoe_megatron.doctor.findings import Finding
+from jetmoe_megatron.doctor.sick_nodes import record_sick_nodes
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def tell(report: Report, folder: Path | None) -> bool:
         say(f"kept: {kept}")
     for finding in report.findings:
         say(finding, sys.stderr)
-    leave_failed_nodes(report.findings)
+    record_sick_nodes(report.findings)
     return all(finding.kind == "warning" for finding in report.findings)
 
 
