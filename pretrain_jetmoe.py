@@ -64,8 +64,7 @@ def main() -> int:
     except (InputError, OSError) as error:
         if started and isinstance(error, OSError):
             raise
-        refuse_to_start(error, started)
-        return ExitStatus.BAD_INPUT
+        return refuse_to_start(error, started)
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return FIRST_OF_SIGNALS + signal.SIGINT
 

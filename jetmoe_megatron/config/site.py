@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from jetmoe_megatron.config.load import load_file
 from jetmoe_megatron.config.schema import Count, Fraction, Positive, Section
+from jetmoe_megatron.errors import UserError
 
 
 class _Like:
@@ -70,7 +71,7 @@ class Site(Section):
     time: _Time = "24:00:00"
     """Time limit of a job, as hours:minutes:seconds or days-hours:minutes:seconds. The run goes on in the next job."""
     warning_seconds: Positive = 600
-    """How long before the time limit the run is told to save and to stop."""
+    """How long before the time limit the run is told to save and to stop; less than `time`."""
     sbatch: list[_Word] = Field([])
     """More options of `sbatch`, such as `--qos=long`."""
     starts_without_progress: Positive = 3
@@ -100,4 +101,13 @@ class Site(Section):
 
 def load_site(path: Path) -> Site:
     """Raises UserError: one line that names the file and the key."""
-    return load_file(path, Site)
+    site = load_file(path, Site)
+    if 0 < _seconds(site.time) <= site.warning_seconds:  # 0: no limit
+        raise UserError(f"{path}: warning_seconds: {site.warning_seconds} are not less than time ({site.time})")
+    return site
+
+
+def _seconds(time: str) -> int:
+    days, _, of_day = time.rpartition("-")
+    hours, minutes, seconds = map(int, of_day.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

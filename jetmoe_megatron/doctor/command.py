@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from jetmoe_megatron.errors import InputError, UserError
 from jetmoe_megatron.launch.worker import refuse_to_start
-from jetmoe_megatron.stopping import ExitStatus
 
 if TYPE_CHECKING:
     from jetmoe_megatron.config import Run
@@ -20,7 +19,7 @@ STOPPED = "nothing was written"
 
 DESCRIPTION = """Say what is installed, what a run would use, and what is known not to work together.
 With --ranks, started on each rank of a job: measure every rank and its connections, and name the slow, different or
-broken ones. The exit status is 5 if something is wrong."""
+broken ones. The exit status is 5 if something is wrong; a warning leaves it at 0."""
 
 EXAMPLE = """examples:
   %(prog)s
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 if nothing is wrong, otherwise 5; with --ranks, 2 if the run file is wrong.
+    """Returns 0 if nothing is wrong, otherwise 5; with --ranks, also the status of `refuse_to_start`.
 
     Raises:
         InputError: without --ranks, if the run file is wrong.
@@ -67,8 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _examine_ranks(arguments)
     except InputError as error:
-        refuse_to_start(error, met=False)
-        return ExitStatus.BAD_INPUT
+        return refuse_to_start(error, met=False)
 
 
 def _examine_ranks(arguments: argparse.Namespace) -> int:

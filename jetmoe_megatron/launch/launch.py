@@ -52,6 +52,13 @@ def scripts(run: Run, site: Site, way: Way) -> dict[Path, str]:
     return {**texts, folder / "run.yaml": dump_run(run)}
 
 
+def shown(texts: dict[Path, str]) -> str:
+    """What `scripts` gives, to be read. The first script has no line above it, which would hide its `#!`."""
+    (_, first), *others, (run, _) = texts.items()
+    below = [f"\n# --- {path} ---\n{text}" for path, text in others]
+    return "".join([first, *below, f"\n# Needs {run}: run this command without --print\n"])
+
+
 def write(texts: dict[Path, str], run: Run) -> Path:
     """Returns the script that starts the run."""
     RunFolder.of(run).logs.mkdir(parents=True, exist_ok=True)

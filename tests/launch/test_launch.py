@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,19 +151,38 @@ def test_bad_input_starts_nothing(run_file: Path, tmp_path: Path, arguments: lis
     assert not (tmp_path / "run").exists()
 
 
-def test_print_writes_nothing(run_file: Path, tmp_path: Path) -> None:
-    for way in ("local", "slurm", "ssh"):
-        site = write_site(tmp_path)
-        with launch(way, run_file, "--print", "--site", site) as process:
-            output, _ = process.communicate(timeout=TIME_LIMIT)
-        assert process.returncode == 0 and output.startswith("#!/usr/bin/env bash\n# Pretrain small on ")
-        assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("way", ["local", "slurm", "ssh"])
+def test_print_shows_all_scripts_and_writes_nothing(run_file: Path, tmp_path: Path, way: str) -> None:
+    with launch(way, run_file, "--print", "--site", write_site(tmp_path)) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0 and output.startswith("#!/usr/bin/env bash\n# Pretrain small on ")
+    assert "-m jetmoe_megatron.launch.elastic" in output
+    *_, last = output.splitlines()
+    assert re.fullmatch(rf"# Needs {tmp_path}/run/launches/\S+/run.yaml: run this command without --print", last)
+    sound = subprocess.run(["bash", "-n"], input=output, capture_output=True, text=True)
+    assert (sound.returncode, sound.stderr) == (0, "")
+    if way != "slurm":
+        host = re.search(r"^# --- \S+/host\.sh ---\n(.*)", output, re.DOTALL | re.MULTILINE)
+        assert host and host[1].startswith("#!/usr/bin/env bash\n# The ranks of one host")
+    assert not (tmp_path / "run").exists()
 
 
 def write_site(folder: Path) -> Path:
     site = folder / "site.yaml"
     site.write_text("nodes: 2\ngpus_per_node: 0\nranks_per_node: 1\nhosts: [me@localhost, 127.0.0.2, 127.0.0.3]\n")
     return site
+
+
+def test_a_submitted_job_is_recorded(run_file: Path, tmp_path: Path) -> None:
+    """`jetmoe status` knows of it before it begins."""
+    (tmp_path / "sbatch").write_text("#!/usr/bin/env bash\necho '4711;cluster'\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    site, path = write_site(tmp_path), f"{tmp_path}:{environment()['PATH']}"
+    with launch("slurm", run_file, "--site", site, PATH=path) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0 and output.startswith(f"job 4711: {tmp_path}/run/launches/")
+    (event,) = events(tmp_path / "run/starts.jsonl")
+    assert (event["event"], event["job"]) == ("submitted", "4711")
 
 
 # Stands for ssh: runs the command on this machine, as a shell that a user logs in to.
