@@ -57,6 +57,7 @@ setup(
         "PyYAML>=6,<7",
         "numpy>=1.26",
         "jinja2>=3.1",  # the scripts that start a run
+        "packaging>=24.2",  # comparisons of versions; what Megatron-Core asks for, too
         "psutil>=6",  # the launcher's workers; also an undeclared need of megatron.core.dist_checkpointing
     ],
     extras_require={

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from data_tools.interrupts import end_without_traceback
+
+end_without_traceback()
+
 import argparse
 import json
 import sys
