@@ -77,6 +77,7 @@ setup(
             "pre-commit>=3.5",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.launch.virtual_cluster import SKIP, slurm, virtual_cluster
+from tests.launch.virtual_cluster import SKIP, of_jobs, slurm, virtual_cluster
 from tests.support import REPO, command, small_run, write_run
 
 pytestmark = [pytest.mark.skipif(bool(SKIP), reason=SKIP), pytest.mark.slow]
@@ -78,10 +78,8 @@ def kill_a_rank(run: Path) -> None:
     while set((run / "checkpoints").glob("tokens_*")) <= before:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    for process in psutil.process_iter():
-        try:
-            if "launch.worker" in " ".join(process.cmdline()) and process.environ().get("SLURM_JOB_ID"):
+    for process in of_jobs():
+        with suppress(psutil.Error):
+            if "launch.worker" in " ".join(process.cmdline()):
                 return process.kill()
-        except psutil.Error:
-            continue
-    raise AssertionError(f"no rank among {os.listdir('/proc')}")
+    raise AssertionError("no rank")

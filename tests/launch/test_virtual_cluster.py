@@ -19,7 +19,7 @@ import yaml
 
 from jetmoe_megatron.launch.starts import events
 from jetmoe_megatron.monitor.jsonl import read_metrics
-from tests.launch.virtual_cluster import SKIP, slurm, virtual_cluster
+from tests.launch.virtual_cluster import SKIP, of_jobs, slurm, virtual_cluster
 from tests.support import command, jetmoe, pretrain, small_run, write_run
 
 pytestmark = [pytest.mark.skipif(bool(SKIP), reason=SKIP), pytest.mark.slow]
@@ -97,10 +97,10 @@ def wait_for_progress(job: str, run: Path, start: int) -> None:
 
 
 def rank_on(node: str, job: str) -> psutil.Process:
-    for process in psutil.process_iter():
+    for process in of_jobs():
         with suppress(psutil.Error):
             variables, parent = process.environ(), process.parent()
-            place = (variables.get("SLURM_JOB_ID"), variables.get("SLURMD_NODENAME"))
+            place = (variables["SLURM_JOB_ID"], variables["SLURMD_NODENAME"])
             watches = parent and re.search(r"launch\.(elastic|slurm_rank)", " ".join(parent.cmdline()))
             if place == (job, node) and watches and process.cmdline()[0] != "tee":
                 return process
