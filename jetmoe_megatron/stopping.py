@@ -70,10 +70,11 @@ LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
 DUMPS = "dumps"
 NODES_OF_RANKS = "nodes"
 # What the script of a job names: folders of one start, for a log of each rank (`launch/rank_log.py`) and for the names
-# of nodes that failed, and the name of this node (`runtime/failed_nodes.py`).
+# of nodes that failed, the name of this node (`runtime/failed_nodes.py`), and how often it has started again.
 RANK_LOGS = "JETMOE_RANK_LOGS"
 FAILED_NODES = "JETMOE_FAILED_NODES"
 NODE = "JETMOE_NODE"
+RESTARTS = "JETMOE_RESTARTS"
 
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.

@@ -35,6 +35,7 @@ class _Like:
 _Word = Annotated[str, _Like(r"\S+", "must be one word")]
 _Path = Annotated[str, Field(min_length=1)]
 _Time = Annotated[str, _Like(r"(\d+-)?\d+:\d\d:\d\d", "must be hours:minutes:seconds or days-hours:minutes:seconds")]
+_Option = Annotated[str, _Like(r"--(?!array\b)\S+", "must be one option, as --qos=long, and not --array")]
 _Variable = Annotated[str, _Like(r"[A-Za-z_]\w*=.*", "must be NAME=value")]
 
 
@@ -70,9 +71,9 @@ class Site(Section):
     """Partition of SLURM. null: the default one."""
     time: _Time = "24:00:00"
     """Time limit of a job, as hours:minutes:seconds or days-hours:minutes:seconds. The run goes on in the next job."""
-    warning_seconds: Positive = 600
+    warning_seconds: Annotated[Positive, Field(le=65535)] = 600
     """How long before the time limit the run is told to save and to stop; less than `time`."""
-    sbatch: list[_Word] = Field([])
+    sbatch: list[_Option] = Field([])
     """More options of `sbatch`, such as `--qos=long`."""
     starts_without_progress: Positive = 3
     """Starts that save no new checkpoint, after which a job does not come back by itself."""

@@ -31,7 +31,9 @@ with --ranks it is started by a launcher, on one node or on many, as training is
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_file", metavar="RUN.yaml", nargs="?", help="the run file; default: none")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="change a setting of the run file"
+    )
     parser.add_argument("--ranks", action="store_true", help="examine all ranks of the job that this process is one of")
     parser.add_argument(
         "--tolerance",
@@ -74,7 +76,7 @@ def _examine_ranks(arguments: argparse.Namespace) -> int:
 
     tolerance = 0.2 if arguments.tolerance is None else arguments.tolerance
     disk_bytes = 2**30 if arguments.disk_bytes is None else arguments.disk_bytes
-    if not 0 < tolerance < 1:
+    if not 0 < tolerance <= 1:
         raise UserError(f"--tolerance: must be between 0 and 1, not {tolerance:g}")
     if disk_bytes < 1:
         raise UserError(f"--disk-bytes: must be 1 or more, not {disk_bytes}")

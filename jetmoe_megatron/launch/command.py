@@ -36,7 +36,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_run_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="change a setting of the run file"
+    )
 
 
 def _add_launch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -234,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = torchrun.get_args_parser()
     parser.prog = f"python -m {PROGRAM}"
     args = parser.parse_args(argv)
+    if args.max_restarts and args.nnodes not in ("1", "1:1"):
+        parser.error("--max-restarts: on several nodes, start all of them again instead")
     ours = {signum.name for signum in STOP_SIGNALS}
     args.log_dir = args.log_dir or os.devnull  # without it, torch leaves an empty temporary folder
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)

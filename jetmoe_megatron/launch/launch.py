@@ -14,7 +14,7 @@ from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.site import Site
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.launch.render import TRAINER, host_scripts, slurm_script
+from jetmoe_megatron.launch.render import TRAINER, host_scripts, output_pattern, slurm_script
 from jetmoe_megatron.runtime.clock import utc_now
 
 Way = Literal["local", "ssh", "slurm"]
@@ -42,7 +42,7 @@ def scripts(run: Run, site: Site, way: Way) -> dict[Path, str]:
     files = RunFolder.of(run)
     folder = files.launches.absolute() / utc_now().replace(":", "")
     if way == "slurm":
-        script, output = folder / "job.sbatch", str(files.logs.absolute() / "job-%j.out")
+        script, output = folder / "job.sbatch", output_pattern(files.logs.absolute(), "job-%j.out")
         texts = {script: slurm_script(site, run.name, folder / "run.yaml", output, usage=str(script))}
     else:
         texts = {

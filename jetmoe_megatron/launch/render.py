@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from jetmoe_megatron.config.site import Container, Site, load_site
+from jetmoe_megatron.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAINER = REPOSITORY / "pretrain_jetmoe.py"
@@ -112,6 +113,17 @@ def tokenize_script(
         overwrite=overwrite,
         pythonpath=None if python else REPOSITORY,
     )
+
+
+def output_pattern(folder: Path, name: str) -> str:
+    """A file in a folder, for `sbatch --output`, which fills in `%j` and others.
+
+    Raises:
+        UserError: SLURM cannot write there.
+    """
+    if "\\" in str(folder):
+        raise UserError(f"{folder}: SLURM cannot write to a path with a backslash")
+    return f"{str(folder).replace('%', '%%')}/{name}"
 
 
 def shipped_scripts() -> dict[str, str]:

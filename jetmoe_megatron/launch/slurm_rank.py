@@ -29,6 +29,9 @@ _VARIABLES = {  # torchrun's: SLURM's
 
 def main() -> int:
     """Returns the exit status of the rank, 128+N for signal N."""
+    if missing := [theirs for theirs in _VARIABLES.values() if theirs not in os.environ]:
+        print(f"error: {', '.join(missing)} not set: SLURM starts this, with srun --ntasks-per-node", file=sys.stderr)
+        return ExitStatus.BAD_INPUT
     os.environ.update({ours: os.environ[theirs] for ours, theirs in _VARIABLES.items()})
     failed_nodes.came()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until they can be passed on

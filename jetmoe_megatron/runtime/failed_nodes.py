@@ -71,7 +71,7 @@ def recorded(folder: Path, nodes: Sequence[str]) -> dict[str, str]:
     """The reason of each node that failed, by its name. nodes: of this start; if some came, the others failed."""
     failed = {}
     for file in _seen(folder):
-        failed[file.name] = file.read_text(encoding="utf-8", errors="replace")
+        failed[file.name] = file.read_text(encoding="utf-8", errors="replace").strip()
     if those := {file.name for file in _seen(came_in(folder))}:
         failed |= {node: "it did not start the ranks" for node in nodes if node not in those | failed.keys()}
     return failed
@@ -85,4 +85,4 @@ def _seen(folder: Path) -> list[Path]:
         mark = folder / ".looked"
         mark.touch()
         mark.unlink()
-    return sorted(folder.iterdir())
+    return sorted(file for file in folder.iterdir() if not file.name.startswith("."))

@@ -197,6 +197,72 @@ exec bash -c "$*"
 """
 
 
+@pytest.mark.parametrize("when", ["begin", "setup"])
+def test_a_stop_before_the_ranks_start(when: str, run_file: Path, tmp_path: Path) -> None:
+    """It is not forgotten: the ranks do not start."""
+    began = tmp_path / "began"
+    if when == "begin":
+        python = tmp_path / "python"
+        python.write_text(
+            f'#!/bin/sh\n[ "$3" != begin ] || {{ touch {began}; sleep 1; }}\nexec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        setting = f"python: {python}"
+    else:
+        setting = f'setup: ["[[ ! ${{host:-}} ]] || {{ touch {began}; sleep 1; }}"]'  # in host.sh
+    (tmp_path / "site.yaml").write_text(f"gpus_per_node: 0\nranks_per_node: 2\n{setting}\n")
+    with launch("local", run_file, "--site", tmp_path / "site.yaml") as process:
+        wait_for(began)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 75 and "training " not in output, output
+    assert ends(tmp_path / "run") == [(75, False)]
+
+
+def test_a_passing_fault_of_the_record_of_starts(run_file: Path, tmp_path: Path) -> None:
+    """As of a full disk: it is tried again."""
+    python, sleep = tmp_path / "python", tmp_path / "bin/sleep"
+    once = f"[ -e {tmp_path}/$3 ] || {{ touch {tmp_path}/$3; exit 1; }}"
+    python.write_text(f'#!/bin/sh\n[ "$2" != jetmoe_megatron.launch.job ] || {once}\nexec {sys.executable} "$@"\n')
+    sleep.parent.mkdir()
+    sleep.write_text("#!/bin/sh\n")
+    for program in (python, sleep):
+        program.chmod(0o755)
+    (tmp_path / "site.yaml").write_text(f"gpus_per_node: 0\nranks_per_node: 1\npython: {python}\n")
+    variables = {"PATH": f"{sleep.parent}:{environment()['PATH']}"}
+    with launch("local", run_file, "--site", tmp_path / "site.yaml", "debug.max_steps=2", **variables) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0, output
+    assert (tmp_path / "begin").exists() and (tmp_path / "end").exists()
+    assert ends(tmp_path / "run") == [(0, False)]
+
+
+def test_a_host_that_ssh_loses(run_file: Path, tmp_path: Path) -> None:
+    """The next start has another host. The ranks of the lost one may still run, so it is patient."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    loses = "[[ $1 != 127.0.0.2 ]] || exit 255\n[[ $* != *kill* ]] || exit 0\necho"
+    (folder / "ssh").write_text(SSH.format(folder=folder).replace("echo", loses))
+    (folder / "ssh").chmod(0o755)
+    variables = {"PATH": f"{folder}:{environment()['PATH']}"}
+    site = write_site(tmp_path)
+    python, says = (
+        tmp_path / "python",
+        f'[ "$2" = jetmoe_megatron.launch.job ] || echo $JETMOE_RESTARTS >> {tmp_path}/restarts',
+    )
+    python.write_text(f'#!/bin/sh\n{says}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    site.write_text(
+        site.read_text().replace("nodes: 2", "nodes: 1").replace("me@localhost, ", "") + f"python: {python}\n"
+    )
+    with launch("ssh", run_file, "--site", site, "debug.max_steps=2", **variables) as process:
+        output, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0, output
+    assert ends(tmp_path / "run") == [(4, True), (0, False)]
+    assert "127.0.0.2: ssh lost it; it starts again: 1 of 3 starts without a new checkpoint" in output
+    assert (tmp_path / "restarts").read_text() == "1\n"
+
+
 def test_ssh_leaves_out_the_host_that_failed(run_file: Path, tmp_path: Path) -> None:
     run, folder = tmp_path / "run", tmp_path / "bin"
     folder.mkdir()

@@ -32,11 +32,6 @@ export {{ variable | assignment }}
 container=({{ container_options }})
 {% endif %}
 here() { {{ 'srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" ' if container == "pyxis" }}{{ inside }}"$@"; }
-if ! here "$python" -c 'import data_tools'; then
-  echo "error: $python does not find data_tools: submit from the root of the repository, or install it" >&2
-  exit 2
-fi
-
 # --- what this job does: the tasks of the array have numbers, the job that merges has none ---
 
 part=${SLURM_ARRAY_TASK_ID:-}
@@ -59,7 +54,6 @@ fi
 
 again() { # why
   echo "job $job: $1; it is queued again" >&2
-  trap '' TERM # SLURM sends it to this script when it queues the job again
   queue_again
 }
 failed() { # how
@@ -68,9 +62,14 @@ failed() { # how
   if ((before >= {{ starts_without_progress }})); then
     echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
   else
-    scontrol update JobId="$job" Comment="jetmoe-faults-$((before + 1))"
-    again "$1"
+    count_faults $((before + 1)) && again "$1"
   fi
+}
+remove_parts() {
+  for dataset in "${datasets[@]}"; do
+    rm -rf "$dataset".{bin,idx,skipped.txt,partial}
+  done
+  rm -f "$prefix.part-settings.json" "$prefix.merged"
 }
 signalled=
 # shellcheck disable=SC2329 # called by the trap
@@ -80,6 +79,17 @@ at_the_limit() {
 }
 trap at_the_limit USR1 # SLURM signals only this script (--signal=B)
 
+if ! here "$python" -c 'import data_tools'; then
+  failed "$python does not find data_tools: submit from the root of the repository, or install it" || true
+  exit 1
+fi
+if [[ ! $part ]]; then
+  if [[ -f $prefix.merged ]]; then # an earlier start was ended while it removed the parts
+    remove_parts
+    exit
+  fi
+  ((restarts == 0)) || command+=(--overwrite) # what it has left
+fi
 here "$python" -m data_tools "${command[@]}" &
 work=$!
 # A trapped signal ends `wait` early: repeat it until it ends without one.
@@ -104,8 +114,6 @@ if [[ ! $part ]]; then
   for dataset in "${datasets[@]}"; do
     [[ ! -f $dataset.skipped.txt ]] || cat "$dataset.skipped.txt" >>"$prefix.skipped.txt"
   done
-  for dataset in "${datasets[@]}"; do
-    rm -rf "$dataset".{bin,idx,skipped.txt,partial}
-  done
-  rm -f "$prefix.part-settings.json"
+  touch "$prefix.merged"
+  remove_parts
 fi
