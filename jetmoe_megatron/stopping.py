@@ -68,6 +68,8 @@ DUMPS = "dumps"
 RANK_LOGS = "JETMOE_RANK_LOGS"
 FAILED_NODES = "JETMOE_FAILED_NODES"
 NODE = "JETMOE_NODE"
+# And how many starts of this job there were before. SLURM has its own name for this number.
+RESTARTS = "JETMOE_RESTARTS"
 
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.

@@ -10,6 +10,7 @@ shift 6
 {% include "environment.sh" %}
 
 export JETMOE_NODE=$host JETMOE_RANK_LOGS=$logs JETMOE_FAILED_NODES=$logs/failed_nodes
+export JETMOE_RESTARTS=${start##*-}
 echo $$ >"$logs/$host.pid"
 exec "$python" -m jetmoe_megatron.launch.elastic \
   --nnodes="$hosts" --nproc-per-node="$ranks_per_node" --max-restarts=0{{ numa_binding }} \

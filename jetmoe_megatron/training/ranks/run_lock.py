@@ -13,7 +13,7 @@ from typing import IO
 from data_tools.locks import open_locked
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
-from jetmoe_megatron.stopping import RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
+from jetmoe_megatron.stopping import RESTARTS, RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
 
 LOCK = ".lock"
 
@@ -35,7 +35,7 @@ def claimed(folder: Path) -> Iterator[None]:
         nonlocal lock, made
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+        restarted = any(os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_RESTART_COUNT", RESTARTS))
         patience = RUN_LOCK_IS_FREE_AFTER_REQUEUE if restarted else RUN_LOCK_IS_FREE
         deadline = time.monotonic() + patience
         while (lock := open_locked(folder / LOCK)) is None:
