@@ -21,6 +21,7 @@ from data_tools.printing import Parser, printable, say
 from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.errors import may_pass
 from jetmoe_megatron.launch.comes_back import Decision, decide
 from jetmoe_megatron.launch.starts import Start, add_end, add_start, starts_of
 from jetmoe_megatron.runtime.clock import utc_now
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("again" if decision.again else "stop", ",".join(decision.leave_out))
     except InputError as error:
         say(f"error: {one_line(error)}", sys.stderr)
-        return ExitStatus.BAD_INPUT
+        return ExitStatus.NOT_SAVED if may_pass(error) else ExitStatus.BAD_INPUT
     except OSError as error:  # which may pass
         say(printable(f"error: {error}"), sys.stderr)
         return ExitStatus.NOT_SAVED

@@ -17,6 +17,7 @@ import pytest
 
 from jetmoe_megatron.launch.starts import events
 from jetmoe_megatron.monitor.jsonl import read_metrics
+from jetmoe_megatron.stopping import RESTARTS
 from tests.support import REPO, environment, launched, small_run, write_run
 
 TIME_LIMIT = 120
@@ -81,7 +82,11 @@ def test_a_killed_rank_and_the_run_comes_back(run_file: Path, tmp_path: Path) ->
     run = tmp_path / "run"
     with launch("local", run_file, "--ranks", 2) as process:
         wait_for(run / f"checkpoints/tokens_{20 * 256}")
-        rank_of(process, 1).kill()
+        rank = rank_of(process, 1)
+        assert rank.environ()[RESTARTS] == "0"
+        rank.kill()
+        wait_for_start(run, 1)
+        assert rank_of(process, 1).environ()[RESTARTS] == "1"
         output, _ = process.communicate(timeout=TIME_LIMIT)
     assert process.returncode == 0, output
     assert ends(run) == [(137, True), (0, False)]
