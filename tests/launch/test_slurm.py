@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "slurm" / "pretrain_jetmoe.sbatch"
 SHELL_SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".sh", ".sbatch"))
-TIME_LIMIT = 30
+TIME_LIMIT = 90
 
 # Like srun: forwards signals (here to a file), and ends when the tasks have.
 SRUN = """#!/usr/bin/env bash
