@@ -12,7 +12,8 @@ from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, STOP_SIGNALS
 
 
 class StopSignals:
-    """While active, and after an error, the first of these signals sets `received`; the loop finishes its step, saves and leaves.
+    """While active, the first of these signals sets `received`; the loop finishes its step, saves and leaves. After an
+    error too, it does not end the process.
 
     The same signal a second time ends the process at once, with status 128 + its number. A different signal does not:
     at the wall-time limit, SLURM's SIGTERM comes after its SIGUSR1, while the run is saving.
