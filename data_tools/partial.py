@@ -1,5 +1,6 @@
 """An unfinished dataset: the folder `PREFIX.partial`, from which a killed run continues."""
 
+import errno
 import json
 import os
 import re
@@ -248,6 +249,8 @@ def _locked(folder: Path) -> IO[bytes]:
         with suppress(FileNotFoundError):  # the process that held it has just ended and removed the folder
             if lock := open_locked(folder / "lock"):
                 return lock
+            if time.monotonic() > deadline and restarted:
+                raise TimeoutError(errno.ETIMEDOUT, "is in use by another process, perhaps on a lost node", str(folder))
             if time.monotonic() > deadline:
                 raise InputError(f"{folder} is in use: another process is making this dataset")
             time.sleep(0.2)

@@ -35,7 +35,7 @@ class _Like:
 _Word = Annotated[str, _Like(r"\S+", "must be one word")]
 _Path = Annotated[str, Field(min_length=1)]
 _Time = Annotated[str, _Like(r"(\d+-)?\d+:\d\d:\d\d", "must be hours:minutes:seconds or days-hours:minutes:seconds")]
-_Option = Annotated[str, _Like(r"--(?!array\b)\S+", "must be one option, as --qos=long, and not --array")]
+_Option = Annotated[str, _Like(r"--(?!ar)\S+", "must be one option, as --qos=long, and not --array")]
 _Variable = Annotated[str, _Like(r"[A-Za-z_]\w*=.*", "must be NAME=value")]
 
 

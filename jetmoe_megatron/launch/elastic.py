@@ -255,6 +255,8 @@ def _run(args: Any, folder: Path) -> int:
     """folder: for what the workers leave there."""
     failed_nodes.came()
     relay, wrong = _SignalRelay(), _Wrong(folder)
+    if failed_nodes.stop_asked():
+        return ExitStatus.RUN_ME_AGAIN
     threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint, wrong), daemon=True).start()
     try:
         try:

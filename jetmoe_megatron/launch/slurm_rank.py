@@ -35,6 +35,8 @@ def main() -> int:
     os.environ.update({ours: os.environ[theirs] for ours, theirs in _VARIABLES.items()})
     failed_nodes.came()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until they can be passed on
+    if failed_nodes.stop_asked():
+        return ExitStatus.RUN_ME_AGAIN
     if rank := os.fork():
         return _watch(rank)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -48,6 +48,12 @@ def came() -> None:
             (nodes / this_node()).touch()
 
 
+def stop_asked() -> bool:
+    """Whether this start was told to stop before its launchers listened to signals."""
+    folder = os.environ.get(FAILED_NODES)
+    return folder is not None and Path(folder).with_name("stop").exists()
+
+
 def came_in(folder: Path) -> Path:
     """Where the nodes that came are named. folder: for those that failed."""
     return folder.with_name("nodes_that_came")

@@ -80,7 +80,7 @@ def meet(timeout_minutes: float, judge: Judge = first_difference, own: Machine |
 
 def nodes_of(ranks: Sequence[int]) -> list[str]:
     """Where the ranks are, each node once. Empty before the ranks have met."""
-    return list(dict.fromkeys(_nodes[rank] for rank in ranks if _nodes))
+    return list(dict.fromkeys(_nodes[rank] for rank in ranks if rank < len(_nodes)))
 
 
 def refuse(message: str, passes: bool) -> None:

@@ -211,7 +211,13 @@ def test_nodes_that_failed_are_left_out(
 
 @pytest.mark.parametrize(
     ("sick", "before", "trains"),
-    [("gpu08", "", False), ("", "", True), ("gpu08 gpu09", "", True), ("gpu08", "gpu05", True)],
+    [
+        ("gpu08", "", False),
+        ("", "", True),
+        ("gpu08 gpu09", "", True),
+        ("gpu08", "gpu05", True),
+        ("gpu07 gpu08 gpu09", "", True),  # all of them: not their fault
+    ],
 )
 def test_a_sick_rank_ends_the_start_if_another_node_can_take_its_place(
     environment: dict[str, str], tmp_path: Path, sick: str, before: str, trains: bool
@@ -257,6 +263,8 @@ def test_a_node_that_cannot_begin_is_left_out(environment: dict[str, str], tmp_p
 
 
 def test_faults_that_cannot_be_counted_end_the_job(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "bin/sleep").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/sleep").chmod(0o755)
     assert run(environment | {"REFUSES": "Comment"}, cwd=tmp_path)[0] == 1
     assert not requeued(tmp_path)
 
@@ -282,6 +290,27 @@ def test_a_signal_before_the_ranks_start(
     assert status == left, output
     assert requeued(tmp_path) == again
     assert not (tmp_path / "srun").exists() and "Comment" not in (tmp_path / "scontrol").read_text()
+
+
+def test_a_stop_that_srun_does_not_pass_on(environment: dict[str, str], tmp_path: Path) -> None:
+    """While it starts: launchers find a file."""
+    job = start(environment | {"SRUN_STATUS": "75", "SRUN_SIGNALS": "1"})
+    wait_for(tmp_path / "started")
+    assert not (tmp_path / "jetmoe-8b/logs/1234567-0/stop").exists()
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=TIME_LIMIT)
+    assert (tmp_path / "jetmoe-8b/logs/1234567-0/stop").exists()
+
+
+def test_a_cancel_before_the_job_is_queued_again(environment: dict[str, str], tmp_path: Path) -> None:
+    scontrol = tmp_path / "bin/scontrol"
+    slow = f"[[ $* != *Comment=* ]] || {{ touch {tmp_path}/counts; sleep 3; }}"
+    scontrol.write_text(SCONTROL.replace("case", f"{slow}\ncase", 1))
+    job = start(environment, cwd=tmp_path)
+    wait_for(tmp_path / "counts")
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=TIME_LIMIT)
+    assert not requeued(tmp_path)
 
 
 def test_a_cancel_while_the_job_is_queued_again(environment: dict[str, str], tmp_path: Path) -> None:

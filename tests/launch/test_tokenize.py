@@ -147,10 +147,13 @@ def test_a_merge_that_was_ended_goes_on(inputs: Path, monkeypatch: pytest.Monkey
     make_parts()
     for suffix in (".bin", ".idx"):
         (folder / f"first{suffix}").rename(folder / f"web{suffix}")
-    assert merge(0) == 2  # it is not known to be ours
+    assert merge(1) == 2  # it is not known to be ours
+    (folder / "web.merging").write_text("6 has merged\n")  # another job
+    assert merge(1) == 2
+    (folder / "web.merging").write_text("7 merges\n")
     assert merge(1) == 0
     assert (folder / "web.bin").read_bytes() == data and {path.name for path in folder.glob("web*")} == left
-    (folder / "web.merged").touch()
+    (folder / "web.merging").write_text("7 has merged\n")
     (folder / "web.part-2-of-2.idx").touch()
     assert merge(1) == 0
     assert (folder / "web.bin").read_bytes() == data and {path.name for path in folder.glob("web*")} == left

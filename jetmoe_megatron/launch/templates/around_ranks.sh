@@ -11,8 +11,7 @@ job_begins() { # its arguments; prints the folder of this start
       status=$?
       ((status == 1)) || return "$status" # wrong input, or no Python
     fi
-    sleep 60 &
-    wait "$!" || true # a signal ends it
+    sleep 60 >/dev/null
   done
   return 1
 }
@@ -22,9 +21,11 @@ job_ends() { # its arguments; prints what follows: `again` or `stop`, and the no
     if answer=$(here "$python" -m jetmoe_megatron.launch.job end "$start" "$@" | tail -n 1); then
       echo "$answer"
       return 0
+    else
+      status=$?
+      ((status == 1)) || return "$status"
     fi
-    sleep 60 &
-    wait "$!" || true
+    sleep 60 >/dev/null
   done
   return 1
 }

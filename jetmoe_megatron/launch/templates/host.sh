@@ -11,7 +11,6 @@ shift 6
 
 export JETMOE_NODE=$host JETMOE_RANK_LOGS=$logs JETMOE_FAILED_NODES=$logs/failed_nodes
 echo $$ >"$logs/$host.pid"
-[[ ! -e $logs/stop ]] || exit 75
 exec "$python" -m jetmoe_megatron.launch.elastic \
   --nnodes="$hosts" --nproc-per-node="$ranks_per_node" --max-restarts=0{{ numa_binding }} \
   --rdzv-backend=c10d --rdzv-endpoint="$endpoint" --rdzv-id="$start" {{ trainer | quote }} "$@"

@@ -18,7 +18,7 @@ nodes={{ nodes }}
 # --- signals: the ranks save and stop, and the run does not start again ---
 
 # As USR1, which a terminal does not send to the ranks too: a second signal of one kind would end them at once. A host
-# that has not started its ranks yet finds the file `stop`.
+# whose launcher does not listen yet finds the file `stop`.
 signalled=
 ended_by=
 chosen=()
@@ -27,7 +27,7 @@ logs=
 pass_on() {
   signalled=yes ended_by=--cancelled
   [[ $logs ]] || return 0
-  touch "$logs/stop"
+  touch "$logs/stop" || true
   for host in "${chosen[@]}"; do
     [[ ! -f $logs/$host.pid ]] || on "$host" kill -USR1 "$(cat "$logs/$host.pid")" 2>/dev/null || true
   done
@@ -81,7 +81,8 @@ for ((number = 0; ; number++)); do
     do :; done
 {% if ssh %}
     if ((ended == 255)); then
-      echo "ssh lost it" >"$logs/failed_nodes/${chosen[number_of_host]}"
+      lost=$logs/failed_nodes/${chosen[number_of_host]}
+      [[ -e $lost ]] || echo "ssh lost it" >"$lost" || true
       ended=4 # its ranks may still run: the next start waits for the run folder
     fi
 {% endif %}

@@ -23,6 +23,7 @@ most={{ starts_without_progress }} # starts in a row without a new checkpoint
 # --- what brings the job back ---
 
 job=$SLURM_JOB_ID
+ended_by= # by whom, if SLURM has ended it
 {% include "queue_again.sh" %}
 
 # These nodes, and those that earlier starts left out.
@@ -61,12 +62,12 @@ known_end=
 fault_of_node=
 # shellcheck disable=SC2329 # called by the trap
 on_exit() {
-  local status=$? number
+  local status=$?
   [[ ! $known_end && ! $ended_by ]] || exit "$status"
   set +e
-  number=$(($(faults) + 1))
-  echo "job $job: a fault on $SLURMD_NODENAME outside the ranks (status $status), $number of $most in a row" >&2
-  ((number < most)) && count_faults "$number" && queue_again && [[ $fault_of_node ]] && leave_out "$SLURMD_NODENAME"
+  count_fault || exit "$status"
+  echo "job $job: a fault on $SLURMD_NODENAME outside the ranks (status $status), $faults of $most in a row" >&2
+  ((faults < most)) && queue_again && [[ $fault_of_node ]] && leave_out "$SLURMD_NODENAME"
   exit "$status"
 }
 trap on_exit EXIT
@@ -78,11 +79,12 @@ trap on_exit EXIT
 # has queued the job again, after a preemption or by an administrator; or that somebody cancels the job.
 signalled=
 asked=
-ended_by=
 srun_pid=
+folder=
 # shellcheck disable=SC2329 # called by the traps
 pass_on() {
   signalled=yes asked=yes
+  [[ ! $folder ]] || touch "$folder/stop" || true # for launchers that do not listen yet: srun loses signals then
   [[ ! $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null || true
 }
 # shellcheck disable=SC2329
@@ -150,6 +152,7 @@ run_ranks() {
     status=75
     return
   fi
+  rm -rf "$folder/nodes_that_came" # before
 {% if tasks == "node" %}
   srun --overlap --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --wait=300 \
     {{ inside }}"$python" -m jetmoe_megatron.launch.elastic \
@@ -176,7 +179,8 @@ run_ranks $((port + 1)) -m jetmoe_megatron.doctor --ranks --tolerance {{ doctor_
 if ((status == 5)); then # sick ranks
   touch "$JETMOE_FAILED_NODES" # a network file system then forgets what it knew of the folder
   sick=$(cd "$JETMOE_FAILED_NODES" && find . -type f -printf '%P,')
-  if [[ ! $sick ]] || ! others_than "${sick%,}"; then
+  all=$(tr , '\n' <<<"${sick%,}" | wc -l)
+  if [[ ! $sick ]] || ((all == SLURM_JOB_NUM_NODES && all > 1)) || ! others_than "${sick%,}"; then
     echo "no nodes can take the place of what the doctor found: the ranks start all the same" >&2
     find "$JETMOE_FAILED_NODES" -type f -delete
     status=0
@@ -197,7 +201,7 @@ if [[ $answer || $status =~ ^[023]$ ]]; then
 fi
 read -r next failed_nodes <<<"$answer" || true
 if [[ $next == again && $ended_by != --cancelled ]]; then
-  [[ ! $(faults) ]] || count_faults 0 || true
+  count_fault 0 || true
   if [[ $ended_by == --requeued ]] || queue_again; then
     [[ ! $failed_nodes ]] || leave_out "$failed_nodes"
   fi

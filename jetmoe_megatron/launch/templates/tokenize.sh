@@ -50,6 +50,7 @@ fi
 
 # --- starts again ---
 
+ended_by= # by whom, if SLURM has ended it
 {% include "queue_again.sh" %}
 
 again() { # why
@@ -57,19 +58,27 @@ again() { # why
   queue_again
 }
 failed() { # how
-  local before
-  before=$(faults)
-  if ((before >= {{ starts_without_progress }})); then
+  count_fault || return
+  if ((faults > {{ starts_without_progress }})); then
     echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
   else
-    count_faults $((before + 1)) && again "$1"
+    again "$1"
   fi
 }
 remove_parts() {
   for dataset in "${datasets[@]}"; do
-    rm -rf "$dataset".{bin,idx,skipped.txt,partial}
+    rm -rf "$dataset".{bin,idx,skipped.txt,partial} || return
   done
-  rm -f "$prefix.part-settings.json" "$prefix.merged"
+  rm -f "$prefix.part-settings.json" "$prefix.merging"
+}
+# Joins the lists of broken lines, and removes the parts.
+finish_merge() {
+  rm -f "$prefix.skipped.txt" || return
+  for dataset in "${datasets[@]}"; do
+    [[ ! -f $dataset.skipped.txt ]] || cat "$dataset.skipped.txt" >>"$prefix.skipped.txt" || return
+  done
+  echo "$job has merged" >"$prefix.merging" || return
+  remove_parts
 }
 signalled=
 # shellcheck disable=SC2329 # called by the trap
@@ -78,18 +87,23 @@ at_the_limit() {
   again "the time limit is near" || true
 }
 trap at_the_limit USR1 # SLURM signals only this script (--signal=B)
+trap 'signalled=yes ended_by=--cancelled' TERM # and the work
 
 if ! here "$python" -c 'import data_tools'; then
   failed "$python does not find data_tools: submit from the root of the repository, or install it" || true
   exit 1
 fi
-if [[ ! $part ]]; then
-  if [[ -f $prefix.merged ]]; then # an earlier start was ended while it removed the parts
-    remove_parts
-    exit
-  fi
-  ((restarts == 0)) || command+=(--overwrite) # what it has left
+if [[ ! $part ]]; then # the file `merging` tells what an earlier start of this job has done
+  case $(cat "$prefix.merging" 2>/dev/null || true) in
+    "$job has merged")
+      remove_parts || failed "the parts cannot be removed" || true
+      exit
+      ;;
+    "$job merges") command+=(--overwrite) ;;
+    *) [[ -e $prefix.bin || -e $prefix.idx ]] || echo "$job merges" >"$prefix.merging" ;;
+  esac
 fi
+[[ ! $ended_by ]] || exit 143
 here "$python" -m data_tools "${command[@]}" &
 work=$!
 # A trapped signal ends `wait` early: repeat it until it ends without one.
@@ -109,11 +123,7 @@ case $status in
     ;;
 esac
 
-if [[ ! $part ]]; then
-  rm -f "$prefix.skipped.txt"
-  for dataset in "${datasets[@]}"; do
-    [[ ! -f $dataset.skipped.txt ]] || cat "$dataset.skipped.txt" >>"$prefix.skipped.txt"
-  done
-  touch "$prefix.merged"
-  remove_parts
+if [[ ! $part ]] && ! finish_merge; then
+  failed "the parts cannot be removed" || true
+  exit 1
 fi
