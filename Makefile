@@ -15,6 +15,9 @@ STACK_TESTS := tests/runtime/test_cpu.py tests/model/test_parity.py tests/model/
 	tests/checkpoint/test_golden.py tests/checkpoint/test_no_code.py tests/checkpoint/test_other_stack.py \
 	tests/data/test_documents.py tests/test_docs.py
 
+# Two files of tests at a time; most tests wait, or keep one core busy. Empty: one.
+AT_ONCE ?= -n 2 --dist loadfile
+
 .PHONY: install quickstart test test-all test-stack check format clean
 
 install: $(VENV)/.installed
@@ -29,14 +32,14 @@ quickstart: install
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/quickstart.sh
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu" tests
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow and not gpu" tests
 
 test-all: install
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest $(AT_ONCE) tests
 
 test-stack: install
 	python=$$(scripts/newer_python.sh) && $(MAKE) install VENV=$(STACK_VENV) PYTHON="$$python"
-	OTHER_PYTHON="$(abspath $(BIN))/python" $(STACK_VENV)/bin/python -m pytest -m "not slow and not gpu" $(STACK_TESTS)
+	OTHER_PYTHON="$(abspath $(BIN))/python" $(STACK_VENV)/bin/python -m pytest $(AT_ONCE) -m "not slow and not gpu" $(STACK_TESTS)
 
 check: install
 	$(BIN)/ruff format --check .

@@ -5,16 +5,22 @@ Run the same command again to resume.
 
 from __future__ import annotations
 
+from data_tools.interrupts import end_without_traceback
+
+end_without_traceback()
+
 import argparse
 import os
 import signal
 import sys
+from typing import NoReturn
 
 from data_tools.errors import InputError
 from data_tools.printing import Parser, spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
 from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch.worker import refuse_to_start
 from jetmoe_megatron.resume.start_from import apply_start_from
 from jetmoe_megatron.runtime.output import outlast_readers
@@ -22,12 +28,12 @@ from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
 
 
 def main() -> int:
-    arguments = parse_arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     started = False
     spell_what_the_terminal_lacks()
     outlast_readers()
     try:
+        arguments = parse_arguments()
         run = apply_start_from(load_run(arguments.run, arguments.overrides))
         if run.logging.wandb == "off" or rank != 0:
             # Megatron-Core imports wandb if it is installed (timers.py). Each import makes two temporary folders,
@@ -64,22 +70,30 @@ def main() -> int:
     except (InputError, OSError) as error:
         if started and isinstance(error, OSError):
             raise
-        refuse_to_start(error, started)
-        return ExitStatus.BAD_INPUT
+        return refuse_to_start(error, started)
     except KeyboardInterrupt:  # before training listens for it: there is nothing to save
         return FIRST_OF_SIGNALS + signal.SIGINT
 
 
+class _RankParser(Parser):
+    """All ranks find the same error, which `refuse_to_start` prints once."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     statuses = "\n".join(f"  {int(status):>2} {status.meaning}" for status in ExitStatus)
-    parser: argparse.ArgumentParser = Parser(
+    parser: argparse.ArgumentParser = _RankParser(
         description=__doc__,
         epilog=f"exit status (docs/stopping.md):\n{statuses}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN.yaml", help="the run file")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="change a setting of the run file"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
     parser.add_argument("--world", type=int, metavar="N", help="with --dry-run: plan for N ranks")
     return parser

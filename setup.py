@@ -57,6 +57,7 @@ setup(
         "PyYAML>=6,<7",
         "numpy>=1.26",
         "jinja2>=3.1",  # the scripts that start a run
+        "packaging>=24.2",  # comparisons of versions; what Megatron-Core asks for, too
         "psutil>=6",  # the launcher's workers; also an undeclared need of megatron.core.dist_checkpointing
     ],
     extras_require={
@@ -76,6 +77,7 @@ setup(
             "pre-commit>=3.5",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.6",
             "mypy>=1.11",
             "types-PyYAML",

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from data_tools.cli import add_commands, run
-from data_tools.errors import InputError, one_line
+from data_tools.errors import InputError, may_pass, one_line
 from data_tools.printing import Parser, say
 
 
@@ -22,7 +22,7 @@ def main() -> int:
         return run(args)
     except (InputError, OSError) as error:
         say(f"error: {one_line(error)}", sys.stderr)
-        return 2
+        return 1 if may_pass(error) else 2
 
 
 if __name__ == "__main__":

@@ -1,10 +1,27 @@
 """The error for wrong input, and the line that a command prints for an error."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data_tools.printing import printable
+
+# What can be wrong with a path that the user named. Any other one is a fault of a machine or of a file system.
+_OF_THE_PATH = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENOTEMPTY,
+    errno.ENXIO,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 class InputError(ValueError):
@@ -21,6 +38,14 @@ def one_line(error: Exception) -> str:
             raise error
         error = InputError(f"{error.filename}: {error.strerror}")
     return printable(str(error))
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an OSError that is no fault of the input led to the error, such as an I/O error or a full disk: the same
+    command may succeed later."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error is not None and bool(error.errno) and error.errno not in _OF_THE_PATH
 
 
 @contextmanager

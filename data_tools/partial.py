@@ -1,10 +1,12 @@
 """An unfinished dataset: the folder `PREFIX.partial`, from which a killed run continues."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +23,8 @@ from data_tools.indexed import bin_path, idx_path, write_index
 from data_tools.inputs import SKIPPED
 from data_tools.locks import open_locked
 from data_tools.reading import locate
+
+LOCK_IS_FREE_AFTER_REQUEUE = 600.0  # seconds: a node that SLURM lost may still hold it
 
 _OURS = re.compile(r"lock|bin|lengths|skipped|idx|(settings|state)\.json|(idx|(settings|state)(\.json)?)\.tmp|parts-.*")
 
@@ -238,12 +242,18 @@ class Partial:
 
 
 def _locked(folder: Path) -> IO[bytes]:
+    restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    deadline = time.monotonic() + (LOCK_IS_FREE_AFTER_REQUEUE if restarted else 0)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # the process that held it has just ended and removed the folder
             if lock := open_locked(folder / "lock"):
                 return lock
-            raise InputError(f"{folder} is in use: another process is making this dataset")
+            if time.monotonic() > deadline and restarted:
+                raise TimeoutError(errno.ETIMEDOUT, "is in use by another process, perhaps on a lost node", str(folder))
+            if time.monotonic() > deadline:
+                raise InputError(f"{folder} is in use: another process is making this dataset")
+            time.sleep(0.2)
 
 
 def _checked(state: State) -> State:

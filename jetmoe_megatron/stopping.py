@@ -53,6 +53,10 @@ class ExitStatus(IntEnum):
     RUN_ME_AGAIN = 75, "stopped by a signal after saving", "run the same command again", True
 
 
+# Statuses that one rank decides for all.
+DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
+
+
 def known_status(status: int) -> ExitStatus | None:
     return next((known for known in ExitStatus if known == status), None)
 
@@ -60,14 +64,17 @@ def known_status(status: int) -> ExitStatus | None:
 FIRST_OF_SIGNALS = 128  # plus the number of the signal that ended the process at once
 
 # A folder of the launcher, where the ranks of its node leave their exit statuses and what they find wrong
-# (`launch/worker.py`), and rank 0 the path of the dumps (`runtime/flight_recorder.py`).
+# (`launch/worker.py`), and rank 0 the path of the dumps (`runtime/flight_recorder.py`) and the node of each rank
+# (`runtime/meeting.py`).
 LAUNCHER_FOLDER = "JETMOE_LAUNCHER_FOLDER"
 DUMPS = "dumps"
+NODES_OF_RANKS = "nodes"
 # What the script of a job names: folders of one start, for a log of each rank (`launch/rank_log.py`) and for the names
-# of nodes that failed, and the name of this node (`runtime/failed_nodes.py`).
+# of nodes that failed, the name of this node (`runtime/failed_nodes.py`), and how often it has started again.
 RANK_LOGS = "JETMOE_RANK_LOGS"
 FAILED_NODES = "JETMOE_FAILED_NODES"
 NODE = "JETMOE_NODE"
+RESTARTS = "JETMOE_RESTARTS"
 
 # SLURM and the launcher both pass a signal on, so that a process gets one request several times. Within this many
 # seconds a repeat counts as the same request; a later one ends the process at once. A keyboard has no such layers.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Check one GPU within ten minutes: the packages, the tests that need a GPU, the benchmark of the step.
+# Check one GPU within ten minutes: jetmoe doctor, the tests that need a GPU, the benchmark of the step.
 # benchmarks.loss_curves needs another ten minutes, so it is not part of this.
-# usage: scripts/gpu_check.sh [FOLDER]    leaves packages.txt, tests.txt and gpu_step.md in FOLDER (default: gpu_check)
+# usage: scripts/gpu_check.sh [FOLDER]    leaves doctor.txt, tests.txt and gpu_step.md in FOLDER (default: gpu_check)
 # $PYTHON is the Python to use; $COMMIT names the commit where git cannot.
 set -uo pipefail
 if [[ ${1:-} == -* || $# -gt 1 ]]; then
@@ -16,7 +16,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failed=()
 
 # -v prints each test by name, so that the log shows which ones finished in time.
-timeout 50 "$python" scripts/gpu_packages.py 2>&1 | tee "$folder/packages.txt" || failed+=(packages)
+timeout 50 "$python" -m jetmoe_megatron.cli doctor 2>&1 | tee "$folder/doctor.txt" || failed+=(doctor)
 timeout 230 "$python" -m pytest tests/gpu -v -rs 2>&1 | tee "$folder/tests.txt" || failed+=(tests)
 timeout 280 "$python" -m benchmarks.gpu_step --minutes 4.4 > "$folder/gpu_step.md" || failed+=(gpu_step)
 cat "$folder/gpu_step.md"

@@ -69,6 +69,14 @@ def test_its_examples_are_accepted(name: str) -> None:
         build_parser().parse_args(shlex.split(example)[1:])
 
 
+def test_every_command_has_an_example() -> None:
+    """Every command of `jetmoe` is in its examples."""
+    top = build_parser()
+    examples = top.format_help().partition("examples:")[2]
+    names = next(action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    assert [name for name in names if f"jetmoe {name} " not in examples] == []
+
+
 @pytest.mark.parametrize("name", PARSERS)
 def test_the_settings_that_it_names_are_there(name: str) -> None:
     for section, key in re.findall(r"\b(\w+)\.(?!yaml\b)(\w+)", PARSERS[name].format_help()):

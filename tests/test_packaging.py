@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
+import sys
+from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
@@ -61,3 +64,33 @@ def test_each_python_has_its_megatron() -> None:
 def test_other_files_are_yaml() -> None:
     files = [*(REPO / ".github").rglob("*.yml"), REPO / ".pre-commit-config.yaml", REPO / "CITATION.cff"]
     assert len(files) >= 6 and all(yaml.safe_load(file.read_text()) for file in files)
+
+
+def test_all_that_is_imported_is_declared() -> None:
+    """In setup.py, or installed by scripts/install_gpu.sh, or told of in docs/install.md."""
+    declared = {Requirement(text).name.lower() for text in re.findall(r'^ +"([\w.-]+[^"]*)"', _requirements(), re.M)}
+    declared.add("pydantic-core")  # a part of pydantic, which pins it
+    by_hand = {"amp_c", "deep_ep", "grouped_gemm", "megablocks", "megablocks_ops", "stk"}
+    packages = importlib.metadata.packages_distributions()
+    missing = {}
+    for file in [*(REPO / "jetmoe_megatron").rglob("*.py"), *(REPO / "data_tools").rglob("*.py")]:
+        for name in _imported(file) - sys.stdlib_module_names - {"jetmoe_megatron", "data_tools"} - by_hand:
+            if not {own.lower().replace("_", "-") for own in packages.get(name, [name])} & declared:
+                missing[name] = str(file.relative_to(REPO))
+    assert missing == {}
+
+
+def _requirements() -> str:
+    (text,) = re.findall(r"install_requires=.*entry_points", (REPO / "setup.py").read_text(), re.S)
+    return text
+
+
+def _imported(file: Path) -> set[str]:
+    """The first parts of what is imported anywhere in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}

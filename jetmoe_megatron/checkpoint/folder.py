@@ -85,7 +85,7 @@ def clear_unfinished(root: Path) -> None:
 
 def retain(root: Path, keep_last: int, is_kept: Callable[[int], bool]) -> None:
     """Keep all checkpoints for whose tokens `is_kept` is true, and the last `keep_last` others. Delete the rest."""
-    passing = [path for path in published(root) if not is_kept(int(path.name.removeprefix("tokens_")))]
+    passing = [path for path in published(root) if not is_kept(tokens_of(path))]
     for path in passing[:-keep_last]:
         _delete(path)
 

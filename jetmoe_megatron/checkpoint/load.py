@@ -20,7 +20,7 @@ from jetmoe_megatron.checkpoint.model_state import sharded_model
 from jetmoe_megatron.checkpoint.optimizer_state import own_numbers, replicas, set_steps
 from jetmoe_megatron.checkpoint.read_together import Wanted, fill
 from jetmoe_megatron.checkpoint.saved_tensors import SavedTensors
-from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.errors import SharedError, may_pass
 
 
 def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
@@ -78,14 +78,14 @@ def _state(part_of: dict[Tensor, ShardedTensor], optimizer: MegatronOptimizer) -
 @contextmanager
 def _failing_together(path: Path) -> Iterator[None]:
     """What fails on one rank is raised on all, so that none waits for it."""
-    failed: str | None = None
+    failed: tuple[str, bool] | None = None  # and whether it may pass
     try:
         yield
     except OSError as error:
-        failed = f"{Path(error.filename or path).name}: {error.strerror}"
+        failed = f"{Path(error.filename or path).name}: {error.strerror}", may_pass(error)
     except ValueError as error:
-        failed = str(error)
-    reasons: list[str | None] = [None] * torch.distributed.get_world_size()
+        failed = str(error), may_pass(error)
+    reasons: list[tuple[str, bool] | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(reasons, failed)
     if reason := next(filter(None, reasons), None):
-        raise SharedError(printable(f"{path}: cannot be loaded: {reason}"))
+        raise SharedError(printable(f"{path}: cannot be loaded: {reason[0]}"), reason[1])

@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from jetmoe_megatron.config.load import load_file
 from jetmoe_megatron.config.schema import Count, Fraction, Positive, Section
+from jetmoe_megatron.errors import UserError
 
 
 class _Like:
@@ -34,6 +35,7 @@ class _Like:
 _Word = Annotated[str, _Like(r"\S+", "must be one word")]
 _Path = Annotated[str, Field(min_length=1)]
 _Time = Annotated[str, _Like(r"(\d+-)?\d+:\d\d:\d\d", "must be hours:minutes:seconds or days-hours:minutes:seconds")]
+_Option = Annotated[str, _Like(r"--(?!ar)\S+", "must be one option, as --qos=long, and not --array")]
 _Variable = Annotated[str, _Like(r"[A-Za-z_]\w*=.*", "must be NAME=value")]
 
 
@@ -69,9 +71,9 @@ class Site(Section):
     """Partition of SLURM. null: the default one."""
     time: _Time = "24:00:00"
     """Time limit of a job, as hours:minutes:seconds or days-hours:minutes:seconds. The run goes on in the next job."""
-    warning_seconds: Positive = 600
-    """How long before the time limit the run is told to save and to stop."""
-    sbatch: list[_Word] = Field([])
+    warning_seconds: Annotated[Positive, Field(le=65535)] = 600
+    """How long before the time limit the run is told to save and to stop; less than `time`."""
+    sbatch: list[_Option] = Field([])
     """More options of `sbatch`, such as `--qos=long`."""
     starts_without_progress: Positive = 3
     """Starts that save no new checkpoint, after which a job does not come back by itself."""
@@ -100,4 +102,13 @@ class Site(Section):
 
 def load_site(path: Path) -> Site:
     """Raises UserError: one line that names the file and the key."""
-    return load_file(path, Site)
+    site = load_file(path, Site)
+    if 0 < _seconds(site.time) <= site.warning_seconds:  # 0: no limit
+        raise UserError(f"{path}: warning_seconds: {site.warning_seconds} are not less than time ({site.time})")
+    return site
+
+
+def _seconds(time: str) -> int:
+    days, _, of_day = time.rpartition("-")
+    hours, minutes, seconds = map(int, of_day.split(":"))
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

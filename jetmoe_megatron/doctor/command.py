@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from jetmoe_megatron.errors import InputError, UserError
 from jetmoe_megatron.launch.worker import refuse_to_start
-from jetmoe_megatron.stopping import ExitStatus
 
 if TYPE_CHECKING:
     from jetmoe_megatron.config import Run
@@ -20,7 +19,7 @@ STOPPED = "nothing was written"
 
 DESCRIPTION = """Say what is installed, what a run would use, and what is known not to work together.
 With --ranks, started on each rank of a job: measure every rank and its connections, and name the slow, different or
-broken ones. The exit status is 5 if something is wrong."""
+broken ones. The exit status is 5 if something is wrong; a warning leaves it at 0."""
 
 EXAMPLE = """examples:
   %(prog)s
@@ -32,7 +31,9 @@ with --ranks it is started by a launcher, on one node or on many, as training is
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_file", metavar="RUN.yaml", nargs="?", help="the run file; default: none")
-    parser.add_argument("overrides", metavar="section.key=value", nargs="*", help="change a setting of the run file")
+    parser.add_argument(
+        "overrides", metavar="section.key=value", nargs="*", default=[], help="change a setting of the run file"
+    )
     parser.add_argument("--ranks", action="store_true", help="examine all ranks of the job that this process is one of")
     parser.add_argument(
         "--tolerance",
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Returns 0 if nothing is wrong, otherwise 5; with --ranks, 2 if the run file is wrong.
+    """Returns 0 if nothing is wrong, otherwise 5; with --ranks, also the status of `refuse_to_start`.
 
     Raises:
         InputError: without --ranks, if the run file is wrong.
@@ -67,8 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _examine_ranks(arguments)
     except InputError as error:
-        refuse_to_start(error, met=False)
-        return ExitStatus.BAD_INPUT
+        return refuse_to_start(error, met=False)
 
 
 def _examine_ranks(arguments: argparse.Namespace) -> int:
@@ -76,7 +76,7 @@ def _examine_ranks(arguments: argparse.Namespace) -> int:
 
     tolerance = 0.2 if arguments.tolerance is None else arguments.tolerance
     disk_bytes = 2**30 if arguments.disk_bytes is None else arguments.disk_bytes
-    if not 0 < tolerance < 1:
+    if not 0 < tolerance <= 1:
         raise UserError(f"--tolerance: must be between 0 and 1, not {tolerance:g}")
     if disk_bytes < 1:
         raise UserError(f"--disk-bytes: must be 1 or more, not {disk_bytes}")

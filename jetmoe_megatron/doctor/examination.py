@@ -20,11 +20,11 @@ from jetmoe_megatron.doctor import nvidia_smi
 from jetmoe_megatron.doctor.clocks import clock_offset
 from jetmoe_megatron.doctor.disk import checkpoint_bytes, measure_disk
 from jetmoe_megatron.doctor.facts import RankFacts, gpu_of_rank, named_gpus
-from jetmoe_megatron.doctor.failed_nodes import leave_failed_nodes
 from jetmoe_megatron.doctor.findings import Finding
 from jetmoe_megatron.doctor.group_rates import group_rates
 from jetmoe_megatron.doctor.own_rates import own_rates
 from jetmoe_megatron.doctor.pair_rates import chains, pair_rates
+from jetmoe_megatron.doctor.sick_nodes import record_sick_nodes
 from jetmoe_megatron.model.config import DTYPE
 from jetmoe_megatron.runtime.device import has_gpu
 from jetmoe_megatron.runtime.failed_nodes import this_node
@@ -116,7 +116,7 @@ class Examination:
         except RuntimeError as error:
             finding = Finding(str(self._facts), f"{name}: {str(error).splitlines()[0]}", self._facts.node)
             print(finding, file=sys.stderr, flush=True)
-            leave_failed_nodes([finding])
+            record_sick_nodes([finding])
             raise SystemExit(ExitStatus.SICK_RANK) from None
 
     def _measure_group(self, name: str, measure: Callable[[], tuple[tuple[int, ...], float] | None]) -> None:

@@ -40,14 +40,15 @@ def _different(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def _wrong_clocks(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    """Of each node, against the median clock: rank 0's may be the wrong one."""
+    """Of each node, against the median clock: rank 0's may be the wrong one. Only a warning: times in logs are
+    wrong, numbers are not."""
     clocks = {rank.node: (rank, rank.clock) for rank in reversed(ranks) if rank.clock}
     middle = statistics.median_low([clock.ahead for _, clock in clocks.values()]) if clocks else 0.0
     for rank, clock in reversed(clocks.values()):
         off = clock.ahead - middle
         if abs(off) - clock.error > CLOCKS_DIFFER_BY:
             what = f"its clock is {abs(off):.1f} s {'ahead' if off > 0 else 'behind'}"
-            yield Finding(str(rank), what, rank.node)
+            yield Finding(str(rank), what, kind="warning")
 
 
 def _slow_ranks(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[Finding]:
@@ -85,7 +86,8 @@ def _slow_connections(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[
 
 
 def _bad_disks(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[Finding]:
-    """If no node can write, the file system is to blame, and not a node."""
+    """A slow disk is only a warning: other jobs may use it now, and training waits only for its own saves. If no node
+    can write, the file system is to blame, and not a node."""
     disks = {rank.rank: rank.disk for rank in ranks if rank.disk}
     works = {number: disk for number, disk in disks.items() if not disk.problem}
     for number, disk in disks.items():
@@ -96,7 +98,7 @@ def _bad_disks(ranks: Sequence[RankFacts], tolerance: float) -> Iterator[Finding
         slow, median = _slow({number: getattr(disk, name) for number, disk in works.items()}, tolerance)
         for number, rate in slow.items():
             what = _compared(f"a file in {works[number].folder} (output_dir) {name} with", rate, median, "B/s")
-            yield Finding(str(ranks[number]), what, ranks[number].node)
+            yield Finding(str(ranks[number]), what, kind="warning")
 
 
 def _bad_gpus(ranks: Sequence[RankFacts]) -> Iterator[Finding]:

@@ -40,6 +40,7 @@ PACKAGES = (
     Package("megablocks", "megablocks.ops", "no expert_backend megablocks"),
     Package("grouped_gemm", "grouped_gemm", "no expert_backend megablocks"),
     Package("stanford-stk", "stk", "no expert_backend megablocks"),
+    Package("apex", "amp_C", "not needed, the optimizer is Transformer Engine's or torch's"),
     Package("deep_ep", "deep_ep", "no moe_token_dispatcher deepep and hybridep"),
     Package("flash-attn", "", "not needed, torch's and cuDNN's kernels compute the attention"),
     Package("fastokens", "fastokens", "text is tokenized by tokenizers, which is slower"),

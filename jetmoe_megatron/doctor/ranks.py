@@ -31,7 +31,7 @@ from jetmoe_megatron.training.ranks.warm_up import groups_of
 
 
 def examine_ranks(run: Run | None, layout: Layout | None, tolerance: float, disk_bytes: int) -> int:
-    """All ranks call it. Returns 0 if nothing is wrong, otherwise 5.
+    """All ranks call it. Returns 0 if no rank is sick, otherwise 5.
 
     Args:
         run, layout: whose groups and disk are measured; without them, all ranks as one group.

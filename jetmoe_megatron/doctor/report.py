@@ -12,8 +12,8 @@ from data_tools.atomic import replacing
 from data_tools.printing import printable, say
 from jetmoe_megatron.doctor import tables
 from jetmoe_megatron.doctor.facts import RankFacts
-from jetmoe_megatron.doctor.failed_nodes import leave_failed_nodes
 from jetmoe_megatron.doctor.findings import Finding
+from jetmoe_megatron.doctor.sick_nodes import record_sick_nodes
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,21 @@ class Report:
 
 
 def tell(report: Report, folder: Path | None) -> bool:
-    """Print the report, keep it in the folder, and leave the names of sick nodes. Returns whether nothing is wrong."""
+    """Print the report, keep it in the folder, and leave the names of sick nodes. Returns whether no rank is sick."""
     kept = None
     try:
         kept = _keep(report, folder) if folder else None
     except OSError as error:
         if not ((disk := report.ranks[0].disk) and disk.problem):  # which is the same fault
             what = f"the table cannot be kept in {folder}: {error.strerror or error}"
-            report = replace(report, findings=[*report.findings, Finding(str(report.ranks[0]), what)])
+            report = replace(report, findings=[*report.findings, Finding(str(report.ranks[0]), what, kind="warning")])
     print(report, flush=True)
     if kept:
         say(f"kept: {kept}")
     for finding in report.findings:
         say(finding, sys.stderr)
-    leave_failed_nodes(report.findings)
-    return not report.findings
+    record_sick_nodes(report.findings)
+    return all(finding.kind == "warning" for finding in report.findings)
 
 
 def _keep(report: Report, folder: Path) -> Path:

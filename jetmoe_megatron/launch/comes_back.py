@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jetmoe_megatron.launch.starts import Start
-from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, known_status
+from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus, known_status
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,17 @@ def decide(
         requeued: whether SLURM itself has queued the job again.
     """
     happened = "; ".join([_what_happened(status), *(f"{node}: {reason}" for node, reason in sorted(failed.items()))])
+    if status == ExitStatus.DONE and not requeued:
+        return Decision(False, happened)
     if cancelled:
         return Decision(False, f"{happened}; the job was cancelled: submit it again to continue")
+    # If all failed, the nodes are not to blame; one alone may be.
+    leave_out = sorted(failed) if len(failed) < max(len(starts[-1].nodes), 2) else []
+    if requeued:
+        return Decision(True, f"{happened}; SLURM itself has queued it again, as after a preemption", leave_out)
     known = known_status(status)
     if known is not None and not known.comes_back:
-        return Decision(False, f"{happened}: {known.advice}" if status else happened)
-    leave_out = sorted(failed) if len(failed) < len(starts[-1].nodes) else []
-    if requeued:
-        return Decision(True, f"{happened}; SLURM starts it again: it was preempted, or requeued by hand", leave_out)
+        return Decision(False, f"{happened}: {known.advice}")
     if tokens > starts[-1].tokens:
         return Decision(True, f"{happened}; it starts again, from {tokens:,} tokens", leave_out)
     idle = next((n for n, start in enumerate(reversed(starts)) if start.tokens != tokens), len(starts))

@@ -7,6 +7,7 @@ they failed with. This launcher passes SIGTERM, SIGINT, SIGHUP and SIGUSR1 on to
 status, which they leave in files (`worker.py`), as they do with what they find wrong with the run: it prints that once.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -24,16 +25,17 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from jetmoe_megatron.launch import worker
 from jetmoe_megatron.launch.missing_ranks import missing_ranks
-from jetmoe_megatron.launch.worker import DECIDED, begun, ended, said_wrong
+from jetmoe_megatron.launch.worker import begun, ended, said_wrong
 from jetmoe_megatron.runtime import failed_nodes
-from jetmoe_megatron.runtime.failed_nodes import this_node
+from jetmoe_megatron.runtime.failed_nodes import how_it_ended, is_to_blame, this_node
 from jetmoe_megatron.runtime.output import outlast_readers
 from jetmoe_megatron.stopping import (
+    DECIDED,
     DUMPS,
     FIRST_OF_SIGNALS,
     LAUNCHER_FOLDER,
@@ -41,6 +43,7 @@ from jetmoe_megatron.stopping import (
     LAUNCHER_WAITS_FOR_NODES,
     LAUNCHER_WAITS_FOR_RANKS,
     NODES_MEET,
+    NODES_OF_RANKS,
     SIGKILL_AFTER_SIGTERM,
     STOP_SIGNALS,
     ExitStatus,
@@ -188,24 +191,28 @@ def _say(message: str) -> None:
 
 def _report_failures(error: ChildFailedError, stopped: Sequence[int], passed_on: Collection[int]) -> int:
     """stopped: those statuses in `DECIDED` that workers ended with."""
-    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
-    codes = [failure.exitcode for _, failure in failures]
+    in_order = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    failures = [(rank, failure.exitcode) for rank, failure in in_order]
+    codes = [code for _, code in failures]
     status = exit_status([*codes, *stopped], passed_on)
     if status not in (*DECIDED, ExitStatus.LOST_RANKS):  # for these, the workers have printed the reason
         code = _culprits([*codes, *stopped], passed_on)[0]
-        _say(_how(*failures[codes.index(code)]))
+        _say(how_it_ended(*failures[codes.index(code)]))
     if status not in DECIDED:
-        # A rank that lost another is not to blame, nor is one that NCCL's watchdog ended, by SIGABRT.
-        culprits = set(_culprits(codes, passed_on)) - {ExitStatus.LOST_RANKS, -signal.SIGABRT, -signal.SIGTERM}
-        if own := [failure for failure in failures if failure[1].exitcode in culprits]:
-            failed_nodes.record(this_node(), _how(*own[0]))
+        culprits = [code for code in _culprits(codes, passed_on) if is_to_blame(code)]
+        if own := [failure for failure in failures if failure[1] in culprits]:
+            failed_nodes.record(this_node(), how_it_ended(*own[0]))
     return status
 
 
-def _how(rank: int, failure: ProcessFailure) -> str:
-    code = failure.exitcode
-    how = f"was killed by {failure.signal_name()}" if code < 0 else f"exited with status {code}"
-    return f"rank {rank} on {this_node()} {how}"
+def _report_missing_ranks(folder: Path) -> None:
+    found = missing_ranks(Path((folder / DUMPS).read_text()))
+    for line in found.lines:
+        _say(line)
+    if found.ranks and (file := folder / NODES_OF_RANKS).exists():
+        nodes = json.loads(file.read_text())
+        if len(those := {nodes[rank] for rank in found.ranks}) == 1:  # of many, it is not clear which is to blame
+            failed_nodes.record(those.pop(), found.lines[0], if_first=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = torchrun.get_args_parser()
     parser.prog = f"python -m {PROGRAM}"
     args = parser.parse_args(argv)
+    if args.max_restarts and args.nnodes not in ("1", "1:1"):
+        parser.error("--max-restarts: on several nodes, start all of them again instead")
     ours = {signum.name for signum in STOP_SIGNALS}
     args.log_dir = args.log_dir or os.devnull  # without it, torch leaves an empty temporary folder
     args.signals_to_handle = ",".join(name for name in args.signals_to_handle.split(",") if name.strip() not in ours)
@@ -246,6 +255,8 @@ def _run(args: Any, folder: Path) -> int:
     """folder: for what the workers leave there."""
     failed_nodes.came()
     relay, wrong = _SignalRelay(), _Wrong(folder)
+    if failed_nodes.stop_asked():
+        return ExitStatus.RUN_ME_AGAIN
     threading.Thread(target=_watch, args=(folder, args.rdzv_endpoint, wrong), daemon=True).start()
     try:
         try:
@@ -256,8 +267,7 @@ def _run(args: Any, folder: Path) -> int:
         stopped = [status for status in ended(folder).values() if status in DECIDED]
         status = _report_failures(error, stopped, relay.passed_on)
         if status not in DECIDED and (folder / DUMPS).exists():  # on the node of rank 0
-            for line in missing_ranks(Path((folder / DUMPS).read_text())):
-                _say(line)
+            _report_missing_ranks(folder)
         return status
     except SignalException as error:
         if error.sigval not in STOP_SIGNALS:

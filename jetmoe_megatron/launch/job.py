@@ -21,11 +21,14 @@ from data_tools.printing import Parser, printable, say
 from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.run_folder import RunFolder
+from jetmoe_megatron.errors import may_pass
 from jetmoe_megatron.launch.comes_back import Decision, decide
 from jetmoe_megatron.launch.starts import Start, add_end, add_start, starts_of
 from jetmoe_megatron.runtime.clock import utc_now
 from jetmoe_megatron.runtime.failed_nodes import recorded
-from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, ExitStatus
+from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, STOP_SIGNALS, ExitStatus
+
+_STOPPED = [FIRST_OF_SIGNALS + signum for signum in STOP_SIGNALS]
 
 
 def begin(folder: RunFolder, start: str, nodes: list[str]) -> Path:
@@ -40,8 +43,9 @@ def end(folder: RunFolder, start: str, status: int, cancelled: bool, most: int, 
     starts = starts_of(folder.starts, start.rpartition("-")[0])
     if not starts or starts[-1].start != start:
         raise InputError(f"{folder.starts}: {start} is not the last start of its job")
-    # A stop may come before all nodes have.
-    expected = [] if status == ExitStatus.RUN_ME_AGAIN else starts[-1].nodes
+    # A stop may come before all nodes have, and end those that still start.
+    stopped = requeued or cancelled or status in (ExitStatus.RUN_ME_AGAIN, *_STOPPED)
+    expected = [] if stopped else starts[-1].nodes
     failed, tokens = recorded(_failed_nodes(folder, start), expected), _tokens(folder)
     decision = decide(status, cancelled, tokens, starts, failed, most, requeued)
     values = asdict(decision)
@@ -89,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("again" if decision.again else "stop", ",".join(decision.leave_out))
     except InputError as error:
         say(f"error: {one_line(error)}", sys.stderr)
-        return ExitStatus.BAD_INPUT
+        return ExitStatus.NOT_SAVED if may_pass(error) else ExitStatus.BAD_INPUT
     except OSError as error:  # which may pass
         say(printable(f"error: {error}"), sys.stderr)
         return ExitStatus.NOT_SAVED

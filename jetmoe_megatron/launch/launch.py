@@ -14,7 +14,7 @@ from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.site import Site
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.launch.render import TRAINER, host_scripts, slurm_script
+from jetmoe_megatron.launch.render import TRAINER, host_scripts, output_pattern, slurm_script
 from jetmoe_megatron.runtime.clock import utc_now
 
 Way = Literal["local", "ssh", "slurm"]
@@ -42,7 +42,7 @@ def scripts(run: Run, site: Site, way: Way) -> dict[Path, str]:
     files = RunFolder.of(run)
     folder = files.launches.absolute() / utc_now().replace(":", "")
     if way == "slurm":
-        script, output = folder / "job.sbatch", str(files.logs.absolute() / "job-%j.out")
+        script, output = folder / "job.sbatch", output_pattern(files.logs.absolute(), "job-%j.out")
         texts = {script: slurm_script(site, run.name, folder / "run.yaml", output, usage=str(script))}
     else:
         texts = {
@@ -50,6 +50,13 @@ def scripts(run: Run, site: Site, way: Way) -> dict[Path, str]:
             for name, text in host_scripts(site, run.name, way == "ssh", str(folder / "job.sh")).items()
         }
     return {**texts, folder / "run.yaml": dump_run(run)}
+
+
+def shown(texts: dict[Path, str]) -> str:
+    """What `scripts` gives, to be read. The first script has no line above it, which would hide its `#!`."""
+    (_, first), *others, (run, _) = texts.items()
+    below = [f"\n# --- {path} ---\n{text}" for path, text in others]
+    return "".join([first, *below, f"\n# Needs {run}: run this command without --print\n"])
 
 
 def write(texts: dict[Path, str], run: Run) -> Path:

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,25 @@ from jetmoe_megatron.runtime.plain_pickle import read_pickle
 _FILE = re.compile(r"(gloo|nccl)_(\d+)")
 
 
-def missing_ranks(dumps: Path) -> list[str]:
-    """A line or two. Empty if there are no dumps, or all ranks did the same."""
+@dataclass(frozen=True)
+class Missing:
+    lines: list[str]
+    ranks: list[int] = field(default_factory=list)  # those that did not come
+
+
+def missing_ranks(dumps: Path) -> Missing:
+    """Without lines if there are no dumps, or all ranks did the same."""
     try:
         details = {file.name: _read(file) for file in sorted(dumps.glob("*_*")) if _FILE.fullmatch(file.name)}
     except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
-        return [printable(f"the dumps in {dumps} cannot be read: {error}")]
+        return Missing([printable(f"the dumps in {dumps} cannot be read: {error}")])
     if not details:
-        return []
+        return Missing([])
     try:
-        found = _first_mismatch(details) or _last_calls(details)
+        line, ranks = _first_mismatch(details) or (_last_calls(details), [])
     except Exception as error:  # torch's analyser raises many kinds
-        found = f"the dumps cannot be compared ({type(error).__name__})"
-    return [printable(line) for line in (found, f"dumps of {len(details)} ranks: {dumps}") if line]
+        line, ranks = f"the dumps cannot be compared ({type(error).__name__})", []
+    return Missing([printable(line) for line in (line, f"dumps of {len(details)} ranks: {dumps}") if line], ranks)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -51,7 +58,8 @@ def _numbers(ranks: str) -> str:
     return str(numbers)
 
 
-def _first_mismatch(details: dict[str, dict[str, Any]]) -> str | None:
+def _first_mismatch(details: dict[str, dict[str, Any]]) -> tuple[str, list[int]] | None:
+    """A line, and the ranks that did not come."""
     # The analyser is a program that prints what it finds; here its result is asked for.
     logging.getLogger("Flight Recorder").disabled = True
     from torch.distributed.flight_recorder.components.builder import build_db
@@ -63,10 +71,11 @@ def _first_mismatch(details: dict[str, dict[str, Any]]) -> str | None:
         what = f"{call.collective_name} number {call.collective_seq_id} of the group {call.pg_desc}"
         if call.missing_ranks:
             came = sorted(set(call.expected_ranks) - set(call.missing_ranks))
-            return f"{_ranks(call.missing_ranks)} did not come to {what}, where {_ranks(came)} waited"
+            line = f"{_ranks(call.missing_ranks)} did not come to {what}, where {_ranks(came)} waited"
+            return line, sorted(call.missing_ranks)
         for rank, other in sorted((call.mismatch_collectives or {}).items(), key=lambda item: item[0]):
             if other.type_of_mismatch and other.type_of_mismatch.state.name != "COLLECTIVE_STATE_MISMATCH":
-                return f"{_ranks([rank])} differs from others in {what}: {other.type_of_mismatch}"
+                return f"{_ranks([rank])} differs from others in {what}: {other.type_of_mismatch}", []
     return None
 
 

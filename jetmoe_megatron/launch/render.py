@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from jetmoe_megatron.config.site import Container, Site, load_site
+from jetmoe_megatron.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAINER = REPOSITORY / "pretrain_jetmoe.py"
@@ -45,7 +46,8 @@ def slurm_script(
         title=f"Pretrain {name} on {site.nodes} nodes{gpus}.",
         minutes=f"{site.warning_seconds:,} seconds",
         usage=usage,
-        options=_options_of_run(site, name, output),
+        # Paths of the run file start where it was launched.
+        options=_options_of_run(site, name, output, Path.cwd() if trainer.is_absolute() else None),
         run=run,
         trainer=trainer,
         pythonpath=trainer.parent if trainer.is_absolute() else None,
@@ -67,6 +69,7 @@ def host_scripts(site: Site, name: str, ssh: bool, usage: str) -> dict[str, str]
         "tasks": "node",
         "title": f"Pretrain {name} on {where} with {site.ranks} ranks.",
         "usage": usage,
+        "folder": Path.cwd(),
         "run": Path(usage).with_name("run.yaml"),
         "trainer": TRAINER,
         "pythonpath": REPOSITORY,
@@ -76,7 +79,7 @@ def host_scripts(site: Site, name: str, ssh: bool, usage: str) -> dict[str, str]
         "hosts": shlex.join(site.hosts) if ssh else '"$(uname -n)"',
         "nodes": site.nodes if ssh else 1,
         # Below the ephemeral ports; on one machine, any that is free.
-        "endpoint": "${chosen[0]}:$((20000 + RANDOM % 10000))" if ssh else "localhost:0",
+        "endpoint": "${chosen[0]#*@}:$((20000 + RANDOM % 10000))" if ssh else "localhost:0",
     }
     return {name: _render(template, site, **values) for name, template in HOST_SCRIPTS.items()}
 
@@ -112,6 +115,17 @@ def tokenize_script(
     )
 
 
+def output_pattern(folder: Path, name: str) -> str:
+    """A file in a folder, for `sbatch --output`, which fills in `%j` and others.
+
+    Raises:
+        UserError: SLURM cannot write there.
+    """
+    if "\\" in str(folder):
+        raise UserError(f"{folder}: SLURM cannot write to a path with a backslash")
+    return f"{str(folder).replace('%', '%%')}/{name}"
+
+
 def shipped_scripts() -> dict[str, str]:
     """The files of scripts/slurm, which run from the root of the repository."""
     site = load_site(REPOSITORY / "configs/site.yaml")
@@ -128,7 +142,7 @@ def shipped_scripts() -> dict[str, str]:
     }
 
 
-def _options_of_run(site: Site, name: str, output: str) -> list[str]:
+def _options_of_run(site: Site, name: str, output: str, folder: Path | None) -> list[str]:
     ranks = site.ranks if site.tasks == "rank" else 1
     return _sbatch_options(
         site,
@@ -138,13 +152,14 @@ def _options_of_run(site: Site, name: str, output: str) -> list[str]:
         ntasks_per_node=ranks,
         gpus_per_node=site.gpus_per_node or None,
         cpus_per_task=max(site.cpus_per_node // ranks, 1),
+        chdir=shlex.quote(str(folder)) if folder else None,
     )
 
 
-def _sbatch_options(site: Site, name: str, output: str, **size: int | None) -> list[str]:
+def _sbatch_options(site: Site, name: str, output: str, **options: int | str | None) -> list[str]:
     chosen = {
         "job-name": re.sub(r"[^\w.-]", "-", name),
-        **{option.replace("_", "-"): value for option, value in size.items()},
+        **{option.replace("_", "-"): value for option, value in options.items()},
         "time": site.time,
         "signal": f"B:USR1@{site.warning_seconds}",
         "open-mode": "append",
@@ -152,8 +167,8 @@ def _sbatch_options(site: Site, name: str, output: str, **size: int | None) -> l
         "account": site.account,
         "partition": site.partition,
     }
-    options = [f"--{option}={value}" for option, value in chosen.items() if value is not None]
-    return [*options, "--requeue", *(["--exclusive", "--mem=0"] if site.exclusive else []), *site.sbatch]
+    lines = [f"--{option}={value}" for option, value in chosen.items() if value is not None]
+    return [*lines, "--requeue", *(["--exclusive", "--mem=0"] if site.exclusive else []), *site.sbatch]
 
 
 def _render(template: str, site: Site, python: str | None = None, **values: Any) -> str:

@@ -1,4 +1,5 @@
-"""`starts.jsonl` of a run folder: a line for each start of a job and for each end, with what followed."""
+"""`starts.jsonl` of a run folder: a line for each job that was submitted, each start of a job and each end, with what
+followed."""
 
 from __future__ import annotations
 
@@ -7,6 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from jetmoe_megatron.runtime.clock import utc_now
+
+# What a line has at least, besides these.
+_KEYS = {"submitted": {"job"}, "start": {"start", "tokens", "nodes"}, "end": {"start", "tokens"}}
+_ALWAYS = {"event", "time"}
 
 
 @dataclass(frozen=True)
@@ -21,12 +28,22 @@ class Start:
         return self.start.rpartition("-")[0]
 
 
+def add_submitted(file: Path, job: str) -> None:
+    """A job that waits in a queue. It may have begun: then this line comes after that of its start."""
+    _add(file, {"event": "submitted", "job": job, "time": utc_now()})
+
+
 def add_start(file: Path, start: Start) -> None:
     _add(file, {"event": "start", **asdict(start)})
 
 
 def add_end(file: Path, start: str, **values: Any) -> None:
     _add(file, {"event": "end", "start": start, **values})
+
+
+def job_of(event: dict[str, Any]) -> str:
+    """Of any line."""
+    return str(event["job"]) if event["event"] == "submitted" else str(event["start"]).rpartition("-")[0]
 
 
 def starts_of(file: Path, job: str) -> list[Start]:
@@ -45,7 +62,7 @@ def events(file: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and {"event", "start", "time", "tokens"} <= event.keys():
+        if isinstance(event, dict) and event.keys() >= _ALWAYS | _KEYS.get(str(event.get("event")), {"known"}):
             yield event
 
 

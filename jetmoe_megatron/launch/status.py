@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +13,10 @@ from pydantic import BaseModel
 from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.run_folder import RunFolder
-from jetmoe_megatron.config.schema import Batch, Phase
+from jetmoe_megatron.config.schema import Batch, Debug, Phase
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.launch.starts import events
+from jetmoe_megatron.launch.queued import can_ask, queued
+from jetmoe_megatron.launch.starts import events, job_of
 from jetmoe_megatron.monitor.jsonl import last_records
 from jetmoe_megatron.monitor.table import two_columns
 from jetmoe_megatron.monitor.terminal import duration
@@ -33,14 +32,20 @@ class Plan(BaseModel):
     name: str
     batch: Batch
     phases: list[Phase]
+    debug: Debug = Debug()
 
     @property
     def steps(self) -> int:
         return sum(-(-phase.tokens // self.batch.global_tokens) for phase in self.phases)
 
     @property
-    def tokens(self) -> int:
-        return self.steps * self.batch.global_tokens
+    def last_step(self) -> int:
+        return min(self.steps, self.debug.max_steps or self.steps)
+
+    @property
+    def done(self) -> str:
+        """What it is after its last step."""
+        return "done" if self.last_step == self.steps else f"done, up to debug.max_steps ({self.last_step:,})"
 
 
 def status(folder: Path) -> str:
@@ -53,13 +58,13 @@ def status(folder: Path) -> str:
     history = list(events(files.starts))
     if not files.config.exists():
         if history:
-            return two_columns([("state", _state(history, False)), *_starts(history)])
+            return two_columns([*_state(history), *_starts(history)])
         raise UserError(f"{folder}: no config.yaml; is it a run folder, and has the run begun?")
     plan = load_sections(files.config, Plan)
     records = last_records(files.metrics)
     checkpoint = newest(files.checkpoints)
-    done = checkpoint is not None and tokens_of(checkpoint) >= plan.tokens
-    rows = [("run", plan.name), ("state", _state(history, done))]
+    done = checkpoint is not None and tokens_of(checkpoint) >= plan.last_step * plan.batch.global_tokens
+    rows = [("run", plan.name), *([("state", plan.done)] if done else _state(history))]
     if records:
         try:
             rows += _progress(plan, records)
@@ -73,33 +78,26 @@ def status(folder: Path) -> str:
     return two_columns(rows)
 
 
-def _state(history: list[dict[str, Any]], done: bool) -> str:
-    if done:
-        return "done"
+def _state(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Of a run that is not done."""
+    waiting, problem = queued(list(dict.fromkeys(map(job_of, history))))
+    yield "state", "; ".join(waiting) or _last_known(history, asked=can_ask() and not problem)
+    if problem:
+        yield "queue", problem
+
+
+def _last_known(history: list[dict[str, Any]], asked: bool) -> str:
+    """asked: whether SLURM has said that no job waits or runs."""
     if not history:
         return "no job of its own is known: see how long ago the last step was"
-    last = history[-1]
-    if queued := _queued(last["start"].rpartition("-")[0]):
-        return queued
+    begun = [event for event in history if event["event"] != "submitted"]
+    if (last := history[-1])["event"] == "submitted" and job_of(last) not in map(job_of, begun):
+        never = "never began, and is not in the queue" if asked else "and had not begun"
+        return f"job {job_of(last)} was submitted at {last['time']}, {never}"
+    last = begun[-1]
     if last["event"] == "end":
         return f"{'starts again' if last.get('again') else 'stopped'}: {last.get('reason', '')}"
     return f"start {last['start']} has not ended: see how long ago the last step was"
-
-
-def _queued(job: str) -> str | None:
-    """What SLURM says about a job that waits or runs."""
-    if not job.isdecimal() or not shutil.which("squeue"):
-        return None
-    squeue = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={job}", "--format=%T, %r, on %N, for %M of %l"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    if squeue.returncode or not squeue.stdout.strip():
-        return None
-    state, reason, nodes, since = squeue.stdout.strip().split(", ", 3)
-    if state == "RUNNING":
-        return f"job {job} runs {nodes} {since}"
-    return f"job {job}: {state} ({reason})"
 
 
 def _progress(plan: Plan, records: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -111,7 +109,7 @@ def _progress(plan: Plan, records: list[dict[str, Any]]) -> Iterator[tuple[str, 
     yield "tokens/s", f"{rate:,.0f} (median of {len(recent)} steps)"
     # With saves and evaluation, where they are known.
     seconds = sum(record.get("wall_seconds", record["step_seconds"]) for record in recent) / len(recent)
-    yield "time left", f"{duration(seconds * (plan.steps - step))}, without restarts"
+    yield "time left", f"{duration(seconds * max(plan.last_step - step, 0))}, without restarts"
 
 
 def _starts(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

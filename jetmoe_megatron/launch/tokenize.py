@@ -16,7 +16,7 @@ from data_tools.parts import check_parts
 from jetmoe_megatron.config.site import Site
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch.launch import submit
-from jetmoe_megatron.launch.render import tokenize_script
+from jetmoe_megatron.launch.render import output_pattern, tokenize_script
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Work:
         return self.folder / "job.sbatch"
 
     @property
-    def output(self) -> Path:
+    def output(self) -> str:
         """Of the job that merges, as `sbatch --output` takes it."""
-        return self.folder / "merge-%j.out"
+        return output_pattern(self.folder, "merge-%j.out")
 
 
 def check(work: Work) -> None:
@@ -58,11 +58,11 @@ def check(work: Work) -> None:
 def script(work: Work, site: Site) -> str:
     """For `sbatch`, without arguments. Relative paths are those of the folder that it is submitted in."""
     quoted = shlex.quote(str(work.script))
-    after = f"--kill-on-invalid-dep=yes --output={shlex.quote(str(work.output))}"
+    after = f"--kill-on-invalid-dep=yes --output={shlex.quote(work.output)}"
     return tokenize_script(
         site,
         Path(work.prefix).name,
-        str(work.folder / "part-%a-job-%A.out"),
+        output_pattern(work.folder, "part-%a-job-%A.out"),
         [
             f"array=$(sbatch --parsable --array=1-{work.parts} {quoted})",
             f'sbatch --dependency="afterok:$array" {after} {quoted}',

@@ -15,15 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_tools.errors import InputError, one_line
-from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.errors import ElsewhereError, SharedError, may_pass
 from jetmoe_megatron.launch.rank_log import log_into_file
 from jetmoe_megatron.launch.script import run_script
-from jetmoe_megatron.runtime.failed_nodes import this_node
-from jetmoe_megatron.stopping import LAUNCHER_FOLDER, OTHERS_FIND_THE_SAME, ExitStatus
+from jetmoe_megatron.runtime.failed_nodes import record, this_node
+from jetmoe_megatron.stopping import DECIDED, LAUNCHER_FOLDER, OTHERS_FIND_THE_SAME, ExitStatus
 
 _names: list[socket.socket] = []
-
-DECIDED = (ExitStatus.BAD_INPUT, ExitStatus.BAD_STEPS, ExitStatus.SICK_RANK, ExitStatus.RUN_ME_AGAIN)
 
 
 def begun(folder: Path) -> list[str]:
@@ -64,18 +62,27 @@ def _is_first_to_say(message: str) -> bool:
     return True
 
 
-def refuse_to_start(error: InputError | OSError, met: bool) -> None:
+def refuse_to_start(error: InputError | OSError, met: bool) -> ExitStatus:
     """Say what is wrong with the run, also to ranks on other nodes that wait for this one.
 
     met: whether this rank has joined the others. Before that, no other rank knows the error, except a SharedError.
+
+    Returns:
+        The exit status of this rank. With 2 a job does not come back by itself, so an error that may pass gives 1. Then
+        this node is named as the one that failed, and ranks that waited for it end with 4.
     """
-    message = one_line(error)
+    message, passes = one_line(error), may_pass(error)
     say_wrong(message)
     elsewhere = int(os.environ.get("WORLD_SIZE", "1")) > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if elsewhere and not met and not isinstance(error, SharedError):
         from jetmoe_megatron.runtime.meeting import refuse
 
-        refuse(message)
+        refuse(message, passes)
+    if isinstance(error, ElsewhereError):
+        return ExitStatus.LOST_RANKS
+    if passes and not isinstance(error, SharedError):
+        record(this_node(), message)
+    return ExitStatus.NOT_SAVED if passes else ExitStatus.BAD_INPUT
 
 
 def said_wrong(folder: Path) -> list[str]:

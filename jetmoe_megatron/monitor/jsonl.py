@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.atomic import replacing
+from data_tools.errors import reading
 from jetmoe_megatron.monitor.monitor import Record
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,7 +26,7 @@ class JsonLines:
         """Drops lines of steps after `resume_after_step`, which will be run again, and a line cut off by a kill.
 
         Raises:
-            OSError: the file cannot be written, for another reason than a full disk.
+            OSError, InputError: the file cannot be written, for another reason than a full disk, or not be read.
         """
         self.path, self.waiting = path, b""
         self.file: FileIO | None = None
@@ -126,10 +127,11 @@ def last_records(path: Path, most_bytes: int = 2**20) -> list[dict[str, Any]]:
 
 
 def _each_line(path: Path, position: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(where it ends, its record or None if it is broken), from a position on."""
+    """(where it ends, its record or None if it is broken), from a position on. Raises InputError if the file cannot be
+    read, and so do all functions that read it."""
     if not path.is_file():
         return
-    with open(path, "rb") as lines:
+    with reading(path), open(path, "rb") as lines:
         lines.seek(position)
         for line in lines:
             position += len(line)

@@ -14,7 +14,7 @@ from jetmoe_megatron.checkpoint.folder import newest, set_aside
 from jetmoe_megatron.checkpoint.saved_run import without_checksums
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.errors import SharedError, may_pass
 from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 
@@ -55,13 +55,13 @@ def _find_damage_together(checkpoint: Path) -> str | None:
         SharedError: a rank cannot read a file (permission or I/O error).
     """
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    own: tuple[str | None, str | None] = (None, None)  # what is damaged, what cannot be read
+    own: tuple[str | None, str | None, bool] = (None, None, False)  # what is damaged, what cannot be read, for now
     try:
-        own = (find_damage(checkpoint, share=(rank, world)), None)
+        own = (find_damage(checkpoint, share=(rank, world)), None, False)
     except OSError as error:
-        own = (None, f"rank {rank} cannot read {error.filename}: {error.strerror}")
+        own = (None, f"rank {rank} cannot read {error.filename}: {error.strerror}", may_pass(error))
     found: list[Any] = [None] * world
     torch.distributed.all_gather_object(found, own)
-    if unread := next((reason for _, reason in found if reason), None):
-        raise SharedError(unread)
-    return next((damage for damage, _ in found if damage), None)
+    if unread := next((answer for answer in found if answer[1]), None):
+        raise SharedError(*unread[1:])
+    return next((damage for damage, *_ in found if damage), None)

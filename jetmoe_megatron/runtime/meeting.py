@@ -14,17 +14,18 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from jetmoe_megatron.errors import SharedError, printable
+from jetmoe_megatron.errors import ElsewhereError, SharedError, printable
 from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.runtime.machine import Machine, first_difference, this_machine
-from jetmoe_megatron.stopping import REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
+from jetmoe_megatron.stopping import LAUNCHER_FOLDER, NODES_OF_RANKS, REFUSAL_IS_TOLD, STORE_ANSWERS, ExitStatus
 
-_ALIKE, _DIFFERENT, _REFUSED, _LOST = "alike", "different", "refused", "lost"
+_ALIKE, _DIFFERENT, _REFUSED, _FAULT, _LOST = "alike", "different", "refused", "fault", "lost"
 _nodes: list[str] = []  # of each rank, after the meeting
 
 # What may not be different: from (host, what it runs on) of each rank to a line, or None if all is well.
@@ -44,7 +45,7 @@ def meet(timeout_minutes: float, judge: Judge = first_difference, own: Machine |
 
     Raises:
         DifferentRanks: on all ranks, with the line of the judge.
-        SharedError: on all ranks: one of them was refused.
+        SharedError: on all ranks: one of them was refused. ElsewhereError: for a reason that may pass.
         SystemExit: with status 4, after a line on stderr: a rank did not come in time.
     """
     limit = timedelta(minutes=timeout_minutes)
@@ -66,24 +67,32 @@ def meet(timeout_minutes: float, judge: Judge = first_difference, own: Machine |
         raise DifferentRanks(message)
     if verdict == _REFUSED:
         raise SharedError(message)
+    if verdict == _FAULT:
+        raise ElsewhereError(message, passes=True)
     if verdict == _LOST:
         _leave(message if rank == 0 else None)
     _nodes[:] = json.loads(message)
+    if rank == 0 and (launcher := os.environ.get(LAUNCHER_FOLDER)):
+        with suppress(OSError):
+            (Path(launcher) / NODES_OF_RANKS).write_text(message)
     return store, rank, world
 
 
 def nodes_of(ranks: Sequence[int]) -> list[str]:
     """Where the ranks are, each node once. Empty before the ranks have met."""
-    return list(dict.fromkeys(_nodes[rank] for rank in ranks if _nodes))
+    return list(dict.fromkeys(_nodes[rank] for rank in ranks if rank < len(_nodes)))
 
 
-def refuse(message: str) -> None:
-    """Tell the ranks that wait in `meet`, or will, that this one was refused, if the store can be reached."""
+def refuse(message: str, passes: bool) -> None:
+    """Tell the ranks that wait in `meet`, or will, that this one was refused, if the store can be reached.
+
+    passes: whether the reason may pass.
+    """
     if _holds_store():
         return  # which ends with this process
     with suppress(torch.distributed.DistError):
         meeting = _meeting_in(_store(timedelta(seconds=REFUSAL_IS_TOLD)))
-        _write(meeting, _REFUSED, f"rank {os.environ['RANK']} on {this_node()}: {message}")
+        _write(meeting, _FAULT if passes else _REFUSED, f"rank {os.environ['RANK']} on {this_node()}: {message}")
         meeting.add("heard", 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from data_tools.errors import InputError, one_line
-from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.errors import SharedError, may_pass
 
 T = TypeVar("T")
 
@@ -19,13 +19,13 @@ def decided_by_rank_0(decide: Callable[[], T]) -> T:
     Raises:
         SharedError: on all ranks, with the error of rank 0.
     """
-    answer: list[Any] = [None, None]
+    answer: list[Any] = [None, None, False]
     if torch.distributed.get_rank() == 0:
         try:
             answer[0] = decide()
         except (InputError, OSError) as error:
-            answer[1] = one_line(error)
+            answer[1:] = one_line(error), may_pass(error)
     torch.distributed.broadcast_object_list(answer)
     if answer[1] is not None:
-        raise SharedError(answer[1])
+        raise SharedError(answer[1], answer[2])
     return answer[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from data_tools.errors import InputError
 from jetmoe_megatron.data.mixture import Position
 from jetmoe_megatron.monitor.jsonl import read_metrics, write_records
 from jetmoe_megatron.training.loss_guard import Guard
@@ -35,7 +36,7 @@ def record_bad_step(
     print(_line(step, reason, guard), file=sys.stderr, flush=True)
     try:
         write_records(path, [*read_metrics(path), record])
-    except OSError as error:
+    except (InputError, OSError) as error:
         print(f"warning: cannot write {path}: {error}", file=sys.stderr, flush=True)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
@@ -26,6 +27,7 @@ from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.monitor import Monitor
 from jetmoe_megatron.monitor.trackers import build_monitor
 from jetmoe_megatron.resume.start_point import StartPoint
+from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
@@ -52,6 +54,7 @@ class TrainingState:
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
         """All ranks call it. step: the number of steps that are done."""
         folder, rank = RunFolder.of(run), torch.distributed.get_rank()
+        clock = _clock(folder.metrics, step)
         cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=start.checkpoint is None))
         optimizer = build_optimizer(run, model)
@@ -78,7 +81,7 @@ class TrainingState:
             save_points=save_points,
             saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
-            clock=WallTime.of(each_record(folder.metrics) if rank == 0 else (), step),
+            clock=clock,
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
         )
 
@@ -93,3 +96,15 @@ class TrainingState:
         self.saver.poll(wait=True)
         self.monitor.close()
         self.exports.wait()
+
+
+def _clock(metrics: Path, step: int) -> WallTime:
+    """That of rank 0, which writes the lines, goes on from those of earlier starts. All ranks call it."""
+    clock = WallTime.of((), step)
+
+    def read() -> None:
+        nonlocal clock
+        clock = WallTime.of(each_record(metrics), step)
+
+    decided_by_rank_0(read)
+    return clock

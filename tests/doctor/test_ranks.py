@@ -98,7 +98,6 @@ def test_one_rank_without_a_launcher(tmp_path: Path, run_file: Path) -> None:
     ("fault", "said"),
     [
         (faults.slow_matmul, "sick: rank 1 on node1: matmul "),
-        (faults.wrong_clock, "sick: rank 1 on node1: its clock is 60.0 s ahead"),
         (faults.other_code, "sick: rank 1 on node1: code 000000000000, 1 of 2 ranks have "),
     ],
 )
@@ -112,6 +111,24 @@ def test_a_rank_is_named(fault: Callable[[], None], said: str, tmp_path: Path, r
     assert [file.name for file in failed.iterdir()] == ["node1"]
     assert (failed / "node1").read_text() == sick.stderr.removesuffix("\n")
     assert f"sick: {kept(tmp_path)['findings'][0]['who']}: " in said
+
+
+def test_a_wrong_clock_is_only_a_warning(tmp_path: Path, run_file: Path) -> None:
+    """The start goes on, with that node."""
+    failed = tmp_path / "failed"
+    warned = doctor(2, run_file, before=partial(on_rank, 1, faults.wrong_clock), JETMOE_FAILED_NODES=str(failed))
+    assert warned.returncode == 0
+    assert warned.stderr == "warning: rank 1 on node1: its clock is 60.0 s ahead\n"
+    assert "\n- warning: rank 1 on node1" in warned.stdout and not failed.exists()
+    assert [finding["kind"] for finding in kept(tmp_path)["findings"]] == ["warning"]
+
+
+def test_a_table_that_cannot_be_kept_is_only_a_warning(tmp_path: Path, run_file: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "doctor").touch()
+    warned = doctor(1, run_file)
+    assert warned.returncode == 0
+    assert warned.stderr.startswith("warning: rank 0 on ") and "the table cannot be kept in " in warned.stderr
 
 
 def test_another_version_is_named_and_all_is_measured(tmp_path: Path, run_file: Path) -> None:

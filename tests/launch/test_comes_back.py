@@ -53,7 +53,9 @@ def test_nodes_that_failed_are_left_out_unless_all_did(failed: str, left_out: li
 
 def test_a_job_that_slurm_itself_has_queued_again() -> None:
     decision = decide(75, False, 0, [Start("7-0", "", 0, NODES)] * 9, {}, most=3, requeued=True)
-    assert decision.again and decision.reason.endswith("SLURM starts it again: it was preempted, or requeued by hand")
+    assert decision.again and decision.reason.endswith("; SLURM itself has queued it again, as after a preemption")
+    assert decide(2, False, 0, [Start("7-0", "", 0, NODES)], {}, most=3, requeued=True).again  # and fails again
+    assert decide(0, True, 9, [Start("7-0", "", 0, NODES)], {}, most=3).reason == "the run is done (status 0)"
 
 
 def test_the_line_says_what_happened_and_what_follows() -> None:
@@ -62,3 +64,8 @@ def test_the_line_says_what_happened_and_what_follows() -> None:
     )
     assert decided(0, 0, now=9).reason == "the run is done (status 0)"
     assert decided(2, 0, now=0).reason == "wrong usage or input (status 2): change what the `error: ` line says"
+
+
+def test_a_job_of_one_node_tries_another() -> None:
+    starts = [Start("7-0", "", 0, ["n1"])]
+    assert decide(137, False, 0, starts, {"n1": "rank 0 was killed"}, most=3).leave_out == ["n1"]

@@ -364,3 +364,17 @@ def test_a_folder_that_is_removed_while_a_thread_looks(tmp_path: Path) -> None:
     finally:
         over.set()
         maker.join()
+
+
+def test_a_stop_before_the_launcher_listened(start: Start, tmp_path: Path) -> None:
+    """srun loses signals while it starts."""
+    (tmp_path / "stop").touch()
+    launcher = start("open('ran', 'w')", JETMOE_FAILED_NODES=str(tmp_path / "failed_nodes"))
+    assert launcher.wait(timeout=TIME_LIMIT) == 75
+    assert not (tmp_path / "ran").exists()
+
+
+def test_restarts_on_several_nodes_are_refused(start: Start) -> None:
+    launcher = start(TRAINER, options="--nnodes 2 --max-restarts 1 --rdzv-endpoint localhost:1")
+    _, errors = launcher.communicate(timeout=TIME_LIMIT)
+    assert launcher.returncode == 2 and "--max-restarts: on several nodes" in errors

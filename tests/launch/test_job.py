@@ -55,6 +55,22 @@ def test_starts_and_their_ends(run_file: Path, tmp_path: Path) -> None:
     assert history[1]["failed_nodes"] == {"n2": "rank 3 on n2 was killed by SIGKILL"}
 
 
+@pytest.mark.parametrize(
+    ("status", "options", "left_out"),
+    [(137, [], ["n2"]), (143, [], []), (138, [], []), (137, ["--requeued"], []), (75, [], [])],
+)
+def test_nodes_that_did_not_start_their_ranks(
+    run_file: Path, tmp_path: Path, status: int, options: list[str], left_out: list[str]
+) -> None:
+    """Unless a signal ended what had just begun there."""
+    logs = begin(run_file, "7-0")
+    (logs / "nodes_that_came").mkdir()
+    (logs / "nodes_that_came/n1").touch()
+    end(run_file, "7-0", status, *options)
+    *_, ended = events(tmp_path / "run/starts.jsonl")
+    assert list(ended["failed_nodes"]) == left_out == ended["leave_out"]
+
+
 def test_a_line_that_a_crash_cut_off(run_file: Path, tmp_path: Path) -> None:
     begin(run_file, "7-0")
     with (tmp_path / "run/starts.jsonl").open("a") as file:

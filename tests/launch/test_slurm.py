@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "slurm" / "pretrain_jetmoe.sbatch"
 SHELL_SCRIPTS = sorted(path for path in (ROOT / "scripts").rglob("*") if path.suffix in (".sh", ".sbatch"))
-TIME_LIMIT = 30
+TIME_LIMIT = 90
 
 # Like srun: forwards signals (here to a file), and ends when the tasks have.
 SRUN = """#!/usr/bin/env bash
@@ -38,19 +38,30 @@ exit "$SRUN_STATUS"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "$*" >> "$RECORDS/scontrol"
+restarts() {
+  if [[ $RESTARTS_LATER && $(grep -c "show job" "$RECORDS/scontrol") -gt 1 ]]; then
+    echo "$RESTARTS_LATER"
+  else
+    echo "${RESTARTS:-${SLURM_RESTART_COUNT:-0}}"
+  fi
+}
 case "$1 $2" in
   "show hostnames") [[ $3 == "gpu[07-09]" ]] && printf 'gpu%s\\n' 07 08 09 || tr , '\\n' <<< "$3" ;;
-  "show job") echo "  JobState=RUNNING Reason=${REASON:-None} EndTime=${END_TIME:-2126-11-01T00:00:00} Deadline=N/A"
+  "show job") echo "  JobState=RUNNING Reason=${REASON:-None} Restarts=$(restarts) BatchFlag=1"
     echo "  ReqNodeList=(null) ExcNodeList=${LEFT_OUT_BEFORE:-(null)} Features=${FEATURES:-(null)}"
-    echo "  Comment=$(sed -n 's/.*Comment=//p' "$RECORDS/scontrol" | tail -n 1)" ;;
+    echo "   Comment=$( (echo "Comment=$COMMENT"; cat "$RECORDS/scontrol") | sed -n 's/.*Comment=//p' | tail -n 1) " ;;
   "show node") echo "   NodeAddr=$3-ib NodeHostName=$3 Version=22.05" ;;
+  update*) [[ ! $REFUSES || $* != *$REFUSES* ]] ;;
   requeue*) [[ $(grep -c requeue "$RECORDS/scontrol") -gt ${REQUEUE_FAILURES:-0} ]] ;;
 esac
 """
 SINFO = """#!/usr/bin/env bash
 case "$*" in
-  *--nodes=gpu07*) echo "96 gpu:8" ;;
-  *) for node in $PARTITION; do [[ $node == cpu* ]] && echo "$node 64 (null)" || echo "$node 96 gpu:8 "; done ;;
+  *--nodes=gpu07*) echo "96 gpu:8(S:0-1)" ;;
+  *) for node in $PARTITION; do
+      [[ $node == *:* ]] || node+=:mix
+      [[ $node == cpu* ]] && echo "${node/:/ } 64 (null)" || echo "${node/:/ } 96 gpu:8(S:0-1) "
+    done ;;
 esac
 """
 
@@ -124,7 +135,7 @@ def test_command_on_each_node(environment: dict[str, str], tmp_path: Path) -> No
     assert "--cpus-per-task=96" in srun_options.splitlines()
     assert command.splitlines() == [
         *("-m", "jetmoe_megatron.launch.elastic", "--nnodes=3", "--nproc-per-node=8", "--max-restarts=0"),
-        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07-ib:24567", "--rdzv-id=1234567-0"),
+        *("--rdzv-backend=c10d", "--rdzv-endpoint=gpu07-ib:29134", "--rdzv-id=1234567-0"),
         *("pretrain_jetmoe.py", run_file, "name=a b", "debug.max_steps=2"),
     ]
 
@@ -180,6 +191,8 @@ def test_starts_without_progress_are_limited(environment: dict[str, str], tmp_pa
         ({"FAILED_NODES": "gpu07 gpu08"}, None),  # two of three: only two others are left
         ({"FAILED_NODES": "gpu07", "LEFT_OUT_BEFORE": "gpu05"}, None),
         ({"FAILED_NODES": "gpu08", "PARTITION": "cpu1 cpu2 gpu07 gpu08 gpu09"}, None),  # others are not like them
+        ({"FAILED_NODES": "gpu08", "PARTITION": "gpu05:drain gpu06:idle* gpu07 gpu08 gpu09"}, None),
+        ({"FAILED_NODES": "gpu08", "PARTITION": "gpu05:idle~ gpu07 gpu08 gpu09"}, "gpu08"),  # powered down
         ({"FAILED_NODES": "gpu08", "FEATURES": "h100"}, None),  # the job asks for certain nodes
         ({"FAILED_NODES": "gpu07 gpu08 gpu09", "PARTITION": "1 2 3 4 5 6"}, None),  # all: not their fault
     ],
@@ -196,11 +209,20 @@ def test_nodes_that_failed_are_left_out(
         assert "cannot be left out: no others like it are known for this job" in output
 
 
-@pytest.mark.parametrize(("sick", "trains"), [("gpu08", False), ("", True), ("gpu08 gpu09", True)])
+@pytest.mark.parametrize(
+    ("sick", "before", "trains"),
+    [
+        ("gpu08", "", False),
+        ("", "", True),
+        ("gpu08 gpu09", "", True),
+        ("gpu08", "gpu05", True),
+        ("gpu07 gpu08 gpu09", "", True),  # all of them: not their fault
+    ],
+)
 def test_a_sick_rank_ends_the_start_if_another_node_can_take_its_place(
-    environment: dict[str, str], tmp_path: Path, sick: str, trains: bool
+    environment: dict[str, str], tmp_path: Path, sick: str, before: str, trains: bool
 ) -> None:
-    status, output = run(environment | {"DOCTOR_STATUS": "5", "SICK": sick})
+    status, output = run(environment | {"DOCTOR_STATUS": "5", "SICK": sick, "LEFT_OUT_BEFORE": before})
     assert (status == 0) == trains == (tmp_path / "srun").exists()
     assert requeued(tmp_path) != trains
     assert ("no nodes can take the place of what the doctor found" in output) == trains
@@ -210,7 +232,7 @@ def test_a_sick_rank_ends_the_start_if_another_node_can_take_its_place(
 def test_a_passing_fault_outside_the_ranks_brings_the_job_back(
     environment: dict[str, str], tmp_path: Path, fault: str
 ) -> None:
-    """Three times in a row at most."""
+    """Three starts in a row at most."""
     python = tmp_path / "bin" / "python"
     python.write_text(f'#!/bin/sh\n[ "$3" != {fault} ] || exit 1\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
@@ -222,7 +244,84 @@ def test_a_passing_fault_outside_the_ranks_brings_the_job_back(
         status, output = run(environment | {"SLURM_RESTART_COUNT": str(number), "SRUN_STATUS": "137"})
         assert status == (1 if fault == "begin" else 137)
         assert f"{number + 1} of 3 in a row" in output, output
-    assert (tmp_path / "scontrol").read_text().count("requeue 1234567") == 2
+    calls = (tmp_path / "scontrol").read_text()
+    assert calls.count("requeue 1234567") == 2 and "ExcNodeList" not in calls  # not the fault of this node
+
+
+@pytest.mark.parametrize("fault", ["no mount", "no Python"])
+def test_a_node_that_cannot_begin_is_left_out(environment: dict[str, str], tmp_path: Path, fault: str) -> None:
+    if fault == "no mount":
+        _, output = run(environment | {"COMMENT": "for me"}, cwd=tmp_path)
+    else:
+        _, output = run(environment | {"COMMENT": "for me", "PYTHON": "/no/such/python"})
+    calls = [call for call in (tmp_path / "scontrol").read_text().splitlines() if call.startswith(("update", "req"))]
+    assert calls == [
+        "update JobId=1234567 Comment=for me jetmoe-faults-1",
+        "requeue 1234567",
+        "update JobId=1234567 ExcNodeList=gpu07",
+    ], output
+
+
+def test_faults_that_cannot_be_counted_end_the_job(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "bin/sleep").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/sleep").chmod(0o755)
+    assert run(environment | {"REFUSES": "Comment"}, cwd=tmp_path)[0] == 1
+    assert not requeued(tmp_path)
+
+
+def test_faults_are_forgotten_after_a_start(environment: dict[str, str], tmp_path: Path) -> None:
+    run(environment | {"COMMENT": "for me jetmoe-faults-2", "SRUN_STATUS": "137"})
+    assert "update JobId=1234567 Comment=for me" in (tmp_path / "scontrol").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("signum", "restarts", "again", "left"),
+    [("USR1", 0, True, 75), ("TERM", 0, False, 75), ("TERM", 1, False, 75)],
+    ids=["warned", "cancelled", "preempted"],
+)
+def test_a_signal_before_the_ranks_start(
+    environment: dict[str, str], tmp_path: Path, signum: str, restarts: int, again: bool, left: int
+) -> None:
+    python = tmp_path / "bin" / "python"
+    signals = f'[ "$3" != begin ] || kill -{signum} $(ps -o sid= -p $$)'
+    python.write_text(f'#!/bin/sh\n{signals}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    status, output = run(environment | {"RESTARTS": "0"} | ({"RESTARTS_LATER": "1"} if restarts else {}))
+    assert status == left, output
+    assert requeued(tmp_path) == again
+    assert not (tmp_path / "srun").exists() and "Comment" not in (tmp_path / "scontrol").read_text()
+
+
+def test_a_stop_that_srun_does_not_pass_on(environment: dict[str, str], tmp_path: Path) -> None:
+    """While it starts: launchers find a file."""
+    job = start(environment | {"SRUN_STATUS": "75", "SRUN_SIGNALS": "1"})
+    wait_for(tmp_path / "started")
+    assert not (tmp_path / "jetmoe-8b/logs/1234567-0/stop").exists()
+    job.send_signal(signal.SIGUSR1)
+    job.communicate(timeout=TIME_LIMIT)
+    assert (tmp_path / "jetmoe-8b/logs/1234567-0/stop").exists()
+
+
+def test_a_cancel_before_the_job_is_queued_again(environment: dict[str, str], tmp_path: Path) -> None:
+    scontrol = tmp_path / "bin/scontrol"
+    slow = f"[[ $* != *Comment=* ]] || {{ touch {tmp_path}/counts; sleep 3; }}"
+    scontrol.write_text(SCONTROL.replace("case", f"{slow}\ncase", 1))
+    job = start(environment, cwd=tmp_path)
+    wait_for(tmp_path / "counts")
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=TIME_LIMIT)
+    assert not requeued(tmp_path)
+
+
+def test_a_cancel_while_the_job_is_queued_again(environment: dict[str, str], tmp_path: Path) -> None:
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.write_text(f"#!/bin/sh\ntouch {tmp_path}/sleeps\nexec {shutil.which('sleep')} 5\n")
+    sleep.chmod(0o755)
+    job = start(environment | {"SRUN_STATUS": "137", "REQUEUE_FAILURES": "1"})
+    wait_for(tmp_path / "sleeps")
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=TIME_LIMIT)
+    assert (tmp_path / "scontrol").read_text().count("requeue 1234567") == 1
 
 
 def test_bad_input_reaches_no_node(environment: dict[str, str], tmp_path: Path) -> None:
@@ -244,7 +343,7 @@ def test_queueing_again_is_tried_again(environment: dict[str, str], tmp_path: Pa
         (signal.SIGTERM, 75, {}, False),
         (signal.SIGUSR1, 138, {}, True),  # the launcher was still starting
         (signal.SIGTERM, 138, {}, False),
-        (signal.SIGTERM, 75, {"END_TIME": "Unknown"}, False),  # preempted: SLURM has queued it again
+        (signal.SIGTERM, 75, {"RESTARTS_LATER": "1"}, False),  # preempted: SLURM has queued it again
     ],
 )
 def test_why_it_was_stopped(

@@ -105,3 +105,55 @@ def test_an_array_without_its_merge_is_not_left(inputs: Path, monkeypatch: pytes
     status, output, error = launch(inputs, "--parts", 2)
     assert (status, output) == (2, "") and "sbatch: error: no more jobs" in error
     assert (folder / "cancelled").read_text() == "77\n"
+
+
+SCONTROL = """#!/usr/bin/env bash
+echo "  JobState=RUNNING Restarts=${RESTARTS:-0} BatchFlag=1"
+"""
+
+
+def test_a_merge_that_was_ended_goes_on(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the data was written, or while the parts were removed."""
+    folder = inputs.parent
+    (folder / "bin").mkdir()
+    (folder / "bin/scontrol").write_text(SCONTROL)
+    (folder / "bin/scontrol").chmod(0o755)
+    _, script, _ = launch(inputs, "--parts", 2, "--print")
+    (folder / "job.sh").write_text(script.replace("module load x\n", ""))
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "1",
+        "PATH": f"{folder}/bin{os.pathsep}{os.environ['PATH']}",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def make_parts() -> None:
+        for part in (1, 2):
+            options = ("--tokenizer", folder / "tokenizer", "--part", f"{part}/2")
+            done = command("jetmoe", "data", "tokenize", inputs, "--output", folder / "web", *options)
+            assert done.returncode == 0, done.stderr
+
+    def merge(restarts: int) -> int:
+        monkeypatch.setenv("RESTARTS", str(restarts))
+        return command("bash", folder / "job.sh").returncode
+
+    make_parts()
+    assert merge(0) == 0
+    data, left = (folder / "web.bin").read_bytes(), {path.name for path in folder.glob("web*")}
+    assert left == {"web.bin", "web.idx"}
+    for path in folder.glob("web.*"):
+        path.rename(folder / f"first{path.suffix}")
+    make_parts()
+    for suffix in (".bin", ".idx"):
+        (folder / f"first{suffix}").rename(folder / f"web{suffix}")
+    assert merge(1) == 2  # it is not known to be ours
+    (folder / "web.merging").write_text("6 has merged\n")  # another job
+    assert merge(1) == 2
+    (folder / "web.merging").write_text("7 merges\n")
+    assert merge(1) == 0
+    assert (folder / "web.bin").read_bytes() == data and {path.name for path in folder.glob("web*")} == left
+    (folder / "web.merging").write_text("7 has merged\n")
+    (folder / "web.part-2-of-2.idx").touch()
+    assert merge(1) == 0
+    assert (folder / "web.bin").read_bytes() == data and {path.name for path in folder.glob("web*")} == left

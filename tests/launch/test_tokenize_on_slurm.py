@@ -15,7 +15,7 @@ import yaml
 from data_tools.tokenize import tokenize
 from data_tools.tokenizer import train_bpe
 from tests.launch.test_virtual_cluster import start_at_once, state, wait_until
-from tests.launch.virtual_cluster import SKIP, slurm, virtual_cluster
+from tests.launch.virtual_cluster import SKIP, of_jobs, slurm, virtual_cluster
 from tests.support import command
 
 pytestmark = [pytest.mark.skipif(bool(SKIP), reason=SKIP), pytest.mark.slow]
@@ -66,7 +66,7 @@ def all_at_once(array: str) -> list[str]:
 
 
 def work_of(part: int) -> psutil.Process:
-    for process in psutil.process_iter():
+    for process in of_jobs():
         with suppress(psutil.Error):
             if re.search(rf"-m data_tools tokenize .* --part {part}/3 ", " ".join(process.cmdline())):
                 return process

@@ -19,7 +19,7 @@ import yaml
 
 from jetmoe_megatron.launch.starts import events
 from jetmoe_megatron.monitor.jsonl import read_metrics
-from tests.launch.virtual_cluster import SKIP, slurm, virtual_cluster
+from tests.launch.virtual_cluster import SKIP, of_jobs, slurm, virtual_cluster
 from tests.support import command, jetmoe, pretrain, small_run, write_run
 
 pytestmark = [pytest.mark.skipif(bool(SKIP), reason=SKIP), pytest.mark.slow]
@@ -97,11 +97,12 @@ def wait_for_progress(job: str, run: Path, start: int) -> None:
 
 
 def rank_on(node: str, job: str) -> psutil.Process:
-    for process in psutil.process_iter():
+    for process in of_jobs():
         with suppress(psutil.Error):
-            variables, line = process.environ(), " ".join(process.cmdline())
-            place = (variables.get("SLURM_JOB_ID"), variables.get("SLURMD_NODENAME"))
-            if place == (job, node) and ("launch.worker" in line or "launch.slurm_rank" in line):
+            variables, parent = process.environ(), process.parent()
+            place = (variables["SLURM_JOB_ID"], variables["SLURMD_NODENAME"])
+            watches = parent and re.search(r"launch\.(elastic|slurm_rank)", " ".join(parent.cmdline()))
+            if place == (job, node) and watches and process.cmdline()[0] != "tee":
                 return process
     raise AssertionError(f"no rank on {node}")
 
@@ -110,8 +111,8 @@ def of_starts(run: Path, event: str, key: str) -> list[Any]:
     return [line[key] for line in events(run / "starts.jsonl") if line["event"] == event]
 
 
-def test_a_job_that_is_warned_killed_and_cancelled(tmp_path: Path, data: dict[str, str]) -> None:
-    """Each time it goes on from its last checkpoint, with the losses of an uninterrupted run."""
+def test_a_job_that_is_warned_and_killed(tmp_path: Path, data: dict[str, str]) -> None:
+    """Each time it goes on from its last checkpoint, and ends with the losses of an uninterrupted run."""
     run = tmp_path / "run"
     run_file = endless(tmp_path, data)
     job = submit(run_file, warning_seconds=600)
@@ -128,12 +129,11 @@ def test_a_job_that_is_warned_killed_and_cancelled(tmp_path: Path, data: dict[st
     wait_until(lambda: len(of_starts(run, "end", "status")) == 2)
     assert of_starts(run, "end", "status")[1] == 137
     assert of_starts(run, "end", "leave_out")[1] == ["n2"]
+    end_soon(run)
 
-    wait_for_progress(job, run, 2)
+    wait_until(lambda: start_at_once(job) or state(job) == "COMPLETED")
     assert of_starts(run, "start", "nodes")[2] == ["n1", "n3"]
-    slurm("scancel", job)
-    wait_until(lambda: state(job) in ("CANCELLED", "FAILED", "COMPLETED"))
-    assert state(job) == "CANCELLED"
+    assert of_starts(run, "end", "status") == [75, 137, 0]
     output = (run / f"logs/job-{job}.out").read_text()
     assert re.search(r"\(status 137\); n2: rank [01] on n2 was killed by SIGKILL; it starts again, from ", output)
     assert "left out from now on: n2" in output
@@ -142,13 +142,32 @@ def test_a_job_that_is_warned_killed_and_cancelled(tmp_path: Path, data: dict[st
     whole = tmp_path / "whole"
     assert pretrain(2, run_file, f"output_dir={whole}", f"debug.max_steps={len(found)}").returncode == 0
     assert found == {line["step"]: line["lm_loss"] for line in read_metrics(whole / "metrics.jsonl")}
+    last = max(checkpoints(run), key=lambda name: int(name.removeprefix("tokens_")))
+    assert int(last.removeprefix("tokens_")) == 256 * len(found)
+    assert converted(run / "checkpoints" / last) == converted(whole / "checkpoints" / last)
+
+
+def end_soon(run: Path) -> None:
+    """An endless run is done 50 steps after what it has done until now."""
+    (file,) = run.glob("launches/*/run.yaml")
+    values = yaml.safe_load(file.read_text())
+    values["debug"]["max_steps"] = max(line["step"] for line in read_metrics(run / "metrics.jsonl")) + 50
+    file.write_text(yaml.safe_dump(values))
+
+
+def converted(checkpoint: Path) -> bytes:
+    """The weights of a checkpoint."""
+    folder = checkpoint.with_suffix(".hf")
+    assert jetmoe("convert", "to-hf", checkpoint, folder).returncode == 0
+    return (folder / "model.safetensors").read_bytes()
 
 
 def test_a_job_that_cannot_get_on_stops(tmp_path: Path, data: dict[str, str]) -> None:
-    """After three starts; the last one has no nodes left to leave out."""
+    """After two starts, with the same nodes: the cluster has no others."""
     run = tmp_path / "run"
-    job = submit(endless(tmp_path, data, checkpoint__every_tokens=10**9))
-    for start in range(3):
+    run_file = endless(tmp_path, data, checkpoint__every_tokens=10**9, batch__global_tokens=6 * 64)
+    job = submit(run_file, nodes=3, starts_without_progress=2)
+    for start in range(2):
         log = run / f"logs/{job}-{start}/rank_0.log"
         wait_for_ranks(job, log)
         nodes = of_starts(run, "start", "nodes")[start]
@@ -156,20 +175,25 @@ def test_a_job_that_cannot_get_on_stops(tmp_path: Path, data: dict[str, str]) ->
         while len(of_starts(run, "end", "status")) <= start:
             time.sleep(0.2)
     wait_until(lambda: state(job) == "FAILED")
-    assert of_starts(run, "end", "again") == [True, True, False]
+    assert of_starts(run, "end", "again") == [True, False]
     output = (run / f"logs/job-{job}.out").read_text()
-    assert "3 starts saved no new checkpoint: mend it, and submit it again" in output
-    assert "cannot be left out: partition main has no other nodes" in output
+    assert "2 starts saved no new checkpoint: mend it, and submit it again" in output
+    assert "n3 cannot be left out: no others like it are known for this job" in output
 
 
 def test_bad_input_is_not_tried_again(tmp_path: Path, data: dict[str, str]) -> None:
+    """What `jetmoe launch` finds, and what the ranks find: data that is gone."""
     run_file = endless(tmp_path, data)
     refused = jetmoe("launch", "slurm", run_file, "--site", write_site(tmp_path), "optimizer.max_lrr=1")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert not slurm("squeue", "--noheader") and not (tmp_path / "run").exists()
-    job = submit(run_file, setup=[f"rm -r {tmp_path}/run/launches/*/run.yaml"])
+    job = submit(run_file, setup=[f"sed -i s,{data['code']},/no/such/data, {tmp_path}/run/launches/*/run.yaml"])
     wait_until(lambda: state(job) == "FAILED")
     assert "ExitCode=2:0" in slurm("scontrol", "show", "job", job)
+    output = (tmp_path / f"run/logs/job-{job}.out").read_text()
+    said = "error: /no/such/data.idx: no such file; a dataset is a pair PREFIX.bin and PREFIX.idx"
+    assert re.findall("(?:n.: )?error: /no.*", output) in ([said, f"{node}: {said}"] for node in ("n1", "n2"))
+    assert of_starts(tmp_path / "run", "end", "again") == [False]
 
 
 def test_a_cancel_before_the_ranks_train(tmp_path: Path, data: dict[str, str]) -> None:
@@ -182,26 +206,38 @@ def test_a_cancel_before_the_ranks_train(tmp_path: Path, data: dict[str, str]) -
 
 
 def test_ranks_that_slurm_starts_itself(tmp_path: Path, data: dict[str, str]) -> None:
-    """`tasks: rank`: no launcher of ours on the nodes."""
+    """`tasks: rank`: no launcher of ours on the nodes. SLURM queues the job again, a rank is killed, and a cancel."""
     run = tmp_path / "run"
     job = submit(endless(tmp_path, data), tasks="rank", starts_without_progress=1)
     wait_for_progress(job, run, 0)
-    slurm("scancel", "--batch", "--signal=USR1", job)
+    slurm("scontrol", "requeue", job)  # as for a preemption
     wait_until(lambda: of_starts(run, "end", "status"))
     assert of_starts(run, "end", "status") == [75]
     wait_for_progress(job, run, 1)
     rank_on("n2", job).kill()
     wait_until(lambda: len(of_starts(run, "end", "status")) == 2)
+    assert of_starts(run, "end", "failed_nodes")[1].keys() == {"n2"}
     assert of_starts(run, "end", "leave_out")[1] == ["n2"]
 
+    wait_for_progress(job, run, 2)
+    slurm("scancel", job)
+    wait_until(lambda: state(job) in ("CANCELLED", "FAILED", "COMPLETED"))
+    wait_until(lambda: len(of_starts(run, "end", "status")) == 3)
+    assert (state(job), of_starts(run, "end", "status")) == ("CANCELLED", [75, 137, 75])  # it has saved
+    assert of_starts(run, "end", "again") == [True, True, False]
+    output = (run / f"logs/job-{job}.out").read_text()
+    assert "SLURM itself has queued it again, as after a preemption" in output
+    assert "the job was cancelled: submit it again to continue" in output
 
-# Stands for the Python of the nodes. Each start but the last finds a fault in one rank.
+
+# Stands for the Python of the nodes. In each start the doctor finds faults of one rank.
 PYTHON_WITH_FAULTS = """#!/usr/bin/env bash
-faults=(slow_matmul other_version full_disk)
+faults=("slow_matmul,full_disk 0" "other_version 1")
 arguments=()
 for argument in "$@"; do
   if [[ $argument == jetmoe_megatron.doctor ]]; then
-    arguments+=(tests.doctor.faults "${{faults[${{SLURM_RESTART_COUNT:-0}}]}}" 1)
+    read -r fault rank <<<"${{faults[${{SLURM_RESTART_COUNT:-0}}]}}"
+    arguments+=(tests.doctor.faults "$fault" "$rank")
   else
     arguments+=("$argument")
   fi
@@ -211,21 +247,19 @@ exec {python} "${{arguments[@]}}"
 
 
 def test_the_doctor_finds_what_is_planted(tmp_path: Path, data: dict[str, str]) -> None:
-    """A slow rank, whose node the next start leaves out; then another version, and a disk that cannot be written."""
+    """A slow rank with a disk that cannot be written: the next start leaves out its node. Then another version, but no
+    node is left to take the place: the ranks start all the same."""
     run, python = tmp_path / "run", tmp_path / "python"
     python.write_text(PYTHON_WITH_FAULTS.format(python=sys.executable))
     python.chmod(0o755)
     job = submit(endless(tmp_path, data), python=str(python), doctor=True, doctor_tolerance=0.8)
-    for start in range(3):
-        while len(of_starts(run, "end", "status")) <= start:
-            start_at_once(job)
-            time.sleep(0.2)
-    wait_until(lambda: state(job) == "FAILED")
-    assert of_starts(run, "end", "status") == [5, 5, 5]
-    assert of_starts(run, "end", "again") == [True, True, False]
-    failed = of_starts(run, "end", "failed_nodes")
-    for found, said in zip(failed, ("matmul", "Megatron-Core", "(output_dir)"), strict=True):
-        assert len(found) == 1 and said in next(iter(found.values())), failed
-    nodes = of_starts(run, "start", "nodes")
-    assert next(iter(failed[0])) in nodes[0] and not set(failed[0]) & {*nodes[1], *nodes[2]}
-    assert not (run / "checkpoints").exists()
+    wait_until(lambda: of_starts(run, "end", "status"))
+    assert of_starts(run, "end", "status") == [5]
+    ((node, found),) = of_starts(run, "end", "failed_nodes")[0].items()
+    assert "matmul" in found and "(output_dir)" in found
+    wait_for_progress(job, run, 1)
+    first, second = of_starts(run, "start", "nodes")
+    assert node in first and node not in second
+    output = (run / f"logs/job-{job}.out").read_text()
+    assert re.search("sick: .*Megatron-Core", output)
+    assert "no nodes can take the place of what the doctor found: the ranks start all the same" in output

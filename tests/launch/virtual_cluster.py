@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
 MISSING = [
     name
     for name in ("munged", "slurmctld", "slurmd", "sbatch")
@@ -42,7 +44,7 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 SchedulerParameters=bf_interval=1,sched_interval=1
-KillWait=20
+KillWait=60
 NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{node_ports}] CPUs=2 RealMemory=4000
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
@@ -91,6 +93,15 @@ def slurm(*command: object) -> str:
     return _run(*map(str, command)).stdout
 
 
+def of_jobs() -> Iterator[psutil.Process]:
+    """Processes of this cluster's jobs; another test may have a cluster too."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            variables = process.environ()
+            if variables.get("SLURM_CONF") == os.environ["SLURM_CONF"] and "SLURM_JOB_ID" in variables:
+                yield process
+
+
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
 
@@ -108,7 +119,7 @@ def _free_ports() -> tuple[int, int]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         controller: int = listener.getsockname()[1]
-    for first in range(16000, 30000, 3):
+    for first in range(16000 + 3 * (os.getpid() % 1000), 30000, 3):
         with suppress(OSError), socket.socket() as a, socket.socket() as b, socket.socket() as c:
             for number, listener in enumerate((a, b, c)):
                 listener.bind(("127.0.0.1", first + number))

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support import REPO, TORCHRUN, command, metrics
 
+STEPS = 25
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -37,7 +39,7 @@ def curve(workplace: Path, name: str, ranks: int, *overrides: str) -> list[float
         f"output_dir={name}",
         "data.cache=cache",
         "evaluation.data=[]",
-        "debug.max_steps=50",
+        f"debug.max_steps={STEPS}",
         *overrides,
         cwd=workplace,
         timeout=400,
@@ -48,9 +50,9 @@ def curve(workplace: Path, name: str, ranks: int, *overrides: str) -> list[float
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_fifty_steps_of_each_layout(workplace: Path) -> None:
+def test_the_curve_of_each_layout(workplace: Path) -> None:
     truth = curve(workplace, "one", 1)
-    assert len(truth) == 50 and truth[-1] < truth[0] - 0.5
+    assert len(truth) == STEPS and truth[-1] < truth[0] - 0.5
     for layout in ("tensor", "pipeline", "expert", None):
         overrides = [f"parallel.{layout}=2"] if layout else []
         losses = curve(workplace, str(layout), 2, *overrides)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import REPO, command
 
-DOCKERFILE, DEFINITION = (REPO / "Dockerfile").read_text(), (REPO / "docker/jetmoe.def").read_text()
+DOCKERFILE, DEFINITION = ((REPO / "docker" / name).read_text() for name in ("Dockerfile", "jetmoe.def"))
 (RUN,) = re.findall(r"^RUN bash (.+)$", DOCKERFILE, re.M)
 COPIED = dict(re.findall(r"^    (\S+) (/opt/jetmoe-megatron/\S+)$", DEFINITION, re.M))
 
@@ -29,16 +29,24 @@ def test_what_is_made_here_is_left_out() -> None:
     assert {".git", ".venv", "data", "runs"} <= set(ignored)
 
 
+def test_the_base_is_pinned() -> None:
+    """By default, and to what docs/install.md tried the script beside."""
+    (base,) = re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE, re.M)
+    name, _, release = base.removesuffix("-py3").rpartition(":")
+    assert name and re.fullmatch(r"\d\d\.\d\d", release)
+    assert f".nv{release}" in (REPO / "docs/install.md").read_text()
+
+
 def test_hadolint() -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert hadolint, "install the extra `dev`"
-    checked = subprocess.run([hadolint, REPO / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    checked = subprocess.run([hadolint, REPO / "docker/Dockerfile"], capture_output=True, text=True, timeout=60)
     assert (checked.returncode, checked.stdout) == (0, "")
 
 
 def test_apptainer_does_the_same() -> None:
     assert f"bash {RUN.replace('${OPTIONS}', '{{ OPTIONS }}')}\n" in DEFINITION
-    for name in ("OPTIONS", "TORCH_CUDA_ARCH_LIST"):
+    for name in ("BASE", "OPTIONS", "TORCH_CUDA_ARCH_LIST"):
         assert re.findall(rf"{name}=(\S+)$", DOCKERFILE, re.M) == re.findall(rf"{name}=(\S+)$", DEFINITION, re.M)
 
 

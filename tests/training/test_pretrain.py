@@ -16,6 +16,7 @@ from tests.injected_faults import ELASTIC
 from tests.support import (
     REPO,
     TORCHRUN,
+    command,
     environment,
     launched,
     losses,
@@ -287,6 +288,17 @@ def test_dry_run_plans_without_training(tmp_path: Path, data: dict) -> None:
 def test_bad_usage(arguments: list[str]) -> None:
     result = Command(["pretrain", *arguments], environment(), REPO).run()
     assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "launcher", [TORCHRUN, [sys.executable, "-m", "jetmoe_megatron.launch.elastic", "--standalone"]]
+)
+def test_bad_usage_is_said_once_for_all_ranks(launcher: list[str]) -> None:
+    result = command(*launcher, "--nproc-per-node=2", "pretrain_jetmoe.py", "a.yaml", "--nonsense")
+    said = "error: unrecognized arguments: --nonsense (see pretrain_jetmoe.py --help)\n"
+    assert result.returncode == (1 if launcher is TORCHRUN else 2)
+    assert result.stderr.startswith(said) and result.stderr.count("--nonsense") == 1, result.stderr
 
 
 def test_a_token_beyond_the_vocabulary_that_no_check_saw(tmp_path: Path, data: dict) -> None:

@@ -11,7 +11,7 @@ import pytest
 from jetmoe_megatron.monitor.jsonl import read_metrics
 from tests.support import REPO, TORCHRUN, environment, small_run, write_run
 
-STEPS, FROM = 3000, 500  # what is compared with: by then all that is built once is there
+STEPS, FROM = 2000, 500  # what is compared with: by then all that is built once is there
 GROWTH = 0.02
 
 
@@ -48,7 +48,7 @@ def test_memory_is_flat(tmp_path: Path, data: dict[str, str], capsys: pytest.Cap
                 *(f"{kb / 1024:.1f} MiB, {files} files, {threads} threads;" for kb, files, threads in ranks),
                 end="",
             )
-    assert len(used) >= 9 and all(len(ranks) == 2 for ranks in used.values())
+    assert len(used) >= 5 and all(len(ranks) == 2 for ranks in used.values())
     (_, first), *_, (_, last) = sorted(used.items())
     for before, after in zip(first, last, strict=True):
         assert after[0] < before[0] * (1 + GROWTH)

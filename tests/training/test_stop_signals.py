@@ -48,3 +48,19 @@ def test_another_signal_is_not_a_second_request() -> None:
     time.sleep(0.6)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
+
+
+def test_a_signal_after_an_error() -> None:
+    """From a launcher that has seen another rank end: this one has yet to say which it lost."""
+    program = """
+import os, signal
+from jetmoe_megatron.training.stop_signals import StopSignals
+try:
+    with StopSignals():
+        raise RuntimeError("lost")
+except RuntimeError:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("named")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (0, "named\n")

@@ -13,7 +13,7 @@ import pytest
 from jetmoe_megatron.monitor.report import report
 from jetmoe_megatron.training.wall_time import WallTime
 from tests.injected_faults import Fault, pretrain_with
-from tests.support import metrics, pretrain, small_run, write_run
+from tests.support import metrics, pretrain, small_run, training, write_run
 
 PARTS = ("start_seconds", "step_seconds", "evaluation_seconds", "save_stall_seconds", "other_seconds")
 
@@ -143,3 +143,18 @@ def test_a_line_that_was_lost() -> None:
     line = {"step": 1, "time": "2026-11-30T07:00:00.000000Z", "run_seconds": 1e7, "goodput": 0.9}
     clock = WallTime.of([line, line | {"step": 9, "run_seconds": 2e7}], 2)
     assert clock.useful == pytest.approx(9e6)
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"every_steps": 2, "sequences": 5}])
+def test_lines_that_cannot_be_read(tmp_path: Path, data: dict[str, str], evaluation: dict[str, Any]) -> None:
+    """The kernel refuses to read the first byte: an I/O error, which may pass."""
+    if evaluation:
+        evaluation["data"] = [{"name": "v", "path": data["held_out"]}]
+    run_file = write_run(tmp_path, small_run(tmp_path, data, evaluation=evaluation))
+    assert pretrain(2, run_file, "debug.max_steps=2").returncode == 0
+    (tmp_path / "run/metrics.jsonl").unlink()
+    (tmp_path / "run/metrics.jsonl").symlink_to("/proc/self/mem")
+    ended = training(run_file).to_their_ends(2)
+    said = f"error: cannot read {tmp_path}/run/metrics.jsonl: Input/output error\n"
+    assert [one.returncode for one in ended] == [1, 1]
+    assert all(one.stderr.endswith(said) and "Traceback" not in one.stderr for one in ended), ended

@@ -9,6 +9,8 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
 # Each rank's share of the cores. Without it, torch would start a thread per core in each rank.
 share=$(({{ cores }}{{ " / ranks_per_node" if tasks == "node" }}))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > 0 ? share : 1))}
+# The run folder may still be locked by a node that was lost.
+export JETMOE_RESTARTS=${start##*-}
 # Compilers of kernels: torch would start up to 32 for each rank.
 export TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-4}
 # torch prints the stack of each C++ warning: 25 lines if a node leaves before the others.

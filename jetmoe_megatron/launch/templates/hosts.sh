@@ -7,8 +7,9 @@
 
 set -euo pipefail
 
-run={{ run | quote }}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd {{ folder | quote }} # where it was launched: paths of the run file start there
+run={{ run | quote }}
 hosts=({{ hosts }})
 nodes={{ nodes }}
 
@@ -16,15 +17,19 @@ nodes={{ nodes }}
 
 # --- signals: the ranks save and stop, and the run does not start again ---
 
-# As USR1, which a terminal does not send to the ranks too: a second signal of one kind would end them at once.
+# As USR1, which a terminal does not send to the ranks too: a second signal of one kind would end them at once. A host
+# whose launcher does not listen yet finds the file `stop`.
 signalled=
-cancelled=
+ended_by=
 chosen=()
+logs=
 # shellcheck disable=SC2329 # called by the traps
 pass_on() {
-  signalled=yes cancelled=--cancelled
+  signalled=yes ended_by=--cancelled
+  [[ $logs ]] || return 0
+  touch "$logs/stop" || true
   for host in "${chosen[@]}"; do
-    on "$host" kill -USR1 "$(cat "$logs/$host.pid")" 2>/dev/null || true
+    [[ ! -f $logs/$host.pid ]] || on "$host" kill -USR1 "$(cat "$logs/$host.pid")" 2>/dev/null || true
   done
 }
 trap pass_on INT TERM HUP USR1
@@ -41,6 +46,9 @@ on() {
 on() { "${@:2}"; }
 {% endif %}
 
+here() { "$@"; }
+{% include "around_ranks.sh" %}
+
 # --- starts ---
 
 job=$(date -u +%Y%m%dT%H%M%SZ)
@@ -51,15 +59,16 @@ for ((number = 0; ; number++)); do
   for host in "${hosts[@]}"; do
     [[ ${#chosen[@]} -ge $nodes || $left_out == *" $host "* ]] || chosen+=("$host")
   done
-  [[ ! $cancelled ]] || exit 143
-  logs=$("$python" -m jetmoe_megatron.launch.job begin "$start" --nodes "$(IFS=,; echo "${chosen[*]}")" "$run" "$@")
+  logs=
+  [[ ! $ended_by ]] || exit 143
+  logs=$(job_begins --nodes "$(IFS=,; echo "${chosen[*]}")" "$run" "$@")
   endpoint={{ endpoint }}
   pids=()
   for host in "${chosen[@]}"; do
     on "$host" bash "$here/host.sh" "$PWD" "$host" "$nodes" "$endpoint" "$start" "$logs" "$run" "$@" &
     pids+=($!)
   done
-  [[ ! $cancelled ]] || pass_on # the signal came before all of them were there
+  [[ ! $ended_by ]] || pass_on # the signal came before all of them were there
   status=0
   for number_of_host in "${!pids[@]}"; do
     pid=${pids[number_of_host]}
@@ -71,13 +80,17 @@ for ((number = 0; ; number++)); do
       [[ $signalled ]]
     do :; done
 {% if ssh %}
-    ((ended != 255)) || echo "ssh lost ${chosen[number_of_host]}" >"$logs/failed_nodes/${chosen[number_of_host]}"
+    if ((ended == 255)); then
+      lost=$logs/failed_nodes/${chosen[number_of_host]}
+      [[ -e $lost ]] || echo "ssh lost it" >"$lost" || true
+      ended=4 # its ranks may still run: the next start waits for the run folder
+    fi
 {% endif %}
     ((ended <= status)) || status=$ended
   done
-  read -r next {{ "failed" if ssh else "_" }} < <("$python" -m jetmoe_megatron.launch.job end "$start" --status "$status" \
-    ${cancelled:+"$cancelled"} --most {{ starts_without_progress }} "$run" "$@") || true
-  [[ $next == again ]] || exit "$status"
+  answer=$(job_ends --status "$status" ${ended_by:+"$ended_by"} --most {{ starts_without_progress }} "$run" "$@") || true
+  read -r next {{ "failed" if ssh else "_" }} <<<"$answer" || true
+  [[ $next == again && ! $ended_by ]] || exit "$status"
 {% if ssh %}
   left_out+=${failed//,/ }" "
   others=0

@@ -5,7 +5,7 @@
 #   {{ line }}
 {% endfor %}
 #
-# Rendered by `jetmoe launch tokenize`. A job that fails, or meets its time limit, queues itself again and continues, up
+# Rendered by `jetmoe launch tokenize`. At its time limit a job queues itself again and continues; after a failure too, up
 # to {{ starts_without_progress }} times. See docs/data.md.
 
 {% for option in options %}
@@ -32,15 +32,9 @@ export {{ variable | assignment }}
 container=({{ container_options }})
 {% endif %}
 here() { {{ 'srun --nodes=1 --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" ' if container == "pyxis" }}{{ inside }}"$@"; }
-if ! here "$python" -c 'import data_tools'; then
-  echo "error: $python does not find data_tools: submit from the root of the repository, or install it" >&2
-  exit 2
-fi
-
 # --- what this job does: the tasks of the array have numbers, the job that merges has none ---
 
 part=${SLURM_ARRAY_TASK_ID:-}
-restarts=${SLURM_RESTART_COUNT:-0}
 if [[ $part ]]; then
   # Not SLURM_JOB_ID: that of one of the tasks stands for the whole array.
   job=${SLURM_ARRAY_JOB_ID}_$part
@@ -56,16 +50,35 @@ fi
 
 # --- starts again ---
 
+ended_by= # by whom, if SLURM has ended it
 {% include "queue_again.sh" %}
 
 again() { # why
-  if ((restarts >= {{ starts_without_progress }})); then
-    echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
-    return
-  fi
   echo "job $job: $1; it is queued again" >&2
-  trap '' TERM # SLURM sends it to this script when it queues the job again
-  queue_again "$job"
+  queue_again
+}
+failed() { # how
+  count_fault || return
+  if ((faults > {{ starts_without_progress }})); then
+    echo "job $job: $1, and was queued again {{ starts_without_progress }} times before: mend it, and submit it again" >&2
+  else
+    again "$1"
+  fi
+}
+remove_parts() {
+  for dataset in "${datasets[@]}"; do
+    rm -rf "$dataset".{bin,idx,skipped.txt,partial} || return
+  done
+  rm -f "$prefix.part-settings.json" "$prefix.merging"
+}
+# Joins the lists of broken lines, and removes the parts.
+finish_merge() {
+  rm -f "$prefix.skipped.txt" || return
+  for dataset in "${datasets[@]}"; do
+    [[ ! -f $dataset.skipped.txt ]] || cat "$dataset.skipped.txt" >>"$prefix.skipped.txt" || return
+  done
+  echo "$job has merged" >"$prefix.merging" || return
+  remove_parts
 }
 signalled=
 # shellcheck disable=SC2329 # called by the trap
@@ -74,7 +87,23 @@ at_the_limit() {
   again "the time limit is near" || true
 }
 trap at_the_limit USR1 # SLURM signals only this script (--signal=B)
+trap 'signalled=yes ended_by=--cancelled' TERM # and the work
 
+if ! here "$python" -c 'import data_tools'; then
+  failed "$python does not find data_tools: submit from the root of the repository, or install it" || true
+  exit 1
+fi
+if [[ ! $part ]]; then # the file `merging` tells what an earlier start of this job has done
+  case $(cat "$prefix.merging" 2>/dev/null || true) in
+    "$job has merged")
+      remove_parts || failed "the parts cannot be removed" || true
+      exit
+      ;;
+    "$job merges") command+=(--overwrite) ;;
+    *) [[ -e $prefix.bin || -e $prefix.idx ]] || echo "$job merges" >"$prefix.merging" ;;
+  esac
+fi
+[[ ! $ended_by ]] || exit 143
 here "$python" -m data_tools "${command[@]}" &
 work=$!
 # A trapped signal ends `wait` early: repeat it until it ends without one.
@@ -89,18 +118,12 @@ case $status in
   0) ;;
   2 | 143) exit "$status" ;; # bad input; cancelled
   *)
-    again "it ended with status $status" || true
+    failed "it ended with status $status" || true
     exit "$status"
     ;;
 esac
 
-if [[ ! $part ]]; then
-  rm -f "$prefix.skipped.txt"
-  for dataset in "${datasets[@]}"; do
-    [[ ! -f $dataset.skipped.txt ]] || cat "$dataset.skipped.txt" >>"$prefix.skipped.txt"
-  done
-  for dataset in "${datasets[@]}"; do
-    rm -rf "$dataset".{bin,idx,skipped.txt,partial}
-  done
-  rm -f "$prefix.part-settings.json"
+if [[ ! $part ]] && ! finish_merge; then
+  failed "the parts cannot be removed" || true
+  exit 1
 fi

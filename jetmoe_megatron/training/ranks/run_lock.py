@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import IO
 from data_tools.locks import open_locked
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
-from jetmoe_megatron.stopping import RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
+from jetmoe_megatron.stopping import RESTARTS, RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
 
 LOCK = ".lock"
 
@@ -24,7 +25,8 @@ def claimed(folder: Path) -> Iterator[None]:
     A folder that was created here and is still empty at the end, because the run was refused, is removed.
 
     Raises:
-        SharedError: another process holds the lock, or the folder cannot be made or locked.
+        SharedError: another process holds the lock, or the folder cannot be made or locked. After a restart it may
+            pass: a lost node may hold the lock.
     """
     lock: IO[bytes] | None = None
     made: list[Path] = []
@@ -33,9 +35,13 @@ def claimed(folder: Path) -> Iterator[None]:
         nonlocal lock, made
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-        deadline = time.monotonic() + (RUN_LOCK_IS_FREE_AFTER_REQUEUE if restarted else RUN_LOCK_IS_FREE)
+        restarted = any(os.environ.get(name, "0") not in ("", "0") for name in ("SLURM_RESTART_COUNT", RESTARTS))
+        patience = RUN_LOCK_IS_FREE_AFTER_REQUEUE if restarted else RUN_LOCK_IS_FREE
+        deadline = time.monotonic() + patience
         while (lock := open_locked(folder / LOCK)) is None:
+            if time.monotonic() > deadline and restarted:
+                what = f"another process, perhaps on a node that was lost, still trains into it after {patience:g} s"
+                raise TimeoutError(errno.ETIMEDOUT, what, str(folder))
             if time.monotonic() > deadline:
                 raise UserError(
                     f"output_dir: another process is training into {folder}: stop it, or choose another folder"

@@ -11,11 +11,9 @@ from jetmoe_megatron.training.ranks import process_groups
 
 
 @pytest.mark.parametrize(
-    ("error", "stays"), [(None, False), (SharedError, False), (RuntimeError, True), (UserError, True)]
+    ("error", "stays"), [(None, False), (SharedError("x"), False), (RuntimeError("x"), True), (UserError("x"), True)]
 )
-def test_the_folder_stays_for_the_dumps_of_other_ranks(
-    error: type[Exception] | None, stays: bool, tmp_path: Path
-) -> None:
+def test_the_folder_stays_for_the_dumps_of_other_ranks(error: Exception | None, stays: bool, tmp_path: Path) -> None:
     """On a GPU the folder is made at the start, and NCCL writes when a rank has waited too long."""
     dumps = tmp_path / "run/logs/flight_recorder/start"
     dumps.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The nodes of findings are left out of the job's next start."""
+"""The nodes of findings, as `runtime/failed_nodes.py` takes them: the next start of a job leaves them out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jetmoe_megatron.doctor.findings import Finding
 from jetmoe_megatron.runtime.failed_nodes import record
 
 
-def leave_failed_nodes(findings: Sequence[Finding]) -> None:
+def record_sick_nodes(findings: Sequence[Finding]) -> None:
     """With all that was found on a node as the reason."""
     reasons: dict[str, list[str]] = {}
     for finding in findings:
