@@ -19,17 +19,19 @@ from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, say
 from jetmoe_megatron import __version__
 from jetmoe_megatron.doctor import command as doctor
+from jetmoe_megatron.plan import command as plan
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch import command as launch
 from jetmoe_megatron.stopping import ExitStatus
 
-_DESCRIPTION = """Start runs of JetMoE and print how they are doing, explain their run files, prepare their data,
-convert their checkpoints, and examine machines."""
+_DESCRIPTION = """Plan runs of JetMoE, start them and print how they are doing, explain their run files, prepare their
+data, convert their checkpoints, and examine machines."""
 
 _EXAMPLE = """examples:
   %(prog)s config show configs/quickstart/run.yaml
   %(prog)s data tokenize corpus/ --output data/web --tokenizer data/tokenizer
   %(prog)s convert to-hf runs/quickstart my_model
+  %(prog)s plan configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
   %(prog)s launch local configs/quickstart/run.yaml --ranks 2
   %(prog)s status runs/quickstart
   %(prog)s report runs/quickstart
@@ -94,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     launch.add_commands(commands)
     _add_report(commands)
     _add_doctor(commands)
+    _add_plan(commands)
     return parser
 
 
@@ -364,6 +367,12 @@ def _report(arguments: argparse.Namespace) -> int:
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     doctor.add_arguments(
         add_command(commands, "doctor", doctor.SUMMARY, doctor.EXAMPLE, doctor.run, doctor.DESCRIPTION, doctor.STOPPED)
+    )
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan.add_arguments(
+        add_command(commands, "plan", plan.SUMMARY, plan.EXAMPLE, plan.run, plan.DESCRIPTION, plan.STOPPED)
     )
 
 

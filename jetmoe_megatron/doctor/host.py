@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from jetmoe_megatron.doctor.problems import Problem
-from jetmoe_megatron.doctor.units import shown
+from data_tools.units import shown
 
 _ADAPTERS = Path("/sys/class/infiniband")
 _SHARED_MEMORY = Path("/dev/shm")

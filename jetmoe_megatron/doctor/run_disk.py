@@ -9,7 +9,7 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.doctor.disk import checkpoint_bytes, nearest_folder
 from jetmoe_megatron.doctor.host import room
 from jetmoe_megatron.doctor.problems import Problem
-from jetmoe_megatron.doctor.units import shown
+from data_tools.units import shown
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.preflight import check_output
 

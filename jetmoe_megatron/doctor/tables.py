@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from data_tools.text_table import table
 from jetmoe_megatron.doctor.facts import RankFacts, group_rates_of, pair_rates_of
 from jetmoe_megatron.doctor.own_rates import unit_of
-from jetmoe_megatron.doctor.units import shown
+from data_tools.units import shown
 
 _Members = TypeVar("_Members", bound=tuple[int, ...])
 
@@ -18,7 +19,7 @@ def of_ranks(ranks: Sequence[RankFacts]) -> Iterator[str]:
     for rank in ranks:
         rates = [shown(rank.rates[name], unit_of(name)) if name in rank.rates else "" for name in names]
         rows.append([str(rank.rank), rank.node, rank.gpu, *rates, f"{rank.clock.ahead:+.4f} s" if rank.clock else ""])
-    return _table(["rank", "node", "GPU", *names, "clock"], rows)
+    return table(["rank", "node", "GPU", *names, "clock"], rows)
 
 
 def of_groups(ranks: Sequence[RankFacts]) -> Iterator[str]:
@@ -35,7 +36,7 @@ def of_disks(ranks: Sequence[RankFacts]) -> Iterator[str]:
         if disk := rank.disk:
             rates = ["", ""] if disk.problem else [shown(disk.written, "B/s"), shown(disk.read, "B/s")]
             rows.append([rank.node, disk.folder, shown(disk.size, "B"), *rates, disk.problem])
-    return _table(["node", "disk", "file", "written", "read", "problem"], rows)
+    return table(["node", "disk", "file", "written", "read", "problem"], rows)
 
 
 def of_gpus(ranks: Sequence[RankFacts]) -> Iterator[str]:
@@ -47,7 +48,7 @@ def of_gpus(ranks: Sequence[RankFacts]) -> Iterator[str]:
             rows.append(
                 [rank.node, gpu.index, gpu.serial, *clocks, gpu.temperature, gpu.memory_errors, " ".join(gpu.slowed_by)]
             )
-    yield from _table(["node", "GPU", "serial", "MHz", "highest MHz", "degrees C", "memory errors", "slowed by"], rows)
+    yield from table(["node", "GPU", "serial", "MHz", "highest MHz", "degrees C", "memory errors", "slowed by"], rows)
     yield from [f"{rank.node}: {rank.no_gpus}" for rank in ranks if rank.no_gpus]
 
 
@@ -57,15 +58,4 @@ def _connections(what: str, rates: Mapping[str, Mapping[_Members, float]]) -> It
         for kind, its_rates in rates.items()
         for members, rate in its_rates.items()
     ]
-    return _table([what, "ranks", "rate"], rows)
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Nothing without rows. Empty columns are left out."""
-    if not rows:
-        return
-    used = [i for i in range(len(titles)) if any(row[i] for row in rows)]
-    cells = [[line[i] for i in used] for line in [titles, *rows]]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(used))]
-    first, *rest = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in cells]
-    yield from [first, "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rest, ""]
+    return table([what, "ranks", "rate"], rows)
