@@ -19,9 +19,9 @@ from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, say
 from jetmoe_megatron import __version__
 from jetmoe_megatron.doctor import command as doctor
-from jetmoe_megatron.plan import command as plan
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch import command as launch
+from jetmoe_megatron.plan import command as plan
 from jetmoe_megatron.stopping import ExitStatus
 
 _DESCRIPTION = """Plan runs of JetMoE, start them and print how they are doing, explain their run files, prepare their

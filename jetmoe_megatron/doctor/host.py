@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from jetmoe_megatron.doctor.problems import Problem
 from data_tools.units import shown
+from jetmoe_megatron.doctor.problems import Problem
 
 _ADAPTERS = Path("/sys/class/infiniband")
 _SHARED_MEMORY = Path("/dev/shm")

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from data_tools.units import shown
 from jetmoe_megatron.doctor.facts import RankFacts, group_rates_of, pair_rates_of
 from jetmoe_megatron.doctor.findings import Finding
 from jetmoe_megatron.doctor.own_rates import unit_of
-from data_tools.units import shown
 
 CLOCKS_DIFFER_BY = 1.0  # seconds: lines of different nodes would be in a wrong order
 _Key = TypeVar("_Key")

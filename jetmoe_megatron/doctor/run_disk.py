@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
+from data_tools.units import shown
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.doctor.disk import checkpoint_bytes, nearest_folder
 from jetmoe_megatron.doctor.host import room
 from jetmoe_megatron.doctor.problems import Problem
-from data_tools.units import shown
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.training.preflight import check_output
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from data_tools.text_table import table
+from data_tools.units import shown
 from jetmoe_megatron.doctor.facts import RankFacts, group_rates_of, pair_rates_of
 from jetmoe_megatron.doctor.own_rates import unit_of
-from data_tools.units import shown
 
 _Members = TypeVar("_Members", bound=tuple[int, ...])
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_tools.atomic import replacing
 from data_tools.errors import writing
-from data_tools.printing import say
+from data_tools.printing import printable_lines, say
 from jetmoe_megatron.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 SUMMARY = "say what a run needs and takes on some GPUs, before there are any"
 STOPPED = "nothing was written"
 
-DESCRIPTION = """Rehearse a step of the run on this machine, without GPUs and without data: the real model, optimizer and
-schedule of each kind of rank, on tensors without numbers. From that: does it fit, what is computed and sent, and, by
+DESCRIPTION = """Rehearse a step of the run on this machine, without GPUs and without data: the real model, optimizer
+and schedule of each kind of rank, on tensors without numbers. From that: does it fit, what is computed and sent, and, by
 the rates and efficiencies of a hardware file, how long it takes and what it costs. Nothing is a measurement."""
 
 EXAMPLE = """examples:
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.plan.text import text
 
     plan = make_plan(planned, arguments.gpus, hardware, arguments.imbalance)
-    say(text(plan))
+    print(printable_lines(text(plan)))
     if arguments.json:
         with writing(arguments.json), replacing(arguments.json) as file:
             file.write(json.dumps(plan.tree()).encode())

@@ -39,8 +39,8 @@ def _memory(plan: Plan) -> Iterator[str]:
         held = [shown(one.memory.peak.get(kind, 0), "B") for kind in kinds]
         rows.append([_name(one, plan.world), *held, shown(bytes_needed(plan.hardware, one), "B")])
     yield from table(["rank", *kinds, "needed"], rows)
-    yield f"  needed: the most that is held at once, assumed {assumed.fragmentation:.0%} that the allocator loses between"
-    yield f"  tensors, and assumed {assumed.reserved_gb:g} GB for CUDA, NCCL and workspaces"
+    yield f"  needed: the most that is held at once, assumed {assumed.fragmentation:.0%} that the allocator loses"
+    yield f"  between tensors, and assumed {assumed.reserved_gb:g} GB for CUDA, NCCL and workspaces"
     yield ""
 
 
