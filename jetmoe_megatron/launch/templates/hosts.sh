@@ -61,7 +61,7 @@ for ((number = 0; ; number++)); do
   done
   logs=
   [[ ! $ended_by ]] || exit 143
-  logs=$(job_begins --nodes "$(IFS=,; echo "${chosen[*]}")" "$run" "$@")
+  logs=$(ask_job begin --nodes "$(IFS=,; echo "${chosen[*]}")" "$run" "$@")
   endpoint={{ endpoint }}
   pids=()
   for host in "${chosen[@]}"; do
@@ -88,7 +88,7 @@ for ((number = 0; ; number++)); do
 {% endif %}
     ((ended <= status)) || status=$ended
   done
-  answer=$(job_ends --status "$status" ${ended_by:+"$ended_by"} --most {{ starts_without_progress }} "$run" "$@") || true
+  answer=$(ask_job end --status "$status" ${ended_by:+"$ended_by"} --most {{ starts_without_progress }} "$run" "$@") || true
   read -r next {{ "failed" if ssh else "_" }} <<<"$answer" || true
   [[ $next == again && ! $ended_by ]] || exit "$status"
 {% if ssh %}

@@ -127,7 +127,7 @@ container=({{ container_options }})
 here() { {{ "srun --overlap --nodes=1 --ntasks=1 " if container == "pyxis" }}{{ inside }}"$@"; }
 {% include "around_ranks.sh" %}
 
-folder=$(job_begins --nodes "$(IFS=,; echo "${hosts[*]}")" "$run" "$@") || {
+folder=$(ask_job begin --nodes "$(IFS=,; echo "${hosts[*]}")" "$run" "$@") || {
   status=$?
   ((status != 2)) || known_end=yes                  # wrong input
   [[ ! $status =~ ^12[67]$ ]] || fault_of_node=yes # no Python can be run
@@ -195,7 +195,7 @@ run_ranks "$port" "$trainer" "$run" "$@"
 
 # --- what follows ---
 
-answer=$(job_ends --status "$status" ${ended_by:+"$ended_by"} --most "$most" "$run" "$@") || true
+answer=$(ask_job end --status "$status" ${ended_by:+"$ended_by"} --most "$most" "$run" "$@") || true
 if [[ $answer || $status =~ ^[023]$ ]]; then
   known_end=yes
 fi
