@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
     "doctor": {"config", "runtime", "model", "training", "launch"},
     "plan": {"config", "runtime", "model", "data", "training"},
-    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch", "doctor"},
+    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch", "doctor", "plan"},
 }
 
 

@@ -20,8 +20,8 @@ SUMMARY = "say what a run needs and takes on some GPUs, before there are any"
 STOPPED = "nothing was written"
 
 DESCRIPTION = """Rehearse a step of the run on this machine, without GPUs and without data: the real model, optimizer
-and schedule of each kind of rank, on tensors without numbers. From that: does it fit, what is computed and sent, and, by
-the rates and efficiencies of a hardware file, how long it takes and what it costs. Nothing is a measurement."""
+and schedule of each kind of rank, on tensors without numbers. From that: does it fit, what is computed and sent, and,
+by the rates and efficiencies of a hardware file, how long it takes and what it costs. Nothing is a measurement."""
 
 EXAMPLE = """examples:
   %(prog)s configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
