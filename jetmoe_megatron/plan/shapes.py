@@ -19,7 +19,7 @@ _UNKNOWN: Any = object()
 
 
 class Shapes:
-    """Of new tensors without numbers; a result that shares memory with an argument is torch's own affair."""
+    """Of operations that are no views: those whose results are new tensors, without numbers."""
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[_Shape, ...] | None] = {}
@@ -45,7 +45,7 @@ def _makes_new(function: Any) -> bool:
     aliases = any(argument.alias_info for argument in [*schema.arguments, *schema.returns])
     takes_tensors = any("Tensor" in str(argument.type) for argument in schema.arguments)
     returns_tensors = all(str(one.type) == "Tensor" for one in schema.returns)
-    return schema.name.startswith("aten::") and takes_tensors and returns_tensors and not aliases
+    return takes_tensors and returns_tensors and not aliases
 
 
 def _key(x: Any) -> Any:
@@ -60,6 +60,6 @@ def _key(x: Any) -> Any:
 
 def _shapes(result: Any) -> tuple[_Shape, ...] | None:
     results = [result] if isinstance(result, Tensor) else list(result)
-    if any(x.device != NOWHERE for x in results):
+    if any(x is None or x.device != NOWHERE for x in results):
         return None
     return tuple((x.shape, x.stride(), x.dtype) for x in results)

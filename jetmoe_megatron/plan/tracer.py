@@ -67,7 +67,12 @@ class Tracer(TorchDispatchMode):
         if kind.makes and self._is_without_numbers(kind.name, kwargs):
             kwargs = {**kwargs, "device": NOWHERE}
         answer = _ANSWERS.get(function)
-        result = answer(self, function, args, kwargs) if answer else self._shapes.result(function, args, kwargs)
+        if answer:
+            result = answer(self, function, args, kwargs)
+        elif kind.is_kernel:
+            result = self._shapes.result(function, args, kwargs)
+        else:
+            result = function(*args, **kwargs)
         self.values.follow(function, args, kwargs, result)
         if kind.is_kernel and not self._inside:
             self._note(kind.name, function, args, result)
