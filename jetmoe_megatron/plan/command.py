@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_tools.atomic import replacing
 from data_tools.errors import writing
 from data_tools.printing import printable_lines, say
 from jetmoe_megatron.errors import UserError
-
-if TYPE_CHECKING:
-    from jetmoe_megatron.config.hardware import Hardware
 
 SUMMARY = "say what a run needs and takes on some GPUs, before there are any"
 STOPPED = "nothing was written"
@@ -26,8 +21,6 @@ by the rates and efficiencies of a hardware file, how long it takes and what it 
 EXAMPLE = """examples:
   %(prog)s configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
   %(prog)s configs/quickstart/run.yaml --gpus 1 --hardware my_gpu.yaml --json plan.json"""
-
-KNOWN = Path(__file__).resolve().parents[2] / "configs/hardware"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.config.hardware import find_hardware
 
     if arguments.gpus < 1:
         raise UserError(f"--gpus: must be 1 or more, not {arguments.gpus}")
     if not 1 <= arguments.imbalance <= 1000:
         raise UserError(f"--imbalance: must be between 1 and 1000, not {arguments.imbalance:g}")
-    hardware = _hardware(arguments.hardware)
+    hardware = find_hardware(arguments.hardware)
     planned = load_run(arguments.run_file, arguments.overrides)
     from jetmoe_megatron.plan.plan import make_plan
     from jetmoe_megatron.plan.text import text
@@ -71,14 +65,3 @@ def run(arguments: argparse.Namespace) -> int:
             file.write(json.dumps(plan.tree()).encode())
         say(f"written: {arguments.json}")
     return 0
-
-
-def _hardware(name: str) -> Hardware:
-    from jetmoe_megatron.config.hardware import load_hardware
-
-    known = sorted(path.stem for path in KNOWN.glob("*.yaml"))
-    if name in known:
-        return load_hardware(KNOWN / f"{name}.yaml")
-    if re.fullmatch(r"\w+", name):
-        raise UserError(f"--hardware: {name!r} is not known: {', '.join(known)}, or a YAML file with its rates")
-    return load_hardware(Path(name))
