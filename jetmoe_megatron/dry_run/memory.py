@@ -32,12 +32,64 @@ def memory(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool)
         if hardware is not None:
             yield from _verdict(make_plan(run, layout.world, hardware), f"of an {hardware.gpu}")
         elif run.device != "cpu" and has_gpu():
-            here = torch.cuda.get_device_properties(0)
-            known = _of_this_machine(here.name, here.total_memory)
-            yield from _verdict(make_plan(run, layout.world, known), f"of this machine's {here.name}")
+            gpu = torch.cuda.get_device_properties(0)
+            known = _of_this_machine(gpu.name, gpu.total_memory, Assumed())
+            yield from _verdict(make_plan(run, layout.world, known), f"of this machine's {gpu.name}")
         elif run.device == "cpu" or not elsewhere:
             yield from _on_the_cpu(run, layout)
         else:
             yield from _without_verdict(rehearse_world(run, layout))
     except UserError as error:
-        yield printable(f"memory: not known, because this run cannot be rehearsed: {error}")
+        yield f"memory: unknown, because this run cannot be rehearsed: {printable(str(error))}"
+
+
+def _on_the_cpu(run: Run, layout: Layout) -> Iterator[str]:
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", layout.world))
+    assumed = Assumed(reserved_gb=own_memory() / 1e9)  # a rank has imported what this process has
+    known = _of_this_machine("CPU", available_memory() / ranks, assumed)
+    world = rehearse_world(run, layout, device="cpu")
+    plan = Plan(run, layout, known, 1.0, world, estimate(run, layout, known, world))
+    whom = "" if ranks == 1 else f" for each of {ranks} ranks"
+    yield from _verdict(plan, f"that this machine has available{whom}", "Python and its packages")
+
+
+def _of_this_machine(name: str, memory: float, assumed: Assumed) -> Hardware:
+    """memory: in bytes. Its rates are another GPU's: what is said here does not depend on them."""
+    return find_hardware("h100").model_copy(update={"gpu": name, "memory_gb": memory / 1e9, "assumed": assumed})
+
+
+def _verdict(plan: Plan, whose: str, reserved: str = "CUDA, NCCL and workspaces") -> Iterator[str]:
+    hardware, fullest = plan.hardware, plan.fullest
+    needed, there = bytes_needed(hardware, fullest), hardware.memory_gb * 1e9
+    left = f"{plan.left:.0%} are left" if plan.left >= 0 else f"{shown(needed - there, 'B')} are missing"
+    needs = f"{_name(fullest)} needs {shown(needed, 'B')} of the {shown(there, 'B')}"
+    yield f"memory: {plan.verdict}: {needs} {printable(whose)}; {left}"
+    tensors, assumed = _peak(fullest), hardware.assumed
+    lost = sum(tensors.values()) * assumed.fragmentation
+    yield from _kinds(
+        {**tensors, "between tensors (assumed)": lost, f"{reserved} (assumed)": assumed.reserved_gb * 1e9}
+    )
+
+
+def _without_verdict(world: list[Rehearsal]) -> Iterator[str]:
+    fullest = max(world, key=lambda rehearsal: sum(_peak(rehearsal).values()))
+    tensors = _peak(fullest)
+    yield (
+        f"memory: {_name(fullest)} holds at most {shown(sum(tensors.values()), 'B')} in tensors; --hardware NAME says "
+        "whether they fit"
+    )
+    yield from _kinds(tensors)
+
+
+def _kinds(sizes: dict[str, float]) -> Iterator[str]:
+    yield from table(["when most is held", "computed, not measured"], [[k, shown(v, "B")] for k, v in sizes.items()])
+
+
+def _peak(rehearsal: Rehearsal) -> dict[str, float]:
+    """Bytes by kind, when a step holds most."""
+    peaks = rehearsal.memory.peak, rehearsal.memory.peak_in_update
+    return dict(max(peaks, key=lambda peak: sum(peak.values())))
+
+
+def _name(rehearsal: Rehearsal) -> str:
+    return "the rank" if rehearsal.world == 1 else f"the fullest rank ({rehearsal.rank} of {rehearsal.world})"

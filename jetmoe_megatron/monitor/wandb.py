@@ -62,4 +62,6 @@ def check_credentials() -> None:
         reason = str(error).partition("\n")[0]
         raise UserError(f"logging.wandb: its key cannot be used: {reason}") from error
     if not found:
-        raise UserError("logging.wandb: online, but no key is found: run `wandb login`, set WANDB_API_KEY, or set it to offline")
+        raise UserError(
+            "logging.wandb: online, but no key is found: run `wandb login`, set WANDB_API_KEY, or set it to offline"
+        )

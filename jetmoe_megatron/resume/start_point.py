@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_saved_run
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder, data_cache
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.ledger import Ledger, fingerprint, ledger_of
+from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.resume.may_change import other_keys, refusal
 from jetmoe_megatron.resume.rollback import read_rollback
@@ -27,6 +30,12 @@ class StartPoint:
     weights_only: bool  # the checkpoint gives weights only; the optimizer and all else start at zero
     progress: dict[str, Any]  # `tokens` consumed, and what else the checkpoint holds
     ledger: Ledger
+
+    def samples(self, run: Run, cache: IndexCache) -> RunSamples:
+        """What is read from there on. Arguments and errors as those of `RunSamples`."""
+        # After a rollback, the run reads further, maybe into an epoch that was not prepared. It must not stop there.
+        limit = math.inf if self.ledger.rolled_back else run.data.build_limit_tokens
+        return RunSamples(run, cache, self.ledger.began, limit)
 
 
 def find_start_point(
