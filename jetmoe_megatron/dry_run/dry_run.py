@@ -70,16 +70,15 @@ def dry_run(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool
         if is_owed(run, done, last=done == last):
             say("but its held-out loss, which a stop left no time to measure")
         return
+    say(_beginning(run, layout, start, done))
+    exports = (path for path in folder.exports.glob("tokens_*") if path.suffix != ".partial")
+    _say_all(schedule(phases_left(run, layout, done, last, newest_of(exports)), run.batch.global_tokens))
     with _borrowed_cache(data_cache(run)) as cache:
         samples = start.samples(run, cache)
         for held_out in run.evaluation.data:
             HeldOutSamples(held_out, run, layout, cache)[0]
-        say(_beginning(run, layout, start, done))
-        _say_all(_read_so_far(start, samples))
         say(f"indices: {_indices(cache)}")
-        say("")
-        exports = (path for path in folder.exports.glob("tokens_*") if path.suffix != ".partial")
-        _say_all(schedule(phases_left(run, layout, done, last, newest_of(exports)), run.batch.global_tokens))
+        _say_all(_read_so_far(start, samples))
         _say_all(first_batch(run, layout, samples, start.ledger, done))
     _say_all(memory(run, layout, hardware, elsewhere))
 

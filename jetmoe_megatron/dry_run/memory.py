@@ -30,11 +30,11 @@ def memory(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool)
     """
     try:
         if hardware is not None:
-            yield from _verdict(make_plan(run, layout.world, hardware), f"of an {hardware.gpu}")
+            yield from _verdict(make_plan(run, layout.world, hardware), hardware.gpu)
         elif run.device != "cpu" and has_gpu():
             gpu = torch.cuda.get_device_properties(0)
             known = _of_this_machine(gpu.name, gpu.total_memory, Assumed())
-            yield from _verdict(make_plan(run, layout.world, known), f"of this machine's {gpu.name}")
+            yield from _verdict(make_plan(run, layout.world, known), f"{gpu.name}, here")
         elif run.device == "cpu" or not elsewhere:
             yield from _on_the_cpu(run, layout)
         else:
@@ -50,7 +50,7 @@ def _on_the_cpu(run: Run, layout: Layout) -> Iterator[str]:
     world = rehearse_world(run, layout, device="cpu")
     plan = Plan(run, layout, known, 1.0, world, estimate(run, layout, known, world))
     whom = "" if ranks == 1 else f" for each of {ranks} ranks"
-    yield from _verdict(plan, f"that this machine has available{whom}", "Python and its packages")
+    yield from _verdict(plan, f"available here{whom}", "Python and its packages")
 
 
 def _of_this_machine(name: str, memory: float, assumed: Assumed) -> Hardware:
@@ -62,8 +62,8 @@ def _verdict(plan: Plan, whose: str, reserved: str = "CUDA, NCCL and workspaces"
     hardware, fullest = plan.hardware, plan.fullest
     needed, there = bytes_needed(hardware, fullest), hardware.memory_gb * 1e9
     left = f"{plan.left:.0%} are left" if plan.left >= 0 else f"{shown(needed - there, 'B')} are missing"
-    needs = f"{_name(fullest)} needs {shown(needed, 'B')} of the {shown(there, 'B')}"
-    yield f"memory: {plan.verdict}: {needs} {printable(whose)}; {left}"
+    needs = f"{_name(fullest)} needs {shown(needed, 'B')} of {shown(there, 'B')}"
+    yield f"memory: {plan.verdict}: {needs} ({printable(whose)}); {left}"
     tensors, assumed = _peak(fullest), hardware.assumed
     lost = sum(tensors.values()) * assumed.fragmentation
     yield from _kinds(
