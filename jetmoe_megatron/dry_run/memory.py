@@ -21,6 +21,8 @@ from jetmoe_megatron.plan.world import rehearse_world
 from jetmoe_megatron.runtime.device import has_gpu
 from jetmoe_megatron.runtime.memory import available_memory, own_memory
 
+_MOST_RANKS = 2**17
+
 
 def memory(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool) -> Iterator[str]:
     """
@@ -29,6 +31,8 @@ def memory(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool)
         elsewhere: whether the ranks are on other machines.
     """
     try:
+        if layout.world > _MOST_RANKS:
+            raise UserError(f"{layout.world} ranks are too many to rehearse within minutes")
         if hardware is not None:
             yield from _verdict(make_plan(run, layout.world, hardware), hardware.gpu)
         elif run.device != "cpu" and has_gpu():

@@ -1,0 +1,368 @@
+"""What a dry run says, beside what the run then does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_tools.locks import open_locked
+from jetmoe_megatron.checkpoint.checksums import METADATA, write_checksums
+from jetmoe_megatron.checkpoint.folder import published
+from tests.support import REPO, environment, launched, metrics, pretrain, small_run, training, write_dataset, write_run
+from tests.warm import Command
+
+BIG = {"model__vocab_size": 8192}  # so that files of a checkpoint are too large for a quick check
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def dry(run_file: Path, *arguments: str) -> str:
+    """What it says. It changes nothing."""
+    before = snapshot(run_file.parent)
+    result = pretrain(1, run_file, "--dry-run", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert snapshot(run_file.parent) == before
+    return result.stdout
+
+
+def refused(run_file: Path, *arguments: str) -> str:
+    """Its last line on stderr."""
+    before = snapshot(run_file.parent)
+    result = pretrain(1, run_file, "--dry-run", *arguments)
+    assert result.returncode == 2, result.stdout
+    assert snapshot(run_file.parent) == before
+    return result.stderr.splitlines()[-1]
+
+
+def phases_of(said: str) -> dict[str, dict[str, str]]:
+    """The table of phases: by name, then by title."""
+    lines = iter(said.splitlines())
+    titles = next([cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| phase "))
+    next(lines)
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        cells = dict(zip(titles, (cell.strip() for cell in line.split("|")), strict=True))
+        rows[cells["phase"]] = cells
+    return rows
+
+
+TRUE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "saves that are no whole steps apart": {"checkpoint__every_tokens": 300},
+    "an end before the end": {"debug": {"max_steps": 7}, "checkpoint__every_tokens": 512},
+    "a step that is both": {"checkpoint__every_tokens": 1280, "evaluation__every_steps": 4},
+    "evaluations": {"evaluation__every_steps": 3},
+    "more saves than steps": {"checkpoint__every_tokens": 10, "evaluation__every_steps": 1},
+}
+
+
+@pytest.mark.parametrize("changes", TRUE.values(), ids=TRUE.keys())
+def test_the_run_does_what_the_table_says(changes: dict[str, Any], tmp_path: Path, data: dict[str, str]) -> None:
+    tree = small_run(tmp_path, data, evaluation={"sequences": 2, "data": [{"name": "v", "path": data["held_out"]}]})
+    for dotted, value in changes.items():
+        section, _, key = dotted.partition("__")
+        tree[section] = {**tree.get(section, {}), key: value} if key else value
+    run_file = write_run(tmp_path, tree)
+    whole = phases_of(dry(run_file))
+    assert pretrain(1, run_file, "debug.max_steps=3").returncode == 0
+    said = dry(run_file)
+    assert re.search(r"start: continues at step 4 of 8, in phase stable, after 768 tokens, from \S+/tokens_768,", said)
+    rest, saved = phases_of(said), {path.name for path in published(tmp_path / "run/checkpoints")}
+    assert pretrain(1, run_file).returncode == 0
+    records = metrics(tmp_path / "run")
+    assert [row["phase"] for row in rest.values()] == ["stable", "decay"] == list(whole)
+    for name, row in rest.items():
+        steps = [record for record in records if record["phase"] == name and record["step"] > 3]
+        assert int(row["steps"]) == len(steps)
+        assert row["learning rate"] == f"{steps[0]['lr']:.3g} to {steps[-1]['lr']:.3g}"
+        assert int(row["evaluations"] or 0) == sum("held_out_loss" in record for record in steps)
+        tokens = {record["tokens"] for record in steps}
+        later = [p for p in published(tmp_path / "run/checkpoints") if p.name not in saved]
+        saves = [int(p.name.removeprefix("tokens_")) // 256 for p in later if int(p.name.split("_")[1]) in tokens]
+        assert int(row["saves"]) == len(saves)
+        places = ", ".join(map(str, saves)) if len(saves) <= 4 else f"{saves[0]}, {saves[1]}, {saves[2]}, ..., "
+        assert f"  {name}: steps {steps[0]['step']} to {steps[-1]['step']}; saves after {places}" in said
+    assert whole["decay"] == rest["decay"]
+    assert int(whole["stable"]["steps"]) == int(rest["stable"]["steps"]) + 3
+
+
+def test_exports_of_the_table(tmp_path: Path, data: dict[str, str]) -> None:
+    options = {"every_tokens": 256, "export_every_tokens": 600}
+    run_file = write_run(tmp_path, small_run(tmp_path, data, checkpoint=options))
+    said = phases_of(dry(run_file))
+    assert [row["exports"] for row in said.values()] == ["2", "1"]  # at 768, 1280 and 2048 tokens
+    assert pretrain(1, run_file, "debug.max_steps=4").returncode == 0
+    assert [path.name for path in (tmp_path / "run/hf").iterdir()] == ["tokens_768"]
+    said = phases_of(dry(run_file))
+    assert [row["exports"] for row in said.values()] == ["1", "1"]
+
+
+def test_where_the_data_go_on(tmp_path: Path, data: dict[str, str]) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    said = dry(run_file)
+    assert "indices: 4 are missing in " in said and "read so far" not in said
+    assert "the first batch, of step 1: 8 sequences (code 6, prose 2)" in said
+    assert pretrain(1, run_file, "debug.max_steps=3").returncode == 0
+    said = dry(run_file)
+    last = metrics(tmp_path / "run")[-1]
+    assert f"indices: all are in {tmp_path}/run/data_index\n" in said
+    epochs = {name: f"({last[f'dataset_epochs/{name}']:.2f} epochs)" for name in ("code", "prose")}
+    assert f"read so far: code 576 tokens {epochs['code']}, prose 192 tokens {epochs['prose']}\n" in said
+    assert "the first batch, of step 4: 8 sequences (code 6, prose 2)" in said
+
+
+def test_the_first_batch_is_what_is_trained_on(tmp_path: Path, data: dict[str, str]) -> None:
+    """The data sets and the first ids, beside the samples that the loop would take."""
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.data.index_cache import IndexCache
+    from jetmoe_megatron.data.mixture import RunSamples
+
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    assert pretrain(1, run_file, "debug.max_steps=3").returncode == 0
+    samples = RunSamples(load_run(run_file, []), IndexCache(tmp_path / "run/data_index"))
+    for ranks, numbers in ((1, [24, 25, 26, 27]), (2, [24, 25, 28, 29])):  # of rank 0
+        said = dry(run_file, "--world", str(ranks))
+        table = said[said.index("| data set ") :].splitlines()[2:6]
+        for line, number in zip(table, numbers, strict=True):
+            _, name, tokens, text, _ = (cell.strip() for cell in line.split("|"))
+            ids = samples[number]["tokens"].tolist()
+            assert (name, tokens) == (samples.source(number)[0], "32")
+            assert " ".join(map(str, ids)).startswith(text.removesuffix("...")) and len(text) > 20
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 300 ids, and a set that it has made of two documents with control characters."""
+    import json
+
+    from data_tools.tokenizer import train_bpe
+
+    folder = tmp_path_factory.mktemp("texts")
+    lines = [json.dumps({"text": f"{letter} \x1b[31m quick\nbrown fox" * 4}) + "\n" for letter in "ab" * 40]
+    (folder / "texts.jsonl").write_text("".join(lines))
+    train_bpe([folder / "texts.jsonl"], 300, folder / "tokenizer")
+    line = ["jetmoe", "data", "tokenize", folder / "texts.jsonl", "--output", folder / "set"]
+    assert Command([*line, "--tokenizer", folder / "tokenizer"], environment(), REPO).run().returncode == 0
+    return folder
+
+
+def test_text_of_the_first_batch(tmp_path: Path, data: dict[str, str], texts: Path) -> None:
+    paths = {"code": str(texts / "set"), "prose": data["prose"]}
+    tree = small_run(tmp_path, paths, tokenizer=str(texts / "tokenizer"), model__vocab_size=300)
+    said = dry(write_run(tmp_path, tree))
+    rows = [line for line in said.splitlines() if line.startswith("| code ")]
+    assert rows and all(r"quick\nbrown fox" in row or r"\x1b" in row for row in rows)
+    assert "| data set | tokens | documents | begins with " in said and "\x1b" not in said
+    assert max(map(len, (line for line in said.splitlines() if line.startswith("|")))) <= 80
+
+
+def test_another_tokenizer_is_noticed(tmp_path: Path, texts: Path) -> None:
+    paths = {name: write_dataset(tmp_path / name, 60, seed, 4000) for seed, name in enumerate(("code", "prose"))}
+    tree = small_run(tmp_path, paths, tokenizer=str(texts / "tokenizer"), model__vocab_size=4000)
+    said = refused(write_run(tmp_path, tree))
+    assert re.match(
+        r"error: tokenizer: data set '\w+' has token id \d+, and \S+ has 300 tokens: was it made with", said
+    )
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_not_set_aside(tmp_path: Path, data: dict[str, str]) -> None:
+    """Its damage is in a file that a quick check does not read."""
+    run_file = write_run(tmp_path, small_run(tmp_path, data, checkpoint__every_tokens=256, **BIG))
+    assert pretrain(1, run_file, "debug.max_steps=2").returncode == 0
+    older, newer = published(tmp_path / "run/checkpoints")
+    flip(newer)
+    before = snapshot(tmp_path)
+    result = pretrain(1, run_file, "--dry-run")
+    assert result.returncode == 0 and "start: continues at step 2 of 8" in result.stdout, result.stderr
+    (warning,) = result.stderr.splitlines()
+    assert re.match(
+        rf"warning: {newer} is damaged: \S+ is not what was written .*; a start would set it aside", warning
+    )
+    assert snapshot(tmp_path) == before
+    flip(older)
+    assert refused(run_file).startswith(f"error: {newer}: is damaged, and no whole checkpoint is left: restore one, or")
+
+
+def flip(checkpoint: Path) -> None:
+    file = max(checkpoint.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    with open(file, "r+b") as stream:
+        stream.seek(file.stat().st_size // 2)
+        byte = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_checkpoint_has_exactly_the_tensors_that_are_looked_for(
+    precision: str, tmp_path: Path, data: dict[str, str]
+) -> None:
+    from jetmoe_megatron.checkpoint.metadata import read_metadata
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.dry_run.start import _shapes
+
+    run_file = write_run(tmp_path, small_run(tmp_path, data, precision=precision))
+    assert pretrain(1, run_file, "debug.max_steps=1").returncode == 0
+    (checkpoint,) = published(tmp_path / "run/checkpoints")
+    found = {name: tuple(entry.size) for name, entry in read_metadata(checkpoint).state_dict_metadata.items()}
+    assert found == _shapes(load_run(run_file, []), weights_only=False)
+
+
+def test_a_checkpoint_without_the_tensors_of_its_run(tmp_path: Path, data: dict[str, str]) -> None:
+    """Its checksums fit."""
+    wide = write_run(tmp_path / "wide", small_run(tmp_path / "wide", data, model__ffn_hidden_size=64))
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    for file in (wide, run_file):
+        assert pretrain(1, file, "debug.max_steps=1").returncode == 0
+    (checkpoint,) = published(tmp_path / "run/checkpoints")
+    (other,) = published(tmp_path / "wide/run/checkpoints")
+    for file in (METADATA, "__0_0.distcp"):
+        shutil.copy(other / file, checkpoint / file)
+    write_checksums(checkpoint)
+    said = refused(run_file)
+    assert said.startswith(f"error: {checkpoint}: cannot be loaded: 'decoder.layers.mlp.experts.linear_in.weight' has")
+
+
+def test_a_run_that_is_done(tmp_path: Path, data: dict[str, str]) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    assert pretrain(1, run_file).returncode == 0
+    assert dry(run_file).endswith(f"{tmp_path}/run: all 8 steps are done, nothing left to do\n")
+    assert dry(run_file, "debug.max_steps=4").endswith(
+        "run: debug.max_steps: 4 of 8 steps are done, nothing left to do\n"
+    )
+    said = refused(run_file, "phases.1.tokens=256", "checkpoint.may_change=[phases]", "data.new_blend=true")
+    assert "is after the last of the 6 steps of all phases" in said
+
+
+def test_a_run_that_is_training(tmp_path: Path, data: dict[str, str]) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    (tmp_path / "run").mkdir()
+    lock = open_locked(tmp_path / "run/.lock")
+    assert lock is not None
+    with lock:
+        said = refused(run_file)
+    assert said.startswith(f"error: output_dir: another process is training into {tmp_path}/run: ")
+    assert "start: begins at step 1 of 8" in dry(run_file)
+
+
+def test_weights_of_another_model_to_start_from(tmp_path: Path, data: dict[str, str]) -> None:
+    first = write_run(tmp_path, small_run(tmp_path, data))
+    assert pretrain(1, first, "debug.max_steps=3").returncode == 0
+    jetmoe = lambda *line: Command(["jetmoe", *line], environment(), REPO).run()  # noqa: E731
+    assert jetmoe("convert", "to-hf", tmp_path / "run", tmp_path / "hf").returncode == 0
+    assert jetmoe("convert", "from-hf", tmp_path / "hf", tmp_path / "weights").returncode == 0
+    overrides = [f"start_from={tmp_path}/weights", f"output_dir={tmp_path}/other"]
+    said = dry(first, *overrides)
+    assert f"start: begins at step 1 of 8, in phase stable, with the weights of {tmp_path}/weights, which load" in said
+    overrides[0] = f"start_from={tmp_path}/run"
+    said = dry(first, *overrides)
+    assert "start: continues at step 4 of 8, in phase stable, after 768 tokens, from" in said
+
+
+MEMORY: dict[str, tuple[list[str], str]] = {
+    "here": ([], r"memory: fits: the rank needs \S+ MB of \S+ GB \(available here\); \d+% are left"),
+    "on other machines": (["--world", "2"], r"memory: the fullest rank \(0 of 2\) holds at most \S+ kB in tensors; --hard"),
+    "on CPUs": (["--world", "2", "device=cpu"], r"memory: fits: .*\(available here for each of 2 ranks\); \d+% are left"),
+    "on a GPU": (["--hardware", "h100"], r"memory: fits: the rank needs 2 GB of 80 GB \(H100 SXM\); 97% are left"),
+    "on a small one": (["--hardware", "SMALL"], r"memory: does not fit: the rank needs 2 GB of 2 GB \(tiny\); \S+ kB are missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), MEMORY.values(), ids=MEMORY.keys())
+def test_memory(arguments: list[str], said: str, tmp_path: Path, data: dict[str, str]) -> None:
+    hardware = yaml.safe_load((REPO / "configs/hardware/h100.yaml").read_text())
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**hardware, "gpu": "tiny", "memory_gb": 2}))
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    arguments = [argument.replace("SMALL", str(tmp_path / "small.yaml")) for argument in arguments]
+    assert re.search(f"^{said}", found := dry(run_file, *arguments), re.MULTILINE), found
+
+
+def test_what_cannot_be_rehearsed_is_said(tmp_path: Path, data: dict[str, str]) -> None:
+    from jetmoe_megatron.config.layout import resolve_layout
+    from jetmoe_megatron.config.schema import Run
+    from jetmoe_megatron.dry_run.memory import memory
+
+    run = Run.model_validate(small_run(tmp_path, data, parallel={"context": 2}))
+    (said,) = memory(run, resolve_layout(run, 2), None, elsewhere=True)
+    assert said.startswith("memory: unknown, because this run cannot be rehearsed: parallel.context: ")
+    run = Run.model_validate(small_run(tmp_path, data, batch__global_tokens=2**19 * 64))
+    (said,) = memory(run, resolve_layout(run, 2**19), None, elsewhere=True)
+    assert "524288 ranks are too many to rehearse" in said
+
+
+def test_unknown_hardware(tmp_path: Path, data: dict[str, str]) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    assert refused(run_file, "--hardware", "h1000").startswith(
+        "error: --hardware: 'h1000' is not known: a100, b200, h100,"
+    )
+    assert "no/such.yaml: No such file" in refused(run_file, "--hardware", "no/such.yaml")
+    alone = pretrain(1, run_file, "--hardware", "h100")
+    assert alone.returncode == 2 and alone.stderr.startswith("error: --hardware goes with --dry-run")
+
+
+KEYS: dict[str, Callable[[Path], dict[str, str]]] = {
+    "environment": lambda home: {"WANDB_API_KEY": "0123456789" * 4},
+    "netrc": lambda home: netrc(home),
+}
+
+
+def netrc(home: Path) -> dict[str, str]:
+    (home / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {'0123456789' * 4}\n")
+    return {}
+
+
+def online(tmp_path: Path, data: dict[str, str], more: dict[str, str]) -> Command:
+    """wandb finds no other key of the machine, and reaches no network."""
+    home = tmp_path / "home"
+    home.mkdir(exist_ok=True)
+    env = {key: value for key, value in environment().items() if not key.startswith("WANDB_") and key != "NETRC"}
+    env |= {"HOME": str(home), "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9", **more}
+    run_file = write_run(tmp_path / "files", small_run(tmp_path / "files", data, logging={"wandb": "online"}))
+    return Command(["pretrain", run_file, "--dry-run"], env, REPO)
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS.keys())
+def test_a_key_of_weights_and_biases(
+    key: Callable[[Path], dict[str, str]], tmp_path: Path, data: dict[str, str]
+) -> None:
+    (tmp_path / "home").mkdir()
+    result = online(tmp_path, data, key(tmp_path / "home")).run()
+    assert result.returncode == 0 and "memory: fits" in result.stdout, result.stderr
+    assert "0123456789" not in result.stdout + result.stderr and result.stderr == ""
+
+
+@pytest.mark.parametrize("more", [{}, {"WANDB_API_KEY": "sesame"}, {"WANDB_BASE_URL": "no url"}])
+def test_a_missing_or_malformed_key(more: dict[str, str], tmp_path: Path, data: dict[str, str]) -> None:
+    result = online(tmp_path, data, more).run()
+    assert result.returncode == 2 and result.stderr.startswith("error: logging.wandb: ")
+    assert result.stderr.count("\n") == 1 and "sesame" not in result.stderr
+
+
+def test_two_ranks_say_it_once(tmp_path: Path, data: dict[str, str]) -> None:
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    result = launched(2, run_file, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("memory: fits") == result.stdout.count("| stable ") == 1
+    assert "ranks    2 (data 2)" in result.stdout and not (tmp_path / "run").exists()
+
+
+def test_two_ranks_end_alike(tmp_path: Path, data: dict[str, str]) -> None:
+    """What rank 0 finds after the checks of all ranks."""
+    run_file = write_run(tmp_path, small_run(tmp_path, data))
+    (tmp_path / "run").mkdir()
+    lock = open_locked(tmp_path / "run/.lock")
+    assert lock is not None
+    with lock:
+        ends = training(run_file, "--dry-run").to_their_ends(2)
+    for end in ends:
+        assert end.returncode == 2 and end.stderr.startswith("error: output_dir: another process is training into ")
