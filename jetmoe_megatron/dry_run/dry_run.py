@@ -65,10 +65,11 @@ def dry_run(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool
     check_unclaimed(folder.root)
     start = find_start(run, layout)
     done, last = steps_left(run, layout, start)
+    if owed := is_owed(run, done, last=done == last):
+        say(f"to be measured first: the held-out loss of step {done:,}, for which a stop left no time")
     if done >= last:
-        say(nothing_left(run, layout, last))
-        if is_owed(run, done, last=done == last):
-            say("but its held-out loss, which a stop left no time to measure")
+        if not owed:
+            say(nothing_left(run, layout, last))
         return
     say(_beginning(run, layout, start, done))
     exports = (path for path in folder.exports.glob("tokens_*") if path.suffix != ".partial")

@@ -98,9 +98,10 @@ def test_the_table(tmp_path: Path, data: dict[str, str]) -> None:
 | phase  | steps | tokens | learning rate   | saves | evaluations |
 |--------|-------|--------|-----------------|-------|-------------|
 | stable | 5     | 1.28 k | 0.001 to 0.01   | 4     | 1           |
-| decay  | 3     | 768    | 0.01 to 0.00464 | LAST     | 1           |
+| decay  | 3     | 768    | 0.01 to 0.00215 | 2     | 1           |
 
   stable: steps 1 to 5; saves after 2, 3, 4, 5
+  decay: steps 6 to 8; saves after 6, 8
 """ in dry(run_file)
 
 

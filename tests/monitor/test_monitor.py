@@ -293,8 +293,8 @@ def test_a_key_for_wandb(more: dict[str, str], netrc: str, said: str, tmp_path: 
     if netrc:
         (tmp_path / ".netrc").write_text(netrc)
         (tmp_path / ".netrc").chmod(0o600)
-    code = "from jetmoe_megatron.monitor.wandb import check_credentials as c\nfrom jetmoe_megatron.errors import UserError\n"
-    code += "try: c()\nexcept UserError as error: print(error)"
+    code = "from jetmoe_megatron.monitor.wandb import UserError, check_credentials\n"
+    code += "try: check_credentials()\nexcept UserError as error: print(error)"
     env = {key: value for key, value in environment().items() if not key.startswith("WANDB_") and key != "NETRC"}
     env |= {"HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9", **more}
     line = [sys.executable, "-c", code]
