@@ -91,8 +91,8 @@ def _kinds(sizes: dict[str, float]) -> Iterator[str]:
 
 def _peak(rehearsal: Rehearsal) -> dict[str, float]:
     """Bytes by kind, when a step holds most."""
-    peaks = rehearsal.memory.peak, rehearsal.memory.peak_in_update
-    return dict(max(peaks, key=lambda peak: sum(peak.values())))
+    peak = max(rehearsal.memory.peak, rehearsal.memory.peak_in_update, key=lambda sizes: sum(sizes.values()))
+    return {**peak}
 
 
 def _name(rehearsal: Rehearsal) -> str:

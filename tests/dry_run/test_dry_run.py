@@ -222,7 +222,8 @@ def test_a_checkpoint_has_exactly_the_tensors_that_are_looked_for(
     run_file = write_run(tmp_path, small_run(tmp_path, data, precision=precision))
     assert pretrain(1, run_file, "debug.max_steps=1").returncode == 0
     (checkpoint,) = published(tmp_path / "run/checkpoints")
-    found = {name: tuple(entry.size) for name, entry in read_metadata(checkpoint).state_dict_metadata.items()}
+    entries: dict[str, Any] = read_metadata(checkpoint).state_dict_metadata
+    found = {name: tuple(entry.size) for name, entry in entries.items()}
     assert found == _shapes(load_run(run_file, []), weights_only=False)
 
 
@@ -234,8 +235,8 @@ def test_a_checkpoint_without_the_tensors_of_its_run(tmp_path: Path, data: dict[
         assert pretrain(1, file, "debug.max_steps=1").returncode == 0
     (checkpoint,) = published(tmp_path / "run/checkpoints")
     (other,) = published(tmp_path / "wide/run/checkpoints")
-    for file in (METADATA, "__0_0.distcp"):
-        shutil.copy(other / file, checkpoint / file)
+    for name in (METADATA, "__0_0.distcp"):
+        shutil.copy(other / name, checkpoint / name)
     write_checksums(checkpoint)
     said = refused(run_file)
     assert said.startswith(f"error: {checkpoint}: cannot be loaded: 'decoder.layers.mlp.experts.linear_in.weight' has")
