@@ -99,7 +99,7 @@ def _read_so_far(start: StartPoint, samples: RunSamples) -> Iterator[str]:
         return
     read = samples.tokens_read(start.ledger.read)
     parts = [
-        f"{name} {read[f'dataset_tokens/{name}']:,} tokens ({read[f'dataset_epochs/{name}']:.2f} epochs)"
+        f"{name} {read[f'dataset_tokens/{name}']:,} tokens ({read[f'dataset_epochs/{name}']:.3g} epochs)"
         for name in samples.sequences
     ]
     yield f"read so far: {', '.join(parts)}"

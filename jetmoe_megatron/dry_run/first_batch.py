@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from data_tools.printing import printable
@@ -35,13 +36,18 @@ def first_batch(run: Run, layout: Layout, samples: RunSamples, ledger: Ledger, d
     counts = {name: count - before[name] for name, count in after.sequences.items() if count > before[name]}
     drawn = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     yield printable(f"the first batch, of step {done + 1:,}: {layout.global_sequences:,} sequences ({drawn})")
-    position = layout.micro_batches, run.batch.micro_sequences, layout.data, 0
-    numbers = [number for micro_batch in micro_batches_of_step(done, *position) for number in micro_batch][:_SHOWN]
-    rows = [_row(run, samples, number) for number in numbers]
+    rows = [_row(run, samples, number) for number in islice(_samples(run, layout, done), _SHOWN)]
     titles = ["data set", "tokens", "documents", "begins with"]
     beside = sum(max(len(line[i]) for line in [titles, *rows]) + 3 for i in range(3) if any(row[i] for row in rows))
     room = max(_NARROWEST, shutil.get_terminal_size().columns - beside - 4)
     yield from table(titles, [[*row[:3], _shortened(row[3], room)] for row in rows])
+
+
+def _samples(run: Run, layout: Layout, step: int) -> Iterator[int]:
+    """Numbers of the step's samples, rank by rank."""
+    for rank in range(layout.data):
+        sizes = layout.micro_batches, run.batch.micro_sequences, layout.data
+        yield from chain.from_iterable(micro_batches_of_step(step, *sizes, rank))
 
 
 def _row(run: Run, samples: RunSamples, number: int) -> list[str]:

@@ -127,7 +127,7 @@ def test_where_the_data_go_on(tmp_path: Path, data: dict[str, str]) -> None:
     said = dry(run_file)
     last = metrics(tmp_path / "run")[-1]
     assert f"indices: all are in {tmp_path}/run/data_index\n" in said
-    epochs = {name: f"({last[f'dataset_epochs/{name}']:.2f} epochs)" for name in ("code", "prose")}
+    epochs = {name: f"({last[f'dataset_epochs/{name}']:.3g} epochs)" for name in ("code", "prose")}
     assert f"read so far: code 576 tokens {epochs['code']}, prose 192 tokens {epochs['prose']}\n" in said
     assert "the first batch, of step 4: 8 sequences (code 6, prose 2)" in said
 
@@ -141,7 +141,7 @@ def test_the_first_batch_is_what_is_trained_on(tmp_path: Path, data: dict[str, s
     run_file = write_run(tmp_path, small_run(tmp_path, data))
     assert pretrain(1, run_file, "debug.max_steps=3").returncode == 0
     samples = RunSamples(load_run(run_file, []), IndexCache(tmp_path / "run/data_index"))
-    for ranks, numbers in ((1, [24, 25, 26, 27]), (2, [24, 25, 28, 29])):  # of rank 0
+    for ranks, numbers in ((1, [24, 25, 26, 27]), (2, [24, 25, 28, 29]), (4, [24, 25, 26, 27])):
         said = dry(run_file, "--world", str(ranks))
         table = said[said.index("| data set ") :].splitlines()[2:6]
         for line, number in zip(table, numbers, strict=True):
