@@ -44,7 +44,7 @@ def memory(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool)
         else:
             yield from _without_verdict(rehearse_world(run, layout))
     except UserError as error:
-        yield f"memory: unknown, because this run cannot be rehearsed: {printable(str(error))}"
+        yield f"memory: not rehearsed: {printable(str(error))}"
 
 
 def _on_the_cpu(run: Run, layout: Layout) -> Iterator[str]:

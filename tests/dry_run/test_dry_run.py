@@ -307,7 +307,7 @@ def test_what_cannot_be_rehearsed_is_said(tmp_path: Path, data: dict[str, str]) 
 
     run = Run.model_validate(small_run(tmp_path, data, parallel={"context": 2}))
     (said,) = memory(run, resolve_layout(run, 2), None, elsewhere=True)
-    assert said.startswith("memory: unknown, because this run cannot be rehearsed: parallel.context: ")
+    assert said.startswith("memory: not rehearsed: parallel.context: ")
     run = Run.model_validate(small_run(tmp_path, data, batch__global_tokens=2**19 * 64))
     (said,) = memory(run, resolve_layout(run, 2**19), None, elsewhere=True)
     assert "524288 ranks are too many to rehearse" in said
