@@ -26,7 +26,7 @@ from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.wandb import check_credentials
 from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.runtime.machine import first_difference
-from jetmoe_megatron.runtime.meeting import meet
+from jetmoe_megatron.runtime.meeting import meet, wait_until_all_know
 from jetmoe_megatron.training.held_out_loss import is_owed
 from jetmoe_megatron.training.ranks.run_lock import check_unclaimed
 from jetmoe_megatron.training.steps_left import nothing_left, steps_left
@@ -54,7 +54,9 @@ def dry_run_of_all_ranks(run: Run, layout: Layout, hardware: Hardware | None, el
             return one_line(error)
         return None
 
-    meet(run.parallel.start_timeout_minutes, judge=lambda machines: first_difference(machines) or refusal())
+    limit = run.parallel.start_timeout_minutes
+    store, _, world = meet(limit, judge=lambda machines: first_difference(machines) or refusal())
+    wait_until_all_know(store, world)
 
 
 def dry_run(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool) -> None:

@@ -340,8 +340,11 @@ def test_two_ranks_say_it_once(tmp_path: Path, data: dict[str, str]) -> None:
 
 
 def test_two_ranks_end_alike(tmp_path: Path, data: dict[str, str]) -> None:
-    """What rank 0 finds after the checks of all ranks."""
+    """Also where the store of their meeting ends with rank 0, and what only that finds."""
     run_file = write_run(tmp_path, small_run(tmp_path, data))
+    sound = training(run_file, "--dry-run").to_their_ends(2)
+    assert [(end.returncode, end.stderr) for end in sound] == [(0, "")] * 2
+    assert ["memory: fits" in end.stdout for end in sound] == [True, False]
     (tmp_path / "run").mkdir()
     lock = open_locked(tmp_path / "run/.lock")
     assert lock is not None
