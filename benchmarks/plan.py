@@ -130,10 +130,10 @@ def qwen() -> list[str]:
         *(f"| {kind} | {size:.1f} |" for kind, size in peak.items()),
         f"| all tensors | {sum(peak.values()):.1f} |",
         "",
-        f"The publisher's recipe reduces gradients in bf16 ({gradients:.1f} GiB less), and its precision-aware optimizer",
-        f"keeps the 16 bits that the weights lack ({masters:.1f} GiB less than main weights). {rest:.1f} GiB of the difference",
-        f"remain, {rest * 1024 / 48:.0f} MiB in each layer. One copy of the rows for the attention's experts, 8 for each of",
-        f"4,096 tokens, is {8 * 4096 * 2048 * 2 / 2**20:.0f} MiB.",
+        f"The publisher's recipe reduces gradients in bf16 ({gradients:.1f} GiB less), and its precision-aware",
+        f"optimizer keeps the 16 bits that the weights lack ({masters:.1f} GiB less than main weights). Of the difference",
+        f"{rest:.1f} GiB remain, {rest * 1024 / 48:.0f} MiB in each layer. One copy of the rows for the attention's experts,",
+        f"8 for each of 4,096 tokens, is {8 * 4096 * 2048 * 2 / 2**20:.0f} MiB.",
     ]
 
 
