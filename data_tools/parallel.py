@@ -18,40 +18,55 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+class WorkerProcesses:
+    """Processes that compute for this one, and end with it. A context manager."""
+
+    def __init__(self, number: int) -> None:
+        # Spawned, not forked: a fork of a process whose tokenizer has started threads can deadlock.
+        context = get_context("spawn")
+        self.number = number
+        # Workers hold one end and exit when the other end closes: on purpose, or because this process has died.
+        self._lifeline, self._ours = context.Pipe(duplex=False)
+        self._executor = ProcessPoolExecutor(number, context, initializer=_start_worker, initargs=(self._lifeline,))
+
+    def __enter__(self) -> "WorkerProcesses":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self._ours.close()  # the workers' results are no longer needed
+        self._executor.shutdown(cancel_futures=True)
+        self._ours.close()
+        self._lifeline.close()
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+        """Yield function(item) for each item in order.
+
+        At most 2 * number + 1 items or results are held at a time.
+
+        Raises:
+            InputError: a worker process died.
+            Exception: whatever `function` raised.
+        """
+        in_flight: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                with _interrupts_held():
+                    in_flight.append(self._executor.submit(function, item))
+                if len(in_flight) > 2 * self.number:
+                    yield in_flight.popleft().result()
+            while in_flight:
+                yield in_flight.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError("a worker process died, perhaps for lack of memory: use fewer workers") from error
+
+
 def ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """Yield function(item) for each item in order, computed by `workers` processes.
-
-    At most 2 * workers + 1 items or results are held at a time. Close the generator to stop early.
-
-    Raises:
-        InputError: a worker process died.
-        Exception: whatever `function` raised.
-    """
-    in_flight: deque[Future[Result]] = deque()
-    # Spawned, not forked: a fork of a process whose tokenizer has started threads can deadlock.
-    context = get_context("spawn")
-    # Workers hold one end and exit when the other end closes: on purpose, or because this process has died.
-    lifeline, ours = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(lifeline,))
-    try:
-        for item in items:
-            with _interrupts_held():
-                in_flight.append(executor.submit(function, item))
-            if len(in_flight) > 2 * workers:
-                yield in_flight.popleft().result()
-        while in_flight:
-            yield in_flight.popleft().result()
-    except BrokenProcessPool as error:
-        raise InputError("a worker process died, perhaps for lack of memory: use fewer workers") from error
-    except BaseException:
-        ours.close()  # the workers' results are no longer needed
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
-        ours.close()
-        lifeline.close()
+    """`WorkerProcesses.map` with processes of its own. Close the generator to stop early."""
+    with WorkerProcesses(workers) as processes:
+        yield from processes.map(function, items)
 
 
 @contextmanager

@@ -144,5 +144,9 @@ def _is_overlapped(run: Run, transfers: Transfers) -> bool:
 def bytes_needed(hardware: Hardware, rehearsal: Rehearsal) -> float:
     """What a GPU must have for the rehearsed rank: its tensors, what the allocator loses, and what no tensor gets."""
     peaks = rehearsal.memory.peak, rehearsal.memory.peak_in_update
-    tensors = max(sum(peak.values()) for peak in peaks)
+    return with_slack(hardware, max(sum(peak.values()) for peak in peaks))
+
+
+def with_slack(hardware: Hardware, tensors: int) -> float:
+    """Memory of a GPU whose tensors hold so many bytes."""
     return tensors * (1 + hardware.assumed.fragmentation) + hardware.assumed.reserved_gb * 1e9

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data_tools.parallel import WorkerProcesses
 from jetmoe_megatron.config.hardware import Hardware
 from jetmoe_megatron.config.layout import Layout, resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.plan.estimate import Estimate, StageTime, bytes_needed, estimate
 from jetmoe_megatron.plan.rehearsal import Rehearsal
-from jetmoe_megatron.plan.world import rehearse_world
+from jetmoe_megatron.plan.world import Case, rehearse_ends, rehearse_world
 
 Verdict = Literal["fits", "tight", "does not fit"]
 TIGHT = 0.1  # share of the memory that should be left
@@ -69,14 +71,25 @@ class Plan:
         }
 
 
-def make_plan(run: Run, gpus: int, hardware: Hardware, imbalance: float = 1.0) -> Plan:
+def make_plan(
+    run: Run, gpus: int, hardware: Hardware, imbalance: float = 1.0, processes: WorkerProcesses | None = None
+) -> Plan:
     """
     Args:
         imbalance: rows of a layer's fullest expert, divided by the mean.
+        processes: of `rehearsing_processes`, if they exist already.
 
     Raises:
         UserError: the layout does not fit the number of GPUs, or cannot be rehearsed.
     """
     layout = resolve_layout(run, gpus)
-    world = rehearse_world(run, layout, imbalance=imbalance)
+    world = rehearse_world(run, layout, imbalance=imbalance, processes=processes)
     return Plan(run, layout, hardware, imbalance, world, estimate(run, layout, hardware, world))
+
+
+def plan_ends(
+    cases: Sequence[Case], hardware: Hardware, imbalance: float, processes: WorkerProcesses
+) -> Iterator[Plan]:
+    """Plans for which only what may be the fullest and the slowest stage was rehearsed (`rehearse_ends`)."""
+    for (run, layout), world in zip(cases, rehearse_ends(cases, imbalance, processes), strict=True):
+        yield Plan(run, layout, hardware, imbalance, world, estimate(run, layout, hardware, world))

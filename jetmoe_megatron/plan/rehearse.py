@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -39,6 +39,7 @@ from jetmoe_megatron.training.step import compute_gradients, update_weights
 Device = Literal["gpu", "cpu"]
 _BLOCK = {"gpu": 512, "cpu": 1}  # CUDACachingAllocator's kMinBlockSize, in bytes
 WEIGHTS, MAIN_WEIGHTS, GRADIENTS, STATE = "weights", "main weights", "gradients", "optimizer state"
+_KEPT = WEIGHTS, MAIN_WEIGHTS, GRADIENTS, STATE
 
 
 def rehearse(run: Run, layout: Layout, rank: int, device: Device = "gpu", imbalance: float = 1.0) -> Rehearsal:
@@ -48,17 +49,30 @@ def rehearse(run: Run, layout: Layout, rank: int, device: Device = "gpu", imbala
         device: whose kernels are taken.
         imbalance: rows of a layer's fullest expert, divided by the mean.
     """
+    with _rehearsing(run, layout, rank, device, imbalance) as tracer:
+        return _rehearse(run, layout, rank, device, imbalance, tracer)
+
+
+def kept_bytes(run: Run, layout: Layout, rank: int) -> int:
+    """What `rank` holds on a GPU between steps: weights, gradients, main weights and optimizer state."""
+    with _rehearsing(run, layout, rank, "gpu", 1.0) as tracer:
+        _build(run, layout, tracer)
+        return sum(tracer.ledger.held[kind] for kind in _KEPT)
+
+
+@contextlib.contextmanager
+def _rehearsing(run: Run, layout: Layout, rank: int, device: Device, imbalance: float) -> Iterator[Tracer]:
     routing = Routing(run.model.num_experts, run.model.top_k, imbalance)
     with fake_world(run, layout, rank):
         tracer = Tracer(Parts(), HostValues(routing), Ledger(_BLOCK[device]), causal_half=device == "gpu")
         way = as_a_gpu(tracer) if device == "gpu" else as_the_cpu(tracer)
         no_scale = patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None)  # which outlives a model
         with way, no_scale, tracer, tracer.ledger.resizes():
-            return _rehearse(run, layout, rank, device, imbalance, tracer)
+            yield tracer
 
 
-def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: float, tracer: Tracer) -> Rehearsal:
-    ledger = tracer.ledger
+def _build(run: Run, layout: Layout, tracer: Tracer) -> tuple[list[Any], Any]:
+    """The model and its optimizer, in the tracer's ledger."""
     # Some parameters are made on the CPU and moved. Moving one to where it has no numbers would make another one,
     # without Megatron's marks.
     with tracer.on_the_cpu(without_numbers="floats"), contextlib.redirect_stdout(io.StringIO()):
@@ -66,9 +80,14 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
     optimizer = build_optimizer(run, model)
     for kind, tensors in _kept(model, optimizer).items():
         for tensor in tensors:
-            ledger.hold(tensor, kind)
-            ledger.name(tensor, kind, only=ACTIVATIONS)
-    kept = {kind: ledger.held[kind] for kind in (WEIGHTS, MAIN_WEIGHTS, GRADIENTS, STATE)}
+            tracer.ledger.hold(tensor, kind)
+            tracer.ledger.name(tensor, kind, only=ACTIVATIONS)
+    return model, optimizer
+
+
+def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: float, tracer: Tracer) -> Rehearsal:
+    model, optimizer = _build(run, layout, tracer)
+    kept = {kind: tracer.ledger.held[kind] for kind in _KEPT}
     few, more = _shortest_steps(layout)
     work = _step(run, model, optimizer, few, tracer)
     if more > few:

@@ -18,6 +18,7 @@ from jetmoe_megatron.plan.fake_world import NOWHERE
 from jetmoe_megatron.plan.host_values import HostValues
 from jetmoe_megatron.plan.memory import ACTIVATIONS, COMMUNICATION, Ledger
 from jetmoe_megatron.plan.parts import LOGITS, MOA, SCORES, Parts
+from jetmoe_megatron.plan.shapes import Shapes
 from jetmoe_megatron.plan.work import Operation, Work, flops_of, size_of, transfers
 
 aten = torch.ops.aten
@@ -45,6 +46,7 @@ class Tracer(TorchDispatchMode):
         self._causal_half = causal_half
         self._inside = 0  # a fused function
         self._kinds: dict[Any, _Kind] = {}
+        self._shapes = Shapes()
 
     def __enter__(self) -> Tracer:
         Tracer.now = self
@@ -65,7 +67,12 @@ class Tracer(TorchDispatchMode):
         if kind.makes and self._is_without_numbers(kind.name, kwargs):
             kwargs = {**kwargs, "device": NOWHERE}
         answer = _ANSWERS.get(function)
-        result = function(*args, **kwargs) if answer is None else answer(self, function, args, kwargs)
+        if answer:
+            result = answer(self, function, args, kwargs)
+        elif kind.is_kernel:
+            result = self._shapes.result(function, args, kwargs)
+        else:
+            result = function(*args, **kwargs)
         self.values.follow(function, args, kwargs, result)
         if kind.is_kernel and not self._inside:
             self._note(kind.name, function, args, result)
