@@ -1,9 +1,10 @@
 """A training step of JetMoE-8B's layers on one GPU: every expert backend, and `transformers` and Megatron-Core.
 
-    python -m benchmarks.gpu_step [--layers N] [--sequences 2] [--micro-batches 4] [--record]
+    python -m benchmarks.gpu_step [--layers N] [--sequences 2] [--micro-batches 4] [--record] [--json FILE]
 
 Takes a few minutes. Each model has a separate process. Without a GPU, it runs tiny shapes, only to test the code.
-`--record` writes the tables to benchmarks/results/gpu_step.md, and needs a GPU.
+`--record` writes the tables to benchmarks/results/gpu_step.md and what `jetmoe plan --measured` reads beside it, and
+needs a GPU. `--json` writes the latter to another file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +73,9 @@ def main() -> int:
     print(text)
     if arguments.record:
         RESULT.write_text(text)
+        arguments.json = arguments.json or RESULT.with_suffix(".json")
+    if arguments.json and "failed" not in results["torch"]:
+        arguments.json.write_text(json.dumps(measured_step(results["torch"], arguments), indent=1) + "\n")
     return int("failed" in results["torch"])  # the one that needs no package
 
 
@@ -82,6 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=9, help="what has not started by then is not measured")
     parser.add_argument("--record", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="the step for `jetmoe plan --measured`")
     parser.add_argument("--only", metavar="NAME", help="one of the processes: prints its figures as JSON")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -177,14 +183,30 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def measured_step(result: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of `jetmoe_megatron/plan/measured.py`, `MeasuredStep`."""
+    peak = result.get("peak")
+    return {
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "origin": f"{_command()}, {provenance()}, {versions()}",
+        "run": run_for(arguments, "torch").model_dump(mode="json"),
+        "micro_batches": arguments.micro_batches,
+        "seconds": result["seconds"],
+        "peak_bytes": int(peak * 2**30) if peak else None,
+    }
+
+
+def _command() -> str:
+    return " ".join(["python -m benchmarks.gpu_step", *sys.argv[1:]])
+
+
 def report(results: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
     run = run_for(arguments)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: tiny shapes, figures of no interest"
-    command = " ".join(["python -m benchmarks.gpu_step", *sys.argv[1:]])
     shape = ", ".join(f"{key} {value}" for key, value in run.model.model_dump().items() if isinstance(value, int))
     head = [
         "# A training step on one GPU\n",
-        f"`{command}`, {provenance()}, {gpu}, {versions()}.\n",
+        f"`{_command()}`, {provenance()}, {gpu}, {versions()}.\n",
         f"{shape}; micro-batches of {arguments.sequences} sequences of {run.batch.sequence_length}, "
         f"{arguments.micro_batches} for each optimizer step, bf16, fp32 main weights and gradients; routing as the "
         "fresh routers have it, no token dropped. Median of "

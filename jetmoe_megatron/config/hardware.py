@@ -27,6 +27,8 @@ class Assumed(Section):
     """Share of `nvlink_gb_per_second`."""
     network: Fraction = 0.75
     """Share of `network_gbit_per_second`."""
+    shares_from: str = "assumed"
+    """What a plan says of the shares of matmuls, attention and memory: where they come from."""
     kernel_seconds: float = Field(4e-6, ge=0, le=1)
     """The least time of a kernel."""
     host_wait_seconds: float = Field(2e-5, ge=0, le=1)

@@ -23,19 +23,24 @@ Origins = dict[Location, str]
 OVERRIDE = "override"
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:
+def load_run(path: str | Path, overrides: Sequence[str] = (), need_variables: bool = True) -> Run:
     """Read a run file, the model and phase files it names, and `section.key=value` overrides.
 
     Paths of model and phase files are relative to the run file; those of data, tokenizer and output to the working
     directory. `${NAME}` is an environment variable's value.
 
+    Args:
+        need_variables: false leaves `${NAME}` as it is where no such variable is set: for what opens none of the paths.
+
     Raises:
         UserError: one line that names the file and the key.
     """
-    return load_run_and_origins(path, overrides)[0]
+    return load_run_and_origins(path, overrides, need_variables)[0]
 
 
-def load_run_and_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Run, Origins]:
+def load_run_and_origins(
+    path: str | Path, overrides: Sequence[str] = (), need_variables: bool = True
+) -> tuple[Run, Origins]:
     """As `load_run`, and also where each value was set, except defaults."""
     path = Path(path)
     tree, origins = _read(path)
@@ -54,7 +59,7 @@ def load_run_and_origins(path: str | Path, overrides: Sequence[str] = ()) -> tup
         if "." in override.partition("=")[0]:
             _apply(tree, origins, override)
     try:
-        run = Run.model_validate(_expand(tree))
+        run = Run.model_validate(_expand(tree, need_variables=need_variables))
         check_run(run)
     except ValidationError as error:
         raise UserError(f"{path}: {_first_line(error, Run)}") from None
@@ -148,20 +153,26 @@ def _step(node: Any, key: str) -> str | int | None:
     return key if isinstance(node, dict) else None
 
 
-def _expand(node: Any, where: str = "") -> Any:
+def _expand(node: Any, where: str = "", need_variables: bool = True) -> Any:
     """Replace `${NAME}` by the environment's value, and `~/` at the beginning by the home folder.
 
-    Raises UserError if a variable is not set, or if a text has characters that cannot be printed in a line.
+    Raises UserError if a variable that is needed is not set, or if a text has characters that cannot be printed in a
+    line.
     """
     if isinstance(node, dict):
-        return {_expand(key, where): _expand(value, f"{where}.{key}".lstrip(".")) for key, value in node.items()}
+        return {
+            _expand(key, where, need_variables): _expand(value, f"{where}.{key}".lstrip("."), need_variables)
+            for key, value in node.items()
+        }
     if isinstance(node, list):
-        return [_expand(value, f"{where}.{i}") for i, value in enumerate(node)]
+        return [_expand(value, f"{where}.{i}", need_variables) for i, value in enumerate(node)]
     if not isinstance(node, str):
         return node
 
     def value_of(match: re.Match[str]) -> str:
         if match[1] not in os.environ:
+            if not need_variables:
+                return match[0]
             raise UserError(f"{where}: the environment variable {match[1]} is not set")
         return os.environ[match[1]]
 

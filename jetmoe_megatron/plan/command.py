@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +17,14 @@ from data_tools.printing import printable_lines, say
 from jetmoe_megatron.errors import UserError
 
 if TYPE_CHECKING:
+    from data_tools.parallel import WorkerProcesses
     from jetmoe_megatron.config.hardware import Hardware
+    from jetmoe_megatron.config.schema import Run
+    from jetmoe_megatron.plan.plan import Plan
 
 SUMMARY = "say what a run needs and takes on some GPUs, before there are any"
 STOPPED = "nothing was written"
+MOST_GPUS, MOST_IN_A_RANGE = 10**6, 64
 
 DESCRIPTION = """Rehearse a step of the run on this machine, without GPUs and without data: the real model, optimizer
 and schedule of each kind of rank, on tensors without numbers. From that: does it fit, what is computed and sent, and,
@@ -25,7 +32,9 @@ by the rates and efficiencies of a hardware file, how long it takes and what it 
 
 EXAMPLE = """examples:
   %(prog)s configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
-  %(prog)s configs/quickstart/run.yaml --gpus 1 --hardware my_gpu.yaml --json plan.json"""
+  %(prog)s configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100 --search
+  %(prog)s configs/quickstart/run.yaml --gpus 1..8 --hardware my_gpu.yaml
+  %(prog)s configs/jetmoe_8b/run.yaml --gpus 1 --hardware h200 --fit parallel.pipeline=1"""
 
 KNOWN = Path(__file__).resolve().parents[2] / "configs/hardware"
 
@@ -35,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="change a setting of the run file"
     )
-    parser.add_argument("--gpus", type=int, required=True, metavar="N", help="number of GPUs")
+    parser.add_argument("--gpus", required=True, metavar="N", help="number of GPUs, or 1..8 for a table of all of them")
     parser.add_argument(
         "--hardware", required=True, metavar="NAME", help="a100, h100, h200 or b200, or a YAML file with other rates"
     )
@@ -46,31 +55,142 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="rows of the fullest expert, divided by the mean; default: 1",
     )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="take the shares of the peak rates from a step that benchmarks.gpu_step measured",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--search", action="store_true", help="look for the fastest layout that fits")
+    what.add_argument("--compare", metavar="OTHER.yaml", help="put another run file beside this one")
+    what.add_argument("--fit", action="store_true", help="find the largest models of this shape that fit")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
 
 
-# The function below imports what it needs, so that `jetmoe --help` loads neither torch nor the schema.
+# The functions below import what they need, so that `jetmoe --help` loads neither torch nor the schema.
 
 
 def run(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.config import load_run
 
-    if arguments.gpus < 1:
-        raise UserError(f"--gpus: must be 1 or more, not {arguments.gpus}")
+    gpus = _numbers(arguments.gpus)
     if not 1 <= arguments.imbalance <= 1000:
         raise UserError(f"--imbalance: must be between 1 and 1000, not {arguments.imbalance:g}")
+    if len(gpus) > 1 and (arguments.search or arguments.fit or arguments.compare or arguments.json):
+        raise UserError(
+            "--gpus: a range gives a table of its own: name one number with --search, --fit, --compare, --json"
+        )
+    if arguments.json and (arguments.search or arguments.fit or arguments.compare):
+        raise UserError("--json: writes one plan, without --search, --fit and --compare")
     hardware = _hardware(arguments.hardware)
-    planned = load_run(arguments.run_file, arguments.overrides)
+    planned = load_run(arguments.run_file, arguments.overrides, need_variables=False)
+    from jetmoe_megatron.plan.measured import with_measured_shares
+    from jetmoe_megatron.plan.world import check_can_rehearse, rehearsing_processes
+
+    check_can_rehearse(planned)
+    with rehearsing_processes() as processes:
+        if arguments.measured:
+            hardware = with_measured_shares(hardware, arguments.measured, processes)
+        if len(gpus) > 1:
+            lines = _range(planned, gpus, hardware, arguments.imbalance, processes)
+        elif arguments.search:
+            lines = _search(planned, gpus[0], hardware, arguments.imbalance, processes)
+        elif arguments.fit:
+            lines = _fit(planned, gpus[0], hardware, arguments.imbalance, processes)
+        elif arguments.compare:
+            other = load_run(arguments.compare, arguments.overrides, need_variables=False)
+            named = {arguments.run_file: planned, arguments.compare: other}
+            lines = _compare(named, gpus[0], hardware, arguments.imbalance, processes)
+        else:
+            lines = _plan(planned, gpus[0], hardware, arguments, processes)
+        for line in lines:
+            print(printable_lines(line), flush=True)
+    return 0
+
+
+def _plan(
+    run: Run, gpus: int, hardware: Hardware, arguments: argparse.Namespace, processes: WorkerProcesses
+) -> Iterator[str]:
+    from jetmoe_megatron.plan.advice import advice, better_by_one_change
     from jetmoe_megatron.plan.plan import make_plan
     from jetmoe_megatron.plan.text import text
 
-    plan = make_plan(planned, arguments.gpus, hardware, arguments.imbalance)
-    print(printable_lines(text(plan)))
+    plan = make_plan(run, gpus, hardware, arguments.imbalance, processes)
+    yield text(plan)
+    yield from advice(plan, better_by_one_change(plan, processes))
     if arguments.json:
-        with writing(arguments.json), replacing(arguments.json) as file:
-            file.write(json.dumps(plan.tree()).encode())
-        say(f"written: {arguments.json}")
-    return 0
+        _write(arguments.json, json.dumps(plan.tree()))
+
+
+def _search(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes: WorkerProcesses) -> Iterator[str]:
+    from jetmoe_megatron.plan.search import search
+    from jetmoe_megatron.plan.search_text import search_text
+
+    with _progress_bar("layouts") as progress:
+        found = search(run, gpus, hardware, imbalance, processes, progress)
+    yield from search_text(run, found)
+
+
+def _fit(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes: WorkerProcesses) -> Iterator[str]:
+    from jetmoe_megatron.plan.fit import fit_table, largest_models
+
+    with _progress_bar("widths") as progress:
+        plans = largest_models(run, gpus, hardware, imbalance, processes, progress)
+    if not plans:
+        raise UserError(f"--fit: not even one layer of the narrowest model fits on {gpus} {hardware.gpu}")
+    yield f"The deepest models of each width that fit on {gpus} {hardware.gpu}, {run.precision}:"
+    yield from fit_table(plans)
+    yield "All figures are computed from a rehearsal of the program. None is a measurement."
+
+
+def _compare(
+    runs: dict[str, Run], gpus: int, hardware: Hardware, imbalance: float, processes: WorkerProcesses
+) -> Iterator[str]:
+    from jetmoe_megatron.plan.compare import comparison, difference, settings_that_differ
+    from jetmoe_megatron.plan.plan import make_plan
+
+    plans = {name: make_plan(run, gpus, hardware, imbalance, processes) for name, run in runs.items()}
+    yield from settings_that_differ(list(runs.items()))
+    yield from comparison(plans)
+    (first, one), (second, other) = plans.items()
+    yield f"{second} beside {first}: {difference(other, one)}"
+    yield "All figures are computed from a rehearsal of the program. None is a measurement."
+
+
+def _range(
+    run: Run, numbers: list[int], hardware: Hardware, imbalance: float, processes: WorkerProcesses
+) -> Iterator[str]:
+    from jetmoe_megatron.plan.compare import comparison
+    from jetmoe_megatron.plan.plan import make_plan
+
+    plans: dict[str, Plan | str] = {}
+    for gpus in numbers:
+        try:
+            plans[f"{gpus} GPUs"] = make_plan(run, gpus, hardware, imbalance, processes)
+        except UserError as error:
+            plans[f"{gpus} GPUs"] = str(error)
+    yield from comparison(plans)
+    yield "All figures are computed from a rehearsal of the program. None is a measurement."
+
+
+def _write(file: Path, text: str) -> None:
+    with writing(file), replacing(file) as stream:
+        stream.write(text.encode())
+    say(f"written: {file}")
+
+
+def _numbers(text: str) -> list[int]:
+    """Of `96` or `1..8`."""
+    match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", text)
+    if not match:
+        raise UserError(f"--gpus: write a number, or two as 1..8, not {text!r}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if not 1 <= first <= last <= MOST_GPUS:
+        raise UserError(f"--gpus: must be from 1 to {MOST_GPUS:,}, not {text}")
+    if last - first >= MOST_IN_A_RANGE:
+        raise UserError(f"--gpus: a range may have {MOST_IN_A_RANGE} numbers, not {last - first + 1}")
+    return list(range(first, last + 1))
 
 
 def _hardware(name: str) -> Hardware:
@@ -82,3 +202,17 @@ def _hardware(name: str) -> Hardware:
     if re.fullmatch(r"\w+", name):
         raise UserError(f"--hardware: {name!r} is not known: {', '.join(known)}, or a YAML file with its rates")
     return load_hardware(Path(name))
+
+
+@contextmanager
+def _progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that is shown only on a terminal."""
+    from tqdm import tqdm
+
+    with tqdm(unit=f" {unit}", leave=False, disable=None, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -95,8 +95,8 @@ def _time(plan: Plan) -> Iterator[str]:
 def _rates(plan: Plan) -> str:
     assumed = plan.hardware.assumed
     return (
-        f"assumed {assumed.matmul:.0%} of the peak in matmuls, {assumed.attention:.0%} in attention, "
-        f"{assumed.memory:.0%} of the memory's rate, {assumed.kernel_seconds * 1e6:g} us a kernel"
+        f"{assumed.shares_from}: {assumed.matmul:.0%} of the peak in matmuls, {assumed.attention:.0%} in attention, "
+        f"{assumed.memory:.0%} of the memory's rate; assumed: {assumed.kernel_seconds * 1e6:g} us a kernel"
     )
 
 
