@@ -1,5 +1,5 @@
-"""In which order the stages of a pipeline run their passes: recorded from Megatron's own schedule, on stages that compute
-nothing."""
+"""In which order the stages of a pipeline run their passes: recorded from Megatron's own schedule, on stages that
+compute nothing."""
 
 from __future__ import annotations
 
