@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--search", action="store_true", help="look for the fastest layout that fits")
     what.add_argument("--compare", metavar="OTHER.yaml", help="put another run file beside this one")
     what.add_argument("--fit", action="store_true", help="find the largest models of this shape that fit")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with drawings, for a browser")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
 
 
@@ -77,12 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
     gpus = _numbers(arguments.gpus)
     if not 1 <= arguments.imbalance <= 1000:
         raise UserError(f"--imbalance: must be between 1 and 1000, not {arguments.imbalance:g}")
-    if len(gpus) > 1 and (arguments.search or arguments.fit or arguments.compare or arguments.json):
+    alone = arguments.search or arguments.fit or arguments.compare
+    if len(gpus) > 1 and (alone or arguments.json or arguments.html):
         raise UserError(
-            "--gpus: a range gives a table of its own: name one number with --search, --fit, --compare, --json"
+            "--gpus: a range gives a table of its own: name one number with --search, --fit, --compare, --json, --html"
         )
-    if arguments.json and (arguments.search or arguments.fit or arguments.compare):
-        raise UserError("--json: writes one plan, without --search, --fit and --compare")
+    for option, file in (("--json", arguments.json), ("--html", arguments.html)):
+        if file and alone:
+            raise UserError(f"{option}: writes one plan, without --search, --fit and --compare")
     hardware = _hardware(arguments.hardware)
     planned = load_run(arguments.run_file, arguments.overrides, need_variables=False)
     from jetmoe_megatron.plan.measured import with_measured_shares
@@ -113,6 +116,7 @@ def _plan(
     run: Run, gpus: int, hardware: Hardware, arguments: argparse.Namespace, processes: WorkerProcesses
 ) -> Iterator[str]:
     from jetmoe_megatron.plan.advice import advice, better_by_one_change
+    from jetmoe_megatron.plan.page import page
     from jetmoe_megatron.plan.plan import make_plan
     from jetmoe_megatron.plan.text import text
 
@@ -121,6 +125,8 @@ def _plan(
     yield from advice(plan, better_by_one_change(plan, processes))
     if arguments.json:
         _write(arguments.json, json.dumps(plan.tree()))
+    if arguments.html:
+        _write(arguments.html, page(plan))
 
 
 def _search(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes: WorkerProcesses) -> Iterator[str]:

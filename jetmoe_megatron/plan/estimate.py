@@ -48,7 +48,8 @@ class Estimate:
     """Of a run on so many GPUs, if each step is like the rehearsed one."""
 
     stages: list[StageTime]  # of each rehearsed rank
-    timeline: list[list[Span]] = field(repr=False)  # of each stage of the pipeline, by its slowest rank
+    of_stages: list[StageSeconds]  # of each stage of the pipeline, by its slowest rank
+    timeline: list[list[Span]] = field(repr=False)  # of the same
     bubble: float  # share of the step in which the busiest stage waits for others, or for their messages
     step_seconds: float
     tokens_per_second: float
@@ -85,6 +86,7 @@ def estimate(run: Run, layout: Layout, hardware: Hardware, world: Sequence[Rehea
     hours = layout.steps * seconds / 3600
     return Estimate(
         stages=stages,
+        of_stages=of_all,
         timeline=spans,
         bubble=1 - busy / seconds,
         step_seconds=seconds,

@@ -76,6 +76,8 @@ class Parts:
                 self._stack[-1] = LOGITS
                 self._turn()
             elif id(module) in wholes or id(module) in part_of:
+                if len(self._stack) == 1:
+                    self._stack[0] = OTHER  # if it was an output layer's that was called without its model
                 self._stack.append(part_of.get(id(module), OTHER))
                 self._chunk = chunk_of[id(module)]
                 self._turn()

@@ -4,6 +4,7 @@ compute nothing."""
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -87,6 +88,7 @@ def _order(run: Run, layout: Layout, stage: int) -> Order:
 @contextlib.contextmanager
 def _pipeline(stages: int, stage: int) -> Iterator[ProcessGroupCollection]:
     """This process is a stage. Nothing is ever sent."""
+    hook = sys.excepthook  # torch.distributed puts the rank before each line of an error
     torch.distributed.init_process_group(Backend.FAKE, store=FakeStore(), rank=stage, world_size=stages)
     try:
         groups: Any = ProcessGroupCollection()
@@ -96,6 +98,7 @@ def _pipeline(stages: int, stage: int) -> Iterator[ProcessGroupCollection]:
         yield groups
     finally:
         torch.distributed.destroy_process_group()
+        sys.excepthook = hook
 
 
 class _Stage(nn.Module):
