@@ -113,7 +113,7 @@ def schedule(plan: Plan) -> str:
     legend = _legend({key: (colour, _MEANINGS[key]) for key, colour in _COLOURS.items() if key in used})
     numbers = "Numbers are micro-batches."
     if plan.layout.virtual_pipeline > 1:
-        numbers += " Every second chunk of a stage is paler."
+        numbers += " Every second chunk of a stage is fainter."
     return tag(
         "figure",
         legend,
@@ -168,7 +168,7 @@ def _span(plan: Plan, lane: int, span: Span, left: float, scale: float, window: 
     again = _recompute(plan, lane, span)
     drawn = [box(span.start, span.start + again, _COLOURS["recompute"])] if again else []
     drawn.append(box(span.start + again, span.end, _COLOURS[span.direction]))
-    since, until = max(span.start, window[0]), min(span.end, window[1])
+    since, until = max(span.start + again, window[0]), min(span.end, window[1])
     if is_pass and (until - since) * scale >= _LEGIBLE:
         x = left + (since + until) / 2 * scale
         drawn.append(tag("text", words(span.micro_batch), x=f"{x:.1f}", y=top + 17, kind="on"))

@@ -115,7 +115,7 @@ class Parts:
         node = torch._C._current_autograd_node()
         if node is None:
             if self._outside:
-                return Place(self._stack[-1], self._outside, 0)
+                return Place(self._stack[-1] if len(self._stack) > 1 else OTHER, self._outside, 0)
             return Place(self._stack[-1], FORWARD, self._chunk)
         if len(self._stack) > 1:
             return Place(self._stack[-1], RECOMPUTE, self._chunk)

@@ -59,8 +59,14 @@ def orders(run: Run, layout: Layout) -> list[Order]:
     With `overlap_moe_expert_parallel_comm`, Megatron combines a forward with a backward pass, and stages run one more
     forward pass before the first of these. What is returned is the order without that option.
     """
-    with patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None):  # the schedule sets it for good
-        return [_order(run, layout, stage) for stage in range(layout.pipeline)]
+    key = layout.pipeline, layout.virtual_pipeline, layout.micro_batches, run.parallel.overlap_grad_reduce
+    if key not in _recorded:
+        with patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None):  # the schedule sets it for good
+            _recorded[key] = [_order(run, layout, stage) for stage in range(layout.pipeline)]
+    return _recorded[key]
+
+
+_recorded: dict[tuple[int, int, int, bool], list[Order]] = {}  # a search asks for the same ones many times
 
 
 def _order(run: Run, layout: Layout, stage: int) -> Order:

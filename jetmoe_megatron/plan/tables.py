@@ -116,7 +116,7 @@ def time(plan: Plan) -> Table:
         ["computing", f"{sum(stage.compute.values()):.3f} s", _rates(plan)],
         ["sending, not hidden", f"{sum(stage.transfers.values()):.3f} s", _links(plan)],
         ["sending, hidden", f"{stage.hidden_transfers:.3f} s", "beside the computation"],
-        ["the host waits", f"{stage.host_waits:.3f} s", f"assumed {assumed.host_wait_seconds:g} s each"],
+        ["the host waits", f"{stage.host_waits:.3f} s", f"assumed {assumed.host_wait_seconds * 1e6:g} us each"],
     ]
     if plan.layout.pipeline > 1:
         rows.append(["pipeline's bubble", f"{estimate.bubble:.1%}", _bubble(plan)])

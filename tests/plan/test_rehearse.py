@@ -99,6 +99,20 @@ def test_a_pass_that_only_counts_is_in_no_pass() -> None:
     assert of_the_step["update"] > 0
 
 
+def test_an_overlapped_exchange_hides_no_part_and_no_chunk() -> None:
+    """Megatron then calls the parts of a layer and the output layer alone, without the model."""
+    sharded = {"expert": 2, "pipeline": 2, "virtual_pipeline": 2}
+    plain, overlapped = (
+        rehearsed(4, {**sharded, "overlap_moe_expert_parallel_comm": overlap}) for overlap in (False, True)
+    )
+    for one, other in zip(plain, overlapped, strict=True):
+        assert one.flops(lambda k: f"{k.part}, {k.direction}, {k.chunk}") == other.flops(
+            lambda k: f"{k.part}, {k.direction}, {k.chunk}"
+        )
+        passes = {(k.direction, k.chunk) for k in other.kernels if k.part == LOGITS}
+        assert passes == {(k.direction, k.chunk) for k in one.kernels if k.part == LOGITS}
+
+
 def test_a_mask_of_documents_lets_no_kernel_skip_half_of_the_scores() -> None:
     (causal,), (masked,) = rehearsed(1, {}), rehearsed(1, {}, data={"mask_attention": True})
     assert masked.flops()["attention scores"] == 2 * causal.flops()["attention scores"]
