@@ -65,7 +65,8 @@ def memory_bars(plan: Plan) -> str:
                 kind="bar",
             )
         )
-    return tag("figure", _legend({kind: (colours[kind], kind) for kind in colours}), *bars)
+    line = tag("figcaption", words("The line is where a GPU's memory ends.")) if whole > card else ""
+    return tag("figure", _legend({kind: (colours[kind], kind) for kind in colours}), *bars, line)
 
 
 def _held(kind: str, size: float) -> str:

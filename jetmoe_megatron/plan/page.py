@@ -45,7 +45,7 @@ def page(plan: Plan) -> str:
 def _figures(plan: Plan) -> str:
     estimate = plan.estimate
     figures = [
-        (plan.verdict, f"{plan.left:.0%} of {plan.hardware.memory_gb:g} GB left"),
+        (plan.verdict, tables.left(plan)),
         (f"{estimate.step_seconds:.2f} s", "a step"),
         (f"{estimate.tokens_per_second:,.0f}", "tokens per second"),
         (f"{estimate.mfu:.1%}", "MFU by 6N"),

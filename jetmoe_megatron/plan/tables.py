@@ -69,7 +69,7 @@ def memory(plan: Plan) -> Table:
         held = [shown(one.memory.peak.get(kind, 0), "B") for kind in kinds]
         rows.append([name(one, plan.world), *held, shown(bytes_needed(plan.hardware, one), "B")])
     return Table(
-        f"Memory: {plan.verdict}. {plan.left:.0%} of {plan.hardware.memory_gb:g} GB are left on the fullest GPU.",
+        f"Memory: {plan.verdict}. The fullest GPU has {left(plan)}.",
         ["rank", *kinds, "needed"],
         rows,
         [
@@ -77,6 +77,11 @@ def memory(plan: Plan) -> Table:
             f"between tensors, and assumed {assumed.reserved_gb:g} GB for CUDA, NCCL and workspaces"
         ],
     )
+
+
+def left(plan: Plan) -> str:
+    share, whole = plan.left, f"{plan.hardware.memory_gb:g} GB"
+    return f"{share:.0%} of {whole} left" if share >= 0 else f"{-share:.0%} of {whole} too little"
 
 
 def work(plan: Plan) -> Table:

@@ -117,6 +117,7 @@ def test_bars_add_up_to_what_is_needed(peak: dict[str, int], in_update: dict[str
     assert shares == pytest.approx(100 * needed / max(needed, 80e9), abs=0.01)
     limits = [span for span in tree.iter("span") if span.get("class") == "limit"]
     assert len(limits) == (needed > 80e9)
+    assert ("too little" in page(only)) == (needed > 80e9)
 
 
 @pytest.mark.parametrize(
