@@ -73,25 +73,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from jetmoe_megatron.config import load_run
-
     gpus = _numbers(arguments.gpus)
-    if not 1 <= arguments.imbalance <= 1000:
-        raise UserError(f"--imbalance: must be between 1 and 1000, not {arguments.imbalance:g}")
     alone = arguments.search or arguments.fit or arguments.compare
     if len(gpus) > 1 and (alone or arguments.json or arguments.html):
-        raise UserError(
-            "--gpus: a range gives a table of its own: name one number with --search, --fit, --compare, --json, --html"
-        )
+        raise UserError("--gpus: name one number with --search, --fit, --compare, --json and --html")
     for option, file in (("--json", arguments.json), ("--html", arguments.html)):
         if file and alone:
             raise UserError(f"{option}: writes one plan, without --search, --fit and --compare")
     hardware = _hardware(arguments.hardware)
-    planned = load_run(arguments.run_file, arguments.overrides, need_variables=False)
+    runs = {file: _checked(file, gpus, hardware, arguments) for file in (arguments.run_file, arguments.compare) if file}
+    planned = runs[arguments.run_file]
     from jetmoe_megatron.plan.measured import with_measured_shares
-    from jetmoe_megatron.plan.world import check_can_rehearse, rehearsing_processes
+    from jetmoe_megatron.plan.world import rehearsing_processes
 
-    check_can_rehearse(planned)
     with rehearsing_processes() as processes:
         if arguments.measured:
             hardware = with_measured_shares(hardware, arguments.measured, processes)
@@ -102,14 +96,29 @@ def run(arguments: argparse.Namespace) -> int:
         elif arguments.fit:
             lines = _fit(planned, gpus[0], hardware, arguments.imbalance, processes)
         elif arguments.compare:
-            other = load_run(arguments.compare, arguments.overrides, need_variables=False)
-            named = {arguments.run_file: planned, arguments.compare: other}
-            lines = _compare(named, gpus[0], hardware, arguments.imbalance, processes)
+            lines = _compare(runs, gpus[0], hardware, arguments.imbalance, processes)
         else:
             lines = _plan(planned, gpus[0], hardware, arguments, processes)
         for line in lines:
             print(printable_lines(line), flush=True)
     return 0
+
+
+def _checked(file: str, gpus: list[int], hardware: Hardware, arguments: argparse.Namespace) -> Run:
+    """The run of the file, if it can be planned."""
+    from jetmoe_megatron.config import load_run
+    from jetmoe_megatron.config.layout import resolve_layout
+    from jetmoe_megatron.plan.check import check_can_rehearse, check_size
+    from jetmoe_megatron.plan.routing import Routing
+
+    run = load_run(file, arguments.overrides, need_variables=False)
+    Routing(run.model.num_experts, run.model.top_k, arguments.imbalance)
+    check_can_rehearse(run)
+    if not arguments.fit:
+        check_size(run, gpus[-1], hardware)
+    if len(gpus) == 1 and not (arguments.search or arguments.fit):
+        resolve_layout(run, gpus[0])
+    return run
 
 
 def _plan(

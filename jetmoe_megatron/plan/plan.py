@@ -80,7 +80,7 @@ def make_plan(
         processes: of `rehearsing_processes`, if they exist already.
 
     Raises:
-        UserError: the layout does not fit the number of GPUs, or cannot be rehearsed.
+        UserError: the layout does not fit the number of GPUs.
     """
     layout = resolve_layout(run, gpus)
     world = rehearse_world(run, layout, imbalance=imbalance, processes=processes)

@@ -69,12 +69,16 @@ def search(
         for one in _try(run, waiting[: MOST - len(tried)], gpus, hardware, imbalance, processes):
             tried[one.settings] = one
             progress(len(tried), MOST)
-        if len(tried) >= MOST:
-            break
-        next_ones = [one for one in sorted(tried.values(), key=_promise) if one.settings not in looked_at][:_AT_ONCE]
-        looked_at |= {one.settings for one in next_ones}
-        near = (s for one in next_ones for s in neighbours(run, one.settings, gpus) if _may_be_faster(s, one))
-        waiting = [settings for settings in dict.fromkeys(near) if settings not in tried]
+        waiting = []
+        while not waiting and len(tried) < MOST:
+            promising = sorted((one for one in tried.values() if one.settings not in looked_at), key=_promise)[
+                :_AT_ONCE
+            ]
+            if not promising:
+                break
+            looked_at |= {one.settings for one in promising}
+            near = (s for one in promising for s in neighbours(run, one.settings, gpus) if _may_be_faster(s, one))
+            waiting = [settings for settings in dict.fromkeys(near) if settings not in tried]
     return Found(tried.get(own), sorted(tried.values(), key=lambda one: (not one.fits, one.seconds, one.kept)))
 
 

@@ -9,7 +9,6 @@ from itertools import islice
 from data_tools.parallel import WorkerProcesses
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.plan.rehearsal import Rehearsal
 from jetmoe_megatron.plan.rehearse import Device, kept_bytes, rehearse
 
@@ -29,14 +28,10 @@ def rehearse_world(
 
     Args:
         processes: of `rehearsing_processes`, if they exist already.
-
-    Raises:
-        UserError: if the run needs a package that computes on GPUs only.
     """
     if processes is None:
         with rehearsing_processes() as own:
             return rehearse_world(run, layout, device, imbalance, own)
-    check_can_rehearse(run)
     ranks = distinct_ranks(layout, imbalance)
     return list(processes.map(_rehearse, [(run, layout, rank, device, imbalance) for rank in ranks]))
 
@@ -66,14 +61,6 @@ def _kept(case: Case) -> int:
 
 def _rehearse(task: _Task) -> Rehearsal:
     return rehearse(*task)
-
-
-def check_can_rehearse(run: Run) -> None:
-    """Raises UserError if the run needs a package that computes on GPUs only."""
-    if run.parallel.context > 1:
-        raise UserError("parallel.context: a ring exchange of Transformer Engine cannot be rehearsed: set it to 1")
-    if run.parallel.moe_token_dispatcher != "alltoall":
-        raise UserError("parallel.moe_token_dispatcher: only alltoall can be rehearsed")
 
 
 def distinct_ranks(layout: Layout, imbalance: float) -> list[int]:

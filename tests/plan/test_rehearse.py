@@ -200,7 +200,7 @@ def test_the_published_run() -> None:
     [("parallel.context=2", "parallel.context"), ("parallel.moe_token_dispatcher=deepep", "moe_token_dispatcher")],
 )
 def test_what_needs_packages_for_gpus(override: str, key: str) -> None:
-    from jetmoe_megatron.plan.world import check_can_rehearse
+    from jetmoe_megatron.plan.check import check_can_rehearse
 
     os.environ.update(DATA="unused", OUTPUT="unused")
     run = load_run(REPO / "configs/jetmoe_8b/run.yaml", [override])
