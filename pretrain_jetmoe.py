@@ -19,6 +19,7 @@ from data_tools.errors import InputError
 from data_tools.printing import Parser, spell_what_the_terminal_lacks
 from jetmoe_megatron.config import load_run
 from jetmoe_megatron.config.describe import describe
+from jetmoe_megatron.config.hardware import find_hardware
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch.worker import refuse_to_start
@@ -34,6 +35,7 @@ def main() -> int:
     outlast_readers()
     try:
         arguments = parse_arguments()
+        hardware = find_hardware(arguments.hardware) if arguments.hardware else None
         run = apply_start_from(load_run(arguments.run, arguments.overrides))
         if run.logging.wandb == "off" or rank != 0:
             # Megatron-Core imports wandb if it is installed (timers.py). Each import makes two temporary folders,
@@ -58,6 +60,9 @@ def main() -> int:
             check_device(run.device)
         check_run_can_start(run, layout, rank)
         if arguments.dry_run:
+            from jetmoe_megatron.dry_run.dry_run import dry_run_of_all_ranks
+
+            dry_run_of_all_ranks(run, layout, hardware, elsewhere=arguments.world is not None)
             return 0
 
         from jetmoe_megatron.training.ranks.process_groups import parallel_groups
@@ -94,16 +99,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "overrides", metavar="section.key=value", nargs="*", default=[], help="change a setting of the run file"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, train nothing")
-    parser.add_argument("--world", type=int, metavar="N", help="with --dry-run: plan for N ranks")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything that a start reads, print the plan, change nothing"
+    )
+    parser.add_argument("--world", type=int, metavar="N", help="with --dry-run: plan for N ranks on other machines")
+    parser.add_argument(
+        "--hardware",
+        metavar="NAME",
+        help="with --dry-run: does it fit? a100, h100, h200 or b200, or a YAML file; default: this machine",
+    )
     return parser
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = build_parser()
     arguments = parser.parse_intermixed_args()
-    if arguments.world is not None and not arguments.dry_run:
-        parser.error("--world goes with --dry-run")
+    for name in ("world", "hardware"):
+        if getattr(arguments, name) is not None and not arguments.dry_run:
+            parser.error(f"--{name} goes with --dry-run")
     if arguments.world is not None and arguments.world < 1:
         parser.error(f"--world: must be 1 or more, not {arguments.world}")
     return arguments

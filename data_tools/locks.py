@@ -38,6 +38,25 @@ def open_locked(path: Path) -> IO[bytes] | None:
         file.close()  # the process that held it has just removed it
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process holds it. Nothing is made or changed.
+
+    Raises:
+        OSError: with the file's name.
+    """
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(path)) from None
+    return False
+
+
 def _is_at(path: Path, file: IO[bytes]) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))

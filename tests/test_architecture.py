@@ -28,6 +28,17 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
     "doctor": {"config", "runtime", "model", "training", "launch"},
     "plan": {"config", "runtime", "model", "data", "training"},
+    "dry_run": {
+        "config",
+        "runtime",
+        "data",
+        "checkpoint",
+        "resume",
+        "convert",
+        "monitor",
+        "training",
+        "plan",
+    },
     "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch", "doctor", "plan"},
 }
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -100,6 +102,14 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
                 raise
             return f"{name}: {error.strerror}"
     return None
+
+
+def find_damage_by_threads(checkpoint: Path) -> str | None:
+    """`find_damage` of all files, on several cores of one process."""
+    threads = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(lambda number: find_damage(checkpoint, share=(number, threads)), range(threads)))
+    return next(filter(None, found), None)
 
 
 def _unlisted(checkpoint: Path, files: Collection[str]) -> str | None:

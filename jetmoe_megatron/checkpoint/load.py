@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jetmoe_megatron.checkpoint.model_state import sharded_model
 from jetmoe_megatron.checkpoint.optimizer_state import own_numbers, replicas, set_steps
 from jetmoe_megatron.checkpoint.read_together import Wanted, fill
 from jetmoe_megatron.checkpoint.saved_tensors import SavedTensors
-from jetmoe_megatron.errors import SharedError, may_pass
+from jetmoe_megatron.errors import SharedError, UserError, may_pass
 
 
 def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
@@ -30,9 +30,7 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
         SharedError: on all ranks, if a file is not what it should be.
     """
     with _failing_together(path):
-        steps = read_optimizer_steps(path)
-        if steps is None:
-            raise ValueError(f"its {COMMON} has no number of optimizer steps")
+        steps = _steps(path)
         saved = SavedTensors(path)
     part_of = _parts(model)
     with _failing_together(path):
@@ -54,6 +52,36 @@ def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: Me
     with _failing_together(path):
         fill(saved, _weights(_parts(model)))
     optimizer.reload_model_params()
+
+
+def check_can_load(path: Path, shapes: Mapping[str, Sequence[int]], weights_only: bool) -> None:
+    """What `load_checkpoint`, or `load_weights`, would find wrong, without a model and without reading its numbers.
+
+    Args:
+        shapes: of all tensors that they would look for.
+
+    Raises:
+        UserError: a file is not what it should be.
+    """
+    try:
+        read_optimizer_steps(path) if weights_only else _steps(path)
+        saved = SavedTensors(path)
+        for name, shape in shapes.items():
+            saved.check(name, shape)
+    except (OSError, ValueError) as error:
+        raise UserError(_refusal(path, error)) from error
+
+
+def _steps(path: Path) -> int:
+    steps = read_optimizer_steps(path)
+    if steps is None:
+        raise ValueError(f"its {COMMON} has no number of optimizer steps")
+    return steps
+
+
+def _refusal(path: Path, error: OSError | ValueError) -> str:
+    reason = f"{Path(error.filename or path).name}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return printable(f"{path}: cannot be loaded: {reason}")
 
 
 def _parts(model: list[DistributedDataParallel]) -> dict[Tensor, ShardedTensor]:
@@ -81,11 +109,9 @@ def _failing_together(path: Path) -> Iterator[None]:
     failed: tuple[str, bool] | None = None  # and whether it may pass
     try:
         yield
-    except OSError as error:
-        failed = f"{Path(error.filename or path).name}: {error.strerror}", may_pass(error)
-    except ValueError as error:
-        failed = str(error), may_pass(error)
+    except (OSError, ValueError) as error:
+        failed = _refusal(path, error), may_pass(error)
     reasons: list[tuple[str, bool] | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(reasons, failed)
     if reason := next(filter(None, reasons), None):
-        raise SharedError(printable(f"{path}: cannot be loaded: {reason[0]}"), reason[1])
+        raise SharedError(*reason)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -53,11 +54,7 @@ class SavedTensors:
             ValueError: the checkpoint has no such tensor, or it has another shape; its file is damaged.
             OSError: a file cannot be read.
         """
-        saved = self._metadata.state_dict_metadata.get(part.key)
-        if not isinstance(saved, TensorStorageMetadata):
-            raise ValueError(f"it has no tensor {part.key!r}")
-        if tuple(saved.size) != part.global_shape:
-            raise ValueError(f"{part.key!r} has the shape {list(saved.size)}, not {list(part.global_shape)}")
+        saved = self._find(part.key, part.global_shape)
         shape = (*[1] * part.prepend_axis_num, *part.local_shape)  # with the axis of the layers
         done = 0
         for start, sizes in _boxes(shape, first, first + len(numbers_N)):
@@ -66,13 +63,38 @@ class SavedTensors:
             offset = [own + inner for own, inner in zip(part.global_offset, start, strict=True)]
             for chunk in saved.chunks:
                 if box := _common_box(offset, sizes, chunk):
-                    place = self._metadata.storage_data[MetadataIndex(part.key, chunk.offsets)]
-                    try:
-                        with open(self._path / place.relative_path, "rb") as file:
-                            piece = find_piece(file, place, chunk.sizes, saved.properties.dtype)
-                            _copy(file, piece, box.in_piece, _narrow(target, box.in_part, box.shape))
-                    except ValueError as error:
-                        raise ValueError(f"{place.relative_path}: {part.key!r}: {error}") from None
+                    with self._opened(part.key, saved, chunk) as (file, piece):
+                        _copy(file, piece, box.in_piece, _narrow(target, box.in_part, box.shape))
+
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Find all pieces of a tensor, without reading their numbers.
+
+        Raises:
+            ValueError, OSError: as `fill`.
+        """
+        saved = self._find(name, shape)
+        for chunk in saved.chunks:
+            with self._opened(name, saved, chunk):
+                pass
+
+    def _find(self, name: str, shape: Sequence[int]) -> TensorStorageMetadata:
+        saved = self._metadata.state_dict_metadata.get(name)
+        if not isinstance(saved, TensorStorageMetadata):
+            raise ValueError(f"it has no tensor {name!r}")
+        if tuple(saved.size) != tuple(shape):
+            raise ValueError(f"{name!r} has the shape {list(saved.size)}, not {list(shape)}")
+        return saved
+
+    @contextmanager
+    def _opened(
+        self, name: str, saved: TensorStorageMetadata, chunk: ChunkStorageMetadata
+    ) -> Iterator[tuple[IO[bytes], Piece]]:
+        place = self._metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+        try:
+            with open(self._path / place.relative_path, "rb") as file:
+                yield file, find_piece(file, place, chunk.sizes, saved.properties.dtype)
+        except ValueError as error:
+            raise ValueError(f"{place.relative_path}: {name!r}: {error}") from None
 
 
 def _boxes(shape: Sequence[int], first: int, end: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ from pydantic import Field
 
 from jetmoe_megatron.config.load import load_file
 from jetmoe_megatron.config.schema import Fraction, Positive, Section
+from jetmoe_megatron.errors import UserError
 
+KNOWN = Path(__file__).resolve().parents[2] / "configs/hardware"
 _Amount = Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -66,3 +69,17 @@ class Hardware(Section):
 def load_hardware(path: Path) -> Hardware:
     """Raises UserError: one line that names the file and the key."""
     return load_file(path, Hardware)
+
+
+def find_hardware(name: str) -> Hardware:
+    """Of a GPU in `KNOWN`, or of a hardware file.
+
+    Raises:
+        UserError: one line that names `--hardware`, or the file and the key.
+    """
+    known = sorted(path.stem for path in KNOWN.glob("*.yaml"))
+    if name in known:
+        return load_hardware(KNOWN / f"{name}.yaml")
+    if re.fullmatch(r"\w+", name):
+        raise UserError(f"--hardware: {name!r} is not known: {', '.join(known)}, or a YAML file with its rates")
+    return load_hardware(Path(name))

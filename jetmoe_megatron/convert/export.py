@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.printing import say
@@ -41,8 +42,7 @@ class Exports:
     def checkpoint_published(self, checkpoint: Path) -> None:
         """Begin an export of `tokens_<N>` if one is due."""
         tokens = _tokens(checkpoint)
-        begun = max((_tokens(path) for path in self._root.glob("tokens_*")), default=0)
-        if not self._every or tokens // self._every <= begun // self._every:
+        if not is_due(self._every, tokens, newest_of(self._root.glob("tokens_*"))):
             return
         out = self._root / checkpoint.name
         try:
@@ -64,6 +64,16 @@ class Exports:
             if process.wait() < 0:  # killed; any other failure was printed by the process
                 _warn(self._root / f"tokens_{tokens}", ChildProcessError(f"killed by signal {-process.returncode}"))
         self._processes.clear()
+
+
+def is_due(every: int, tokens: int, begun: int) -> bool:
+    """Whether the checkpoint at `tokens` is to be exported. begun: tokens of the newest export so far."""
+    return every > 0 and tokens // every > begun // every
+
+
+def newest_of(exports: Iterable[Path]) -> int:
+    """Tokens of the newest one, 0 if there is none."""
+    return max(map(_tokens, exports), default=0)
 
 
 def _begun(out: Path) -> Path:

@@ -8,10 +8,8 @@ checksums, which cover whole files.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from data_tools.printing import say
-from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, COMPANIONS, METADATA, find_damage
+from jetmoe_megatron.checkpoint.checksums import CHECKSUMS, COMPANIONS, METADATA, find_damage, find_damage_by_threads
 from jetmoe_megatron.checkpoint.metadata import read_metadata
 from jetmoe_megatron.checkpoint.pieces import as_bytes, find_piece
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE, RUN_FILE, without_checksums
@@ -65,7 +63,7 @@ class MegatronFolder:
         self.weights = weights(self.model)
         dtypes = {self._stored(weight).properties.dtype for weight in self.weights}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else None
-        if listed and (damage := _find_damage(path)):
+        if listed and (damage := find_damage_by_threads(path)):
             raise UserError(f"{path}: is damaged: {damage}")
         if check and (warning := without_checksums(path)):
             say(f"warning: {warning}", sys.stderr)
@@ -149,13 +147,6 @@ class _Piece:
                     raise UserError(f"{self.file}: damaged: it ends too early")
                 yield block
                 left -= block.numel()
-
-
-def _find_damage(path: Path) -> str | None:
-    threads = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda number: find_damage(path, share=(number, threads)), range(threads)))
-    return next(filter(None, found), None)
 
 
 def _read_metadata(path: Path) -> Metadata:

@@ -131,13 +131,18 @@ class RunSamples(torch.utils.data.Dataset[Sample]):
         return self.stretches[-1].first + self.stretches[-1].order.size if self.stretches else self.began.sample
 
     def __getitem__(self, sample: int) -> Sample:
-        assert sample >= self.began.sample
-        stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
-        name, place = stretch.order.at(sample - stretch.first)
-        item = self.sequences[name][stretch.read_before[name] + place]
+        name, number = self.source(sample)
+        item = self.sequences[name][number]
         for key in ("tokens", "labels"):
             check_token_ids(item[key].numpy(), self.run.model.vocab_size, f"data set {name!r}")
         return item
+
+    def source(self, sample: int) -> tuple[str, int]:
+        """The data set of a sample, and which of its sequences it is."""
+        assert sample >= self.began.sample
+        stretch = self.stretches[bisect.bisect_right(self.stretches, sample, key=lambda s: s.first) - 1]
+        name, place = stretch.order.at(sample - stretch.first)
+        return name, stretch.read_before[name] + place
 
     def advance(self, position: Position, samples: int) -> Position:
         """The position `samples` samples after `position`."""

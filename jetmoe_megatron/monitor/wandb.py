@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
+import io
 from pathlib import Path
 
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.monitor import Record
 
 
@@ -37,3 +41,27 @@ def _run_id(run: Run) -> str:
     """The same for the same run folder, so that a resumed run continues its own charts."""
     digest = hashlib.sha256(str(Path(run.output_dir).resolve()).encode()).hexdigest()
     return f"{''.join(c if c.isalnum() else '-' for c in run.name)[:40]}-{digest[:8]}"
+
+
+def check_credentials() -> None:
+    """Nothing is sent or asked for.
+
+    Raises:
+        UserError: Weights & Biases finds no key in the environment, the netrc file or its settings, or a malformed one.
+    """
+    import wandb
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if "prompt" in inspect.signature(wandb.login).parameters:
+                found = wandb.login(verify=False, prompt=False)
+            else:  # an older version
+                found = bool(wandb.api.api_key)
+    except Exception as error:  # its settings and its keys are checked by classes with no common base
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"logging.wandb: its key cannot be used: {reason}") from error
+    if not found:
+        raise UserError(
+            "logging.wandb: online, but no key is found: run `wandb login`, set WANDB_API_KEY, or set it to offline"
+        )

@@ -36,8 +36,6 @@ EXAMPLE = """examples:
   %(prog)s configs/quickstart/run.yaml --gpus 1..8 --hardware my_gpu.yaml
   %(prog)s configs/jetmoe_8b/run.yaml --gpus 1 --hardware h200 --fit parallel.pipeline=1"""
 
-KNOWN = Path(__file__).resolve().parents[2] / "configs/hardware"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_file", metavar="RUN.yaml", help="the run file")
@@ -80,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     for option, file in (("--json", arguments.json), ("--html", arguments.html)):
         if file and alone:
             raise UserError(f"{option}: writes one plan, without --search, --fit and --compare")
-    hardware = _hardware(arguments.hardware)
+    from jetmoe_megatron.config.hardware import find_hardware
+
+    hardware = find_hardware(arguments.hardware)
     runs = {file: _checked(file, gpus, hardware, arguments) for file in (arguments.run_file, arguments.compare) if file}
     planned = runs[arguments.run_file]
     from jetmoe_megatron.plan.measured import with_measured_shares
@@ -206,17 +206,6 @@ def _numbers(text: str) -> list[int]:
     if last - first >= MOST_IN_A_RANGE:
         raise UserError(f"--gpus: a range may have {MOST_IN_A_RANGE} numbers, not {last - first + 1}")
     return list(range(first, last + 1))
-
-
-def _hardware(name: str) -> Hardware:
-    from jetmoe_megatron.config.hardware import load_hardware
-
-    known = sorted(path.stem for path in KNOWN.glob("*.yaml"))
-    if name in known:
-        return load_hardware(KNOWN / f"{name}.yaml")
-    if re.fullmatch(r"\w+", name):
-        raise UserError(f"--hardware: {name!r} is not known: {', '.join(known)}, or a YAML file with its rates")
-    return load_hardware(Path(name))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from jetmoe_megatron.plan.plan import Plan, plan_ends
 from jetmoe_megatron.plan.settings import Settings, legal, neighbours
 from jetmoe_megatron.plan.world import kept_on_the_first_stage
 
-MOST = 96  # layouts that are rehearsed
+MOST = 96
 _AT_ONCE = 3  # layouts whose neighbours are looked at together
 
 
@@ -53,10 +53,12 @@ def search(
     imbalance: float,
     processes: WorkerProcesses,
     progress: Callable[[int, int], None],
+    most: int = MOST,
 ) -> Found:
     """
     Args:
-        progress: is called with the number of layouts that were rehearsed, and with how many there can be.
+        progress: is called with the number of layouts that were looked at, and with `most`.
+        most: layouts that are looked at, at most.
 
     Raises:
         UserError: no layout of the run divides so many GPUs.
@@ -66,11 +68,11 @@ def search(
     if not waiting:
         raise UserError(f"--gpus: no layout of this run's model and batch divides {gpus} GPUs")
     while waiting:
-        for one in _try(run, waiting[: MOST - len(tried)], gpus, hardware, imbalance, processes):
+        for one in _try(run, waiting[: most - len(tried)], gpus, hardware, imbalance, processes):
             tried[one.settings] = one
-            progress(len(tried), MOST)
+            progress(len(tried), most)
         waiting = []
-        while not waiting and len(tried) < MOST:
+        while not waiting and len(tried) < most:
             promising = sorted((one for one in tried.values() if one.settings not in looked_at), key=_promise)[
                 :_AT_ONCE
             ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from jetmoe_megatron.checkpoint.saved_run import is_of_training, read_saved_run
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder, data_cache
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.ledger import Ledger, fingerprint, ledger_of
+from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.resume.may_change import other_keys, refusal
 from jetmoe_megatron.resume.rollback import read_rollback
@@ -27,18 +31,27 @@ class StartPoint:
     progress: dict[str, Any]  # `tokens` consumed, and what else the checkpoint holds
     ledger: Ledger
 
+    def samples(self, run: Run, cache: IndexCache) -> RunSamples:
+        """What is read from there on. Arguments and errors as those of `RunSamples`."""
+        # After a rollback, the run reads further, maybe into an epoch that was not prepared. It must not stop there.
+        limit = math.inf if self.ledger.rolled_back else run.data.build_limit_tokens
+        return RunSamples(run, cache, self.ledger.began, limit)
 
-def find_start_point(run: Run, layout: Layout | None = None) -> StartPoint:
-    """Reads names, sizes and small files only, and needs no process group.
+
+def find_start_point(
+    run: Run, layout: Layout | None = None, find: Callable[[Path], Path | None] = newest_whole
+) -> StartPoint:
+    """Needs no process group, and by default reads names, sizes and small files only.
 
     Args:
         layout: messages propose only batch sizes that fit it; None: any size.
+        find: gives the newest whole checkpoint of a run.
 
     Raises:
         UserError: one line that says why the run may not continue from there.
     """
     folder = RunFolder.of(run)
-    checkpoint, weights_only, allowed = newest_whole(folder.checkpoints), False, run
+    checkpoint, weights_only, allowed = find(folder.checkpoints), False, run
     progress: dict[str, Any] = {"tokens": 0}
     refusals: list[str] = []
     others: dict[str, str] = {}
@@ -51,10 +64,7 @@ def find_start_point(run: Run, layout: Layout | None = None) -> StartPoint:
                 f"{checkpoint}: holds what was saved at {progress['tokens']} tokens: was it copied or renamed?"
             )
     elif left := sorted(folder.checkpoints.glob(f"tokens_*{DAMAGED}*")):
-        raise UserError(
-            f"{left[-1]}: is damaged, and no whole checkpoint is left: restore one, or start from the beginning in "
-            "another output_dir"
-        )
+        raise none_left(left[-1])
     elif run.start_from is not None:
         checkpoint = source_of(run.start_from)
         weights_only = not is_of_training(checkpoint)
@@ -76,3 +86,10 @@ def find_start_point(run: Run, layout: Layout | None = None) -> StartPoint:
     if saved and saved["blend"] != ledger.blend:  # the guard's window holds losses of the old blend
         progress.pop("guard", None)
     return StartPoint(checkpoint, weights_only, progress, ledger)
+
+
+def none_left(damaged: Path) -> UserError:
+    return UserError(
+        f"{damaged}: is damaged, and no whole checkpoint is left: restore one, or start from the beginning in another "
+        "output_dir"
+    )

@@ -78,6 +78,12 @@ def meet(timeout_minutes: float, judge: Judge = first_difference, own: Machine |
     return store, rank, world
 
 
+def wait_until_all_know(store: Store, world: int) -> None:
+    """For ranks that end after `meet`: the store may end with rank 0, before the others have read the verdict."""
+    if _holds_store():
+        _wait_until_heard(_meeting_in(store), world)
+
+
 def nodes_of(ranks: Sequence[int]) -> list[str]:
     """Where the ranks are, each node once. Empty before the ranks have met."""
     return list(dict.fromkeys(_nodes[rank] for rank in ranks if rank < len(_nodes)))

@@ -21,6 +21,15 @@ def is_due(run: Run, step: int, last: bool) -> bool:
     return bool(run.evaluation.data) and (last or (every > 0 and step % every == 0))
 
 
+def times_due(run: Run, after: int, until: int, last: int) -> int:
+    """How many steps after step `after`, up to `until`, it is due at. last: of the run's steps."""
+    if not run.evaluation.data:
+        return 0
+    every = run.evaluation.every_steps
+    at_multiples = until // every - after // every if every else 0
+    return at_multiples + (after < last <= until and not (every and last % every == 0))
+
+
 def is_owed(run: Run, step: int, last: bool) -> bool:
     """Whether the line of `step`, where the run continues, lacks the loss because a stop left no time to measure it."""
     lines = each_record(RunFolder.of(run).metrics) if is_due(run, step, last) else ()

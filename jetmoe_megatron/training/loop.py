@@ -13,7 +13,6 @@ from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.errors import SharedError
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
@@ -34,6 +33,7 @@ from jetmoe_megatron.training.ranks.same_run import check_ranks_read_the_same, c
 from jetmoe_megatron.training.ranks.time_limits import lengthen_time_limits, shorten_time_limits
 from jetmoe_megatron.training.state import TrainingState
 from jetmoe_megatron.training.step import compute_gradients, update_weights
+from jetmoe_megatron.training.steps_left import nothing_left, steps_left
 from jetmoe_megatron.training.stop_signals import StopSignals
 
 
@@ -59,18 +59,12 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     refuse_damaged_source(run, start)
     tokens_per_step = run.batch.global_tokens
     flops = step_flops(run.model, run.batch.sequence_length, tokens_per_step).with_attention
-    step, ledger = start.progress["tokens"] // tokens_per_step, start.ledger
-    first_step, last_step = step + 1, min(layout.steps, run.debug.max_steps or layout.steps)
-    if step > layout.steps:
-        raise SharedError(
-            f"{start.checkpoint}: is after the last of the {layout.steps} steps of all phases: to decay from it, begin "
-            "another run there with start_from and phase"
-        )
+    (step, last_step), ledger = steps_left(run, layout, start), start.ledger
+    first_step = step + 1
     owed = decided_by_rank_0(partial(is_owed, run, step, last=step == last_step))
     if step >= last_step and not owed:
         if torch.distributed.get_rank() == 0:
-            what = f"debug.max_steps: {last_step} of {layout.steps}" if last_step < layout.steps else f"all {step}"
-            print(f"{folder.root}: {what} steps are done, nothing left to do", flush=True)
+            print(nothing_left(run, layout, last_step), flush=True)
         return 0
     announce(start.checkpoint, step)
     state = TrainingState.build(run, layout, start, step)

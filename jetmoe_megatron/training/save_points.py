@@ -19,6 +19,14 @@ class SavePoints:
         """step: the number of steps that are done."""
         return step in self._ends or self._passes(self._options.every_tokens, step)
 
+    def after(self, step: int) -> int:
+        """The next step at which it is due. `step` is not the last one of all phases."""
+        next_end, every = min(end for end in self._ends if end > step), self._options.every_tokens
+        if not every:
+            return next_end
+        next_multiple = (step * self._tokens_per_step // every + 1) * every
+        return min(next_end, -(-next_multiple // self._tokens_per_step))
+
     def is_permanent(self, tokens: int) -> bool:
         step = tokens // self._tokens_per_step
         return step in self._ends or self._passes(self._options.keep_every_tokens, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -61,9 +60,7 @@ class TrainingState:
         if start.checkpoint:
             load = load_weights if start.weights_only else load_checkpoint
             load(start.checkpoint, model, optimizer)
-        # After a rollback, the run reads further, maybe into an epoch that was not prepared. It must not stop there.
-        limit = math.inf if start.ledger.rolled_back else run.data.build_limit_tokens
-        samples = RunSamples(run, cache, start.ledger.began, limit)
+        samples = start.samples(run, cache)
         held_out = HeldOutLoss(run, layout, cache)
         save_points = SavePoints(run, layout)
         exports = Exports(run.checkpoint.export_every_tokens if rank == 0 else 0, folder.exports)

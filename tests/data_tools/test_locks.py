@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from data_tools.locks import open_locked
+from data_tools.locks import is_locked, open_locked
 
 
 def test_only_one_process_has_it(tmp_path: Path) -> None:
@@ -68,3 +68,19 @@ def test_a_removed_lock_is_not_taken_for_the_lock(tmp_path: Path) -> None:
     with patch.object(fcntl, "flock", remove_first):
         mine = open_locked(path)
     assert mine and open_locked(path) is None
+
+
+def test_a_lock_is_asked_for_without_making_or_holding_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path) and not path.exists()
+    held = open_locked(path)
+    assert held and is_locked(path)
+    held.close()
+    assert not is_locked(path)
+    again = open_locked(path)
+    assert again
+    again.close()
+    with flock_fails_with(errno.ENOLCK):
+        assert not is_locked(path)
+    with flock_fails_with(errno.EIO), pytest.raises(OSError, match="cannot be locked"):
+        is_locked(path)

@@ -395,6 +395,17 @@ ARGUMENTS = [
     _arguments("none", lambda world: ["pretrain"], "the following arguments are required: RUN.yaml"),
     _arguments("an unknown option", lambda world: world.train("--dryrun"), "unrecognized arguments: --dryrun"),
     _arguments("--world alone", lambda world: world.train("--world", "2"), "--world goes with --dry-run"),
+    _arguments("--hardware alone", lambda world: world.train("--hardware", "h100"), "--hardware goes with --dry-run"),
+    _arguments(
+        "hardware that nobody knows",
+        lambda world: world.train("--dry-run", "--hardware", "h1000"),
+        "--hardware: 'h1000' is not known: a100, b200, h100, h200, or a YAML file",
+    ),
+    _arguments(
+        "hardware of another kind",
+        lambda world: world.train("--dry-run", "--hardware", world.write("gpu.yaml", "gpu: {}")),
+        r"gpu\.yaml: gpu: must be ",
+    ),
     _arguments("no such run file", lambda world: ["pretrain", world / "no.yaml"], r"no\.yaml: No such file"),
     _arguments("a folder", lambda world: ["pretrain", world.folder], ": Is a directory"),
     _arguments(

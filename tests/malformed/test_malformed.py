@@ -63,6 +63,23 @@ def test_one_line_status_2_and_nothing_written(case: Case, world: World) -> None
     assert after == expected
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("checkpoint: ", "data: "))])
+def test_a_dry_run_refuses_what_a_start_refuses(name: str, world: World) -> None:
+    """And sets nothing aside."""
+    case = CASES[name]
+    program, *arguments = case.make(world)
+    if program != "pretrain":
+        pytest.skip("another command")
+    before = world.snapshot()
+    status, _, err = run(program, *arguments, "--dry-run", cwd=world / "cwd", scratch=world / "tmp")
+    *warnings, error = err.splitlines()
+    assert status == 2, err
+    assert error.startswith("error: ") and all(line.startswith("warning: ") for line in warnings), err
+    said = case.said.replace(".damaged", "") if case.renamed else case.said
+    assert re.search(said, error), error
+    assert world.snapshot() == before
+
+
 def _renamed(name: str, renamed: dict[str, str]) -> str:
     for old, new in renamed.items():
         if name == old or name.startswith(f"{old}/"):

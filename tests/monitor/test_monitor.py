@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import resource
+import subprocess
+import sys
 import time
 from contextlib import closing, nullcontext
 from functools import partial
@@ -24,7 +26,7 @@ from jetmoe_megatron.monitor.report_plot import draw_curves
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal, duration
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
-from tests.support import small_run, training, write_run
+from tests.support import REPO, environment, small_run, training, write_run
 
 DATA = {"code": "data/code", "prose": "data/prose"}
 
@@ -272,6 +274,33 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step, entry in enumerate(history, start=1):
         assert {key: entry[key] for key in record(step)} == record(step)
     assert len(history) == 2
+
+
+KEY = "0123456789" * 4
+KEYS: dict[str, tuple[dict[str, str], str, str]] = {  # environment, netrc, what is said
+    "environment": ({"WANDB_API_KEY": KEY}, "", ""),
+    "netrc": ({}, f"machine api.wandb.ai\n  login user\n  password {KEY}\n", ""),
+    "none": ({}, "", "logging.wandb: online, but no key is found: run `wandb login`, set WANDB_API_KEY, or "),
+    "of another machine": ({}, f"machine example.org\n  login user\n  password {KEY}\n", "online, but no key is found"),
+    "malformed": ({"WANDB_API_KEY": "sesame"}, "", "logging.wandb: its key cannot be used: "),
+    "no address": ({"WANDB_BASE_URL": "nowhere"}, "", "logging.wandb: its key cannot be used: "),
+}
+
+
+@pytest.mark.parametrize(("more", "netrc", "said"), KEYS.values(), ids=KEYS.keys())
+def test_a_key_for_wandb(more: dict[str, str], netrc: str, said: str, tmp_path: Path) -> None:
+    """In a process of its own: the package keeps what it has found. No network is reached."""
+    if netrc:
+        (tmp_path / ".netrc").write_text(netrc)
+        (tmp_path / ".netrc").chmod(0o600)
+    code = "from jetmoe_megatron.monitor.wandb import UserError, check_credentials\n"
+    code += "try: check_credentials()\nexcept UserError as error: print(error)"
+    env = {key: value for key, value in environment().items() if not key.startswith("WANDB_") and key != "NETRC"}
+    env |= {"HOME": str(tmp_path), "HTTPS_PROXY": "http://127.0.0.1:9", **more}
+    line = [sys.executable, "-c", code]
+    ended = subprocess.run(line, cwd=REPO, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert said in ended.stdout and ended.stdout.count("\n") == bool(said) and ended.stderr == ""
+    assert KEY not in ended.stdout and "sesame" not in ended.stdout
 
 
 def wandb_records(file: Path) -> list:

@@ -10,7 +10,7 @@ from data_tools.parallel import WorkerProcesses
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.plan.estimate import bytes_needed
 from jetmoe_megatron.plan.plan import plan_ends
-from jetmoe_megatron.plan.search import MOST, Found, search
+from jetmoe_megatron.plan.search import Found, search
 from jetmoe_megatron.plan.search_text import search_text
 from jetmoe_megatron.plan.settings import Settings, legal
 from tests.plan.small_plans import hardware, processes, run
@@ -26,22 +26,22 @@ def found(processes: WorkerProcesses) -> Found:
 
 def searched(processes: WorkerProcesses, memory_gb: float) -> Found:
     done: list[tuple[int, int]] = []
-    found = search(RUN, 4, hardware(memory_gb), 1.0, processes, lambda *progress: done.append(progress))
+    found = search(RUN, 4, hardware(memory_gb), 1.0, processes, lambda *progress: done.append(progress), most=24)
     assert done[-1][0] == len(found.tried) <= done[-1][1]
     return found
 
 
 @pytest.mark.slow
 def test_the_best_of_all_layouts_is_found(processes: WorkerProcesses, found: Found) -> None:
-    sizes = product((1, 2, 4), (1, 2), (1,), (1, 2, 4), (1, 2, 4), ("replicated", "sharded"), (1, 2, 4, 8))
+    sizes = product((1, 2), (1, 2), (1,), (1, 2, 4), (1, 2), ("replicated", "sharded"), (1, 2, 4, 8))
     every = [Settings(*size, recompute) for size in sizes for recompute in ("none", "selective", "full")]
     every = [settings for settings in every if settings.is_distinct and legal(RUN, settings, 4)]
     cases = [(settings.apply(RUN), layout) for settings in every if (layout := legal(RUN, settings, 4))]
     plans = list(plan_ends(cases, hardware(), 1.0, processes))
     needed = sorted(bytes_needed(plan.hardware, plan.fullest) for plan in plans)
-    assert len(plans) > MOST
+    assert len(plans) > 3 * len(found.tried)
     assert found.best[0].seconds == min(plan.estimate.step_seconds for plan in plans)  # all fit
-    little = needed[len(needed) // 4] / 1e9
+    little = needed[len(needed) // 2] / 1e9
     fitting = [plan for plan in plans if bytes_needed(plan.hardware, plan.fullest) <= 0.9 * little * 1e9]
     best = searched(processes, little).best[0]
     assert best.seconds == pytest.approx(min(plan.estimate.step_seconds for plan in fitting), rel=0.02), best.settings

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from data_tools.locks import open_locked
+from data_tools.locks import is_locked, open_locked
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.stopping import RESTARTS, RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
@@ -43,9 +43,7 @@ def claimed(folder: Path) -> Iterator[None]:
                 what = f"another process, perhaps on a node that was lost, still trains into it after {patience:g} s"
                 raise TimeoutError(errno.ETIMEDOUT, what, str(folder))
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"output_dir: another process is training into {folder}: stop it, or choose another folder"
-                )
+                raise _in_use(folder)
             time.sleep(0.2)
 
     try:
@@ -57,3 +55,13 @@ def claimed(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
                 for path in made:
                     path.rmdir()
+
+
+def check_unclaimed(folder: Path) -> None:
+    """Raises UserError if another process holds the lock now. Nothing is made or changed."""
+    if is_locked(folder / LOCK):
+        raise _in_use(folder)
+
+
+def _in_use(folder: Path) -> UserError:
+    return UserError(f"output_dir: another process is training into {folder}: stop it, or choose another folder")
