@@ -14,6 +14,7 @@ from jetmoe_megatron.config.hardware import Assumed, Hardware, find_hardware
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.plan.check import check_can_rehearse
 from jetmoe_megatron.plan.estimate import bytes_needed, estimate
 from jetmoe_megatron.plan.plan import Plan, make_plan
 from jetmoe_megatron.plan.rehearsal import Rehearsal
@@ -33,6 +34,7 @@ def memory(run: Run, layout: Layout, hardware: Hardware | None, elsewhere: bool)
     try:
         if layout.world > _MOST_RANKS:
             raise UserError(f"{layout.world} ranks are too many to rehearse within minutes")
+        check_can_rehearse(run)
         if hardware is not None:
             yield from _verdict(make_plan(run, layout.world, hardware), hardware.gpu)
         elif run.device != "cpu" and has_gpu():

@@ -34,7 +34,7 @@ EXAMPLE = """examples:
   %(prog)s configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
   %(prog)s configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100 --search
   %(prog)s configs/quickstart/run.yaml --gpus 1..8 --hardware my_gpu.yaml
-  %(prog)s configs/jetmoe_8b/run.yaml --gpus 1 --hardware h200 --fit parallel.pipeline=1"""
+  %(prog)s configs/jetmoe_8b/run.yaml parallel.pipeline=1 --gpus 1 --hardware h200 --fit"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from tests.plan.small_plans import hardware, run_tree
 from tests.support import REPO, command
 
 JETMOE = [sys.executable, "-m", "jetmoe_megatron.cli", "plan"]
+HUGE = "model.num_layers=1000", "model.hidden_size=65536", "model.ffn_hidden_size=262144"
 SHIPPED = {"configs/jetmoe_8b/run.yaml": "96", "configs/quickstart/run.yaml": "2", "configs/my_run.yaml": "2"}
 
 
@@ -104,7 +105,7 @@ def test_a_search_and_the_largest_models(run_file: str, gpu: str, option: str) -
         (["--gpus", "1", "--hardware", "h100", "--measured", "missing.json"], "missing.json: No such file"),
         (["--gpus", "1", "--hardware", "h100", "--json", "/proc/plan.json"], "/proc/plan.json"),
         (
-            ["--gpus", "1000000", "--hardware", "h100", "model.num_layers=10000", "model.hidden_size=1000000"],
+            ["--gpus", "1000000", "--hardware", "h100", *HUGE],
             "of weights for each of 1,000,000 GPUs, however they are divided",
         ),
     ],
