@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--search", action="store_true", help="look for the fastest layout that fits")
     what.add_argument("--compare", metavar="OTHER.yaml", help="put another run file beside this one")
     what.add_argument("--fit", action="store_true", help="find the largest models of this shape that fit")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with drawings, for a browser")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was found")
 
 
@@ -71,10 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     gpus = _numbers(arguments.gpus)
-    if len(gpus) > 1 and (arguments.search or arguments.fit or arguments.compare or arguments.json):
-        raise UserError("--gpus: name one number with --search, --fit, --compare and --json")
-    if arguments.json and (arguments.search or arguments.fit or arguments.compare):
-        raise UserError("--json: writes one plan, without --search, --fit and --compare")
+    alone = arguments.search or arguments.fit or arguments.compare
+    if len(gpus) > 1 and (alone or arguments.json or arguments.html):
+        raise UserError("--gpus: name one number with --search, --fit, --compare, --json and --html")
+    for option, file in (("--json", arguments.json), ("--html", arguments.html)):
+        if file and alone:
+            raise UserError(f"{option}: writes one plan, without --search, --fit and --compare")
     from jetmoe_megatron.config.hardware import find_hardware
 
     hardware = find_hardware(arguments.hardware)
@@ -122,6 +125,7 @@ def _plan(
     run: Run, gpus: int, hardware: Hardware, arguments: argparse.Namespace, processes: WorkerProcesses
 ) -> Iterator[str]:
     from jetmoe_megatron.plan.advice import advice, better_by_one_change
+    from jetmoe_megatron.plan.page import page
     from jetmoe_megatron.plan.plan import make_plan
     from jetmoe_megatron.plan.text import text
 
@@ -130,6 +134,8 @@ def _plan(
     yield from advice(plan, better_by_one_change(plan, processes))
     if arguments.json:
         _write(arguments.json, json.dumps(plan.tree()))
+    if arguments.html:
+        _write(arguments.html, page(plan))
 
 
 def _search(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes: WorkerProcesses) -> Iterator[str]:

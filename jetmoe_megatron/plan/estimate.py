@@ -1,36 +1,42 @@
 """How long a step takes and what a run costs, from its rehearsal and the rates of a GPU: an estimate, no measurement.
 
 Each operation takes as long as its FLOPs or its bytes, whichever is longer, at the rates that a hardware file assumes.
-Operations of a rank follow each other. A stage waits for the slowest one, and at both ends of a step for the pipeline
-to fill and to drain.
+Operations of a pass follow each other. When the passes of each stage run is found from Megatron's schedule
+(`timeline.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.hardware import Hardware
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.plan.parts import SCORES
+from jetmoe_megatron.plan.parts import BACKWARD, FORWARD, RECOMPUTE, SCORES
 from jetmoe_megatron.plan.rehearsal import Kernels, Rehearsal, Transfers
+from jetmoe_megatron.plan.schedule import orders
+from jetmoe_megatron.plan.timeline import GATHER, REDUCTION, UPDATE, Span, StageSeconds, timeline
+from jetmoe_megatron.plan.work import MESSAGE
 
-# Messages and collectives that the run may send beside its computation, by the setting that allows it.
+# Collectives that the run may send beside its computation, by the setting that allows it.
 _REDUCES, _GATHERS = ("reduce_scatter_tensor", "all_reduce"), ("all_gather_into_tensor",)
 _OF_GRADIENTS = ("DATA_PARALLEL_GROUP_WITH_CP", "EXPERT_DATA_PARALLEL_GROUP")
 
 
 @dataclass(frozen=True)
 class StageTime:
-    """Seconds of a step on one rank."""
+    """Seconds of a step on one rank. Messages between stages are in none of them: a stage waits for its neighbours."""
 
     compute: dict[str, float]  # by part of the model
     transfers: dict[str, float]  # by group; what nothing hides
     hidden_transfers: float  # beside the computation
     host_waits: float
+    seconds: StageSeconds  # the same by pass
 
     @property
     def busy(self) -> float:
@@ -41,8 +47,10 @@ class StageTime:
 class Estimate:
     """Of a run on so many GPUs, if each step is like the rehearsed one."""
 
-    stages: list[StageTime]
-    bubble: float  # share of the step in which a rank of the slowest stage waits for others
+    stages: list[StageTime]  # of each rehearsed rank
+    of_stages: list[StageSeconds]  # of each stage of the pipeline, by its slowest rank
+    timeline: list[list[Span]] = field(repr=False)  # of the same
+    bubble: float  # share of the step in which the busiest stage waits for others, or for their messages
     step_seconds: float
     tokens_per_second: float
     mfu: float  # by 6N
@@ -50,21 +58,37 @@ class Estimate:
     days: float
     dollars: float
 
+    def tree(self) -> dict[str, Any]:
+        """For JSON, without the timeline, which has each pass of the step."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "timeline"}
+
 
 def estimate(run: Run, layout: Layout, hardware: Hardware, world: Sequence[Rehearsal]) -> Estimate:
-    """world: of `rehearse_world`."""
-    stages = [stage_time(run, hardware, rehearsal) for rehearsal in world]
-    slowest = max(stage.busy for stage in stages)
-    # With the 1F1B schedule, virtual stages shorten it (arXiv 2104.04473, section 2.2).
-    waits = (layout.pipeline - 1) / (layout.virtual_pipeline * layout.micro_batches) * slowest
-    seconds = slowest + waits
+    """
+    Args:
+        world: ranks of the first stage and of any others. A stage without one takes as long as the nearest before it.
+    """
+    alone = [stage_time(run, hardware, rehearsal) for rehearsal in world]
+    slowest: dict[int, StageTime] = {}
+    for rehearsal, stage in zip(world, alone, strict=True):
+        number = rehearsal.place["pipeline"]
+        slowest[number] = max(slowest.get(number, stage), stage, key=lambda one: one.busy)
+    of_all = [slowest[max(one for one in slowest if one <= number)].seconds for number in range(layout.pipeline)]
+    spans = timeline(orders(run, layout), of_all)
+    stages = [
+        _beside_passes(stage, spans[rehearsal.place["pipeline"]]) for rehearsal, stage in zip(world, alone, strict=True)
+    ]
+    seconds = max(own[-1].end for own in spans)
+    busy = max(sum(span.seconds for span in own) for own in spans)
     tokens = run.batch.global_tokens
     flops = step_flops(run.model, run.batch.sequence_length, tokens)
     peak = layout.world * hardware.bf16_tflops * 1e12
     hours = layout.steps * seconds / 3600
     return Estimate(
         stages=stages,
-        bubble=waits / seconds,
+        of_stages=of_all,
+        timeline=spans,
+        bubble=1 - busy / seconds,
         step_seconds=seconds,
         tokens_per_second=tokens / seconds,
         mfu=flops.weights_only / seconds / peak,
@@ -75,22 +99,66 @@ def estimate(run: Run, layout: Layout, hardware: Hardware, world: Sequence[Rehea
 
 
 def stage_time(run: Run, hardware: Hardware, rehearsal: Rehearsal) -> StageTime:
+    """As if all that may run beside the passes were hidden by them."""
     compute: dict[str, float] = defaultdict(float)
-    for kernels in rehearsal.kernels:
-        compute[kernels.part] += kernels.number * kernel_seconds(kernels, hardware)
     exposed: dict[str, float] = defaultdict(float)
-    hidden = 0.0
+    total: dict[tuple[str, int], float] = defaultdict(float)  # by direction and chunk
+    for kernels in rehearsal.kernels:
+        seconds = kernels.number * kernel_seconds(kernels, hardware)
+        compute[kernels.part] += seconds
+        total[kernels.direction, kernels.chunk] += seconds
+    beside = dict.fromkeys((_REDUCES, _GATHERS), 0.0)
+    message = 0.0
     for transfers in rehearsal.transfers:
         seconds = transfers.number * transfer_seconds(transfers, hardware)
-        if _is_overlapped(run, transfers):
-            hidden += seconds
+        if transfers.direction == MESSAGE:
+            neighbour = replace(transfers, ranks=[rehearsal.rank, _neighbour(run, rehearsal)])
+            message = max(message, transfer_seconds(neighbour, hardware))
+        elif kinds := _overlapped(run, transfers):
+            beside[kinds] += seconds
         else:
             exposed[transfers.group] += seconds
-    # Reductions run beside the backward pass of the last micro-batch, gathers beside the forward pass of the first.
-    beside = sum(compute.values()) / rehearsal.micro_batches
-    exposed["not hidden"] += max(0.0, hidden - beside)
-    waits = sum(rehearsal.host_waits.values()) * hardware.assumed.host_wait_seconds
-    return StageTime(dict(compute), dict(exposed), min(hidden, beside), waits)
+            total[transfers.direction, transfers.chunk] += seconds
+    for waits in rehearsal.host_waits:
+        total[waits.direction, waits.chunk] += waits.number * hardware.assumed.host_wait_seconds
+
+    def of_a_pass(direction: str) -> list[float]:
+        return [total[direction, chunk] / rehearsal.micro_batches for chunk in range(run.parallel.virtual_pipeline)]
+
+    return StageTime(
+        compute=dict(compute),
+        transfers=dict(exposed),
+        hidden_transfers=sum(beside.values()),
+        host_waits=sum(waits.number for waits in rehearsal.host_waits) * hardware.assumed.host_wait_seconds,
+        seconds=StageSeconds(
+            forward=of_a_pass(FORWARD),
+            recompute=of_a_pass(RECOMPUTE),
+            backward=of_a_pass(BACKWARD),
+            message=message,
+            gather=beside[_GATHERS],
+            reduction_beside=beside[_REDUCES],
+            reduction=total[REDUCTION, 0],
+            update=total[UPDATE, 0],
+        ),
+    )
+
+
+def _neighbour(run: Run, rehearsal: Rehearsal) -> int:
+    """The rank of the next stage, for the last one of that before, with which this one exchanges messages."""
+    stage = rehearsal.world // run.parallel.pipeline  # Megatron's order: ranks of a stage follow each other
+    after = rehearsal.rank + stage
+    return after if after < rehearsal.world else rehearsal.rank - stage
+
+
+def _beside_passes(stage: StageTime, spans: Sequence[Span]) -> StageTime:
+    """With what the passes of its stage do not hide."""
+    late = sum(span.seconds for span in spans if span.direction in (GATHER, REDUCTION)) - stage.seconds.reduction
+    late = min(max(late, 0.0), stage.hidden_transfers)
+    if not late:
+        return stage
+    return replace(
+        stage, transfers={**stage.transfers, "not hidden": late}, hidden_transfers=stage.hidden_transfers - late
+    )
 
 
 def kernel_seconds(kernels: Kernels, hardware: Hardware) -> float:
@@ -133,12 +201,14 @@ def link(transfers: Transfers, hardware: Hardware) -> float:
     return min(nvlink, network * together)
 
 
-def _is_overlapped(run: Run, transfers: Transfers) -> bool:
-    if transfers.group not in _OF_GRADIENTS:
-        return False
-    return (run.parallel.overlap_grad_reduce and transfers.kind in _REDUCES) or (
-        run.parallel.overlap_param_gather and transfers.kind in _GATHERS
-    )
+def _overlapped(run: Run, transfers: Transfers) -> tuple[str, ...] | None:
+    """The kinds to which it belongs, if they may be sent beside the passes."""
+    if transfers.group in _OF_GRADIENTS:
+        if run.parallel.overlap_grad_reduce and transfers.kind in _REDUCES:
+            return _REDUCES
+        if run.parallel.overlap_param_gather and transfers.kind in _GATHERS:
+            return _GATHERS
+    return None
 
 
 def bytes_needed(hardware: Hardware, rehearsal: Rehearsal) -> float:

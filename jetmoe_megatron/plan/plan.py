@@ -66,7 +66,7 @@ class Plan:
             "verdict": self.verdict,
             "memory_left": self.left,
             "bytes_needed": [bytes_needed(self.hardware, rehearsal) for rehearsal in self.world],
-            "estimate": dataclasses.asdict(self.estimate),
+            "estimate": self.estimate.tree(),
             "ranks": [dataclasses.asdict(rehearsal) for rehearsal in self.world],
         }
 

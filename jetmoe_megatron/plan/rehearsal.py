@@ -13,7 +13,8 @@ class Kernels:
     """Operations that are the same but for when they run."""
 
     part: str  # of the model
-    direction: str  # forward, backward or recompute
+    direction: str  # forward, recompute or backward; reduction or update outside of passes
+    chunk: int  # of the model's chunks on the rank, which are its virtual stages; 0 outside of passes
     name: str
     shapes: str  # of the tensors that it reads
     number: int
@@ -25,12 +26,24 @@ class Kernels:
 class Transfers:
     """Collectives or messages that are the same but for when they run."""
 
+    direction: str  # as of kernels; message: between passes
+    chunk: int
     group: str
     ranks: list[int]  # of the world
     kind: str
     dtype: str
     elements: int  # of the tensor that this rank gives, or gets if it gives none
     bytes: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The host waits for the device."""
+
+    direction: str  # as of kernels
+    chunk: int
+    place: str  # in the program
     number: int
 
 
@@ -55,7 +68,7 @@ class Rehearsal:
     memory: Memory
     kernels: list[Kernels] = field(repr=False)
     transfers: list[Transfers] = field(repr=False)
-    host_waits: dict[str, int] = field(repr=False)  # by the place in the program
+    host_waits: list[Waits] = field(repr=False)
 
     def flops(self, by: Callable[[Kernels], str] = lambda kernels: kernels.part) -> dict[str, int]:
         """Floating-point operations of the step's matmuls and attention, by part of the model."""
@@ -77,5 +90,6 @@ class Rehearsal:
                 "memory": Memory(**tree["memory"]),
                 "kernels": [Kernels(**entry) for entry in tree["kernels"]],
                 "transfers": [Transfers(**entry) for entry in tree["transfers"]],
+                "host_waits": [Waits(**entry) for entry in tree["host_waits"]],
             }
         )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch import Tensor
 
@@ -27,11 +28,13 @@ from jetmoe_megatron.plan.fake_world import NOWHERE, fake_world
 from jetmoe_megatron.plan.host_values import HostValues
 from jetmoe_megatron.plan.memory import ACTIVATIONS, Ledger
 from jetmoe_megatron.plan.parts import OPTIMIZER, Parts
-from jetmoe_megatron.plan.rehearsal import Kernels, Memory, Rehearsal, Transfers
+from jetmoe_megatron.plan.rehearsal import Kernels, Memory, Rehearsal, Transfers, Waits
 from jetmoe_megatron.plan.routing import Routing
+from jetmoe_megatron.plan.timeline import REDUCTION, UPDATE
 from jetmoe_megatron.plan.tracer import Tracer
 from jetmoe_megatron.plan.ways import as_a_gpu, as_the_cpu
 from jetmoe_megatron.plan.work import Work, extrapolated
+from jetmoe_megatron.training import step
 from jetmoe_megatron.training.metrics import reduce_metrics
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.step import compute_gradients, update_weights
@@ -77,6 +80,7 @@ def _build(run: Run, layout: Layout, tracer: Tracer) -> tuple[list[Any], Any]:
     # without Megatron's marks.
     with tracer.on_the_cpu(without_numbers="floats"), contextlib.redirect_stdout(io.StringIO()):
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=False))
+    _know_reductions(tracer.parts, model[0].config)
     optimizer = build_optimizer(run, model)
     for kind, tensors in _kept(model, optimizer).items():
         for tensor in tensors:
@@ -105,10 +109,10 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
         memory=Memory(kept, work.peak, work.peak_in_update),
         kernels=_kernels(work),
         transfers=[
-            Transfers(sent.group, list(sent.ranks), sent.kind, sent.dtype, sent.elements, sent.bytes, number)
+            Transfers(**{**vars(sent), "ranks": list(sent.ranks)}, number=number)
             for sent, number in work.transfers.items()
         ],
-        host_waits=dict(work.host_waits),
+        host_waits=[Waits(**vars(wait), number=number) for wait, number in work.host_waits.items()],
     )
 
 
@@ -129,7 +133,7 @@ def _step(run: Run, model: list[Any], optimizer: Any, micro_batches: int, tracer
     ledger, work = tracer.ledger, Work()
     tracer.work = work
     ledger.restart_peak()
-    with tracer.parts.watched(model):
+    with tracer.parts.watched(model), _passes_known(tracer.parts):
         losses, norm = compute_gradients(model, optimizer, [_micro_batch(run)] * micro_batches)
         reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
         work.peak = _positive(ledger.peak)
@@ -138,6 +142,32 @@ def _step(run: Run, model: list[Any], optimizer: Any, micro_batches: int, tracer
             update_weights(optimizer, norm, run.optimizer.max_lr)
         work.peak_in_update = _positive(ledger.peak)
     return work
+
+
+@contextlib.contextmanager
+def _passes_known(parts: Parts) -> Iterator[None]:
+    """Within it, what Megatron's schedule runs is in passes, unless it only counts what routers choose."""
+
+    def schedule() -> Callable[..., Any]:
+        original = get_forward_backward_func()
+
+        def run(**arguments: Any) -> Any:
+            with parts.outside(UPDATE if arguments["forward_only"] else None):
+                return original(**arguments)
+
+        return run
+
+    with patch.object(step, "get_forward_backward_func", schedule):
+        yield
+
+
+def _know_reductions(parts: Parts, config: Any) -> None:
+    """What Megatron's schedule calls to reduce gradients is in no pass."""
+    reduction = parts.outside(REDUCTION)
+    config.finalize_model_grads_func = reduction(config.finalize_model_grads_func)
+    start = config.grad_sync_func
+    if start is not None:
+        config.grad_sync_func = [reduction(one) for one in start] if isinstance(start, list) else reduction(start)
 
 
 def _kept(model: list[Any], optimizer: Any) -> dict[str, list[Tensor]]:
@@ -188,6 +218,6 @@ def _positive(sizes: Mapping[str, int]) -> dict[str, int]:
 
 def _kernels(work: Work) -> list[Kernels]:
     return [
-        Kernels(one.part, one.direction, one.name, one.shapes, number, work.flops[one], work.bytes[one])
+        Kernels(**vars(one), number=number, flops=work.flops[one], bytes=work.bytes[one])
         for one, number in work.kernels.items()
     ]

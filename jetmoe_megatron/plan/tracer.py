@@ -19,7 +19,7 @@ from jetmoe_megatron.plan.host_values import HostValues
 from jetmoe_megatron.plan.memory import ACTIVATIONS, COMMUNICATION, Ledger
 from jetmoe_megatron.plan.parts import LOGITS, MOA, SCORES, Parts
 from jetmoe_megatron.plan.shapes import Shapes
-from jetmoe_megatron.plan.work import Operation, Work, flops_of, size_of, transfers
+from jetmoe_megatron.plan.work import Operation, Wait, Work, flops_of, size_of, transfers
 
 aten = torch.ops.aten
 _CPU = torch.device("cpu")
@@ -108,10 +108,11 @@ class Tracer(TorchDispatchMode):
 
     def wait(self) -> None:
         """The host waits for the device."""
-        self.work.host_waits[_place()] += 1
+        place = self.parts.now()
+        self.work.host_waits[Wait(place.direction, place.chunk, _place())] += 1
 
     def _note(self, name: str, function: Any, arguments: Any, result: Any) -> None:
-        part, direction = self.parts.now()
+        part, direction, chunk = self.parts.now()
         if part == MOA and (name == "bmm" or name.startswith("_scaled_dot_product")):
             part = SCORES
         written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
@@ -123,14 +124,15 @@ class Tracer(TorchDispatchMode):
         if name in _NO_KERNEL:
             return
         shapes = " ".join("x".join(map(str, tensor.shape)) for tensor in read)
-        operation = Operation(part, direction, name, shapes)
+        operation = Operation(part, direction, chunk, name, shapes)
         if operation not in self.work.kernels:
             flops = 0 if function is None else flops_of(function, arguments, result, self._causal_half)
             self.work.flops[operation], self.work.bytes[operation] = flops, size_of(read + written)
         self.work.kernels[operation] += 1
 
     def _transfer(self, function: Any, arguments: tuple[Any, ...]) -> Any:
-        for sent, outputs, inputs in transfers(function, arguments):
+        _, direction, chunk = self.parts.now()
+        for sent, outputs, inputs in transfers(function, arguments, direction, chunk):
             if len(sent.ranks) > 1:
                 self.work.transfers[sent] += 1
             for tensor in outputs:

@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
+MESSAGE = "message"  # to or from another stage, between passes
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Operation:
     """What kernels of one kind have in common."""
 
     part: str  # of the model
-    direction: str  # forward, backward or recompute
+    direction: str  # forward, recompute or backward; reduction or update outside of passes
+    chunk: int  # of the model's chunks on the rank
     name: str
     shapes: str  # of the tensors that it reads
 
@@ -29,6 +31,8 @@ class Transfer:
     """A collective, or a message to or from another rank. Bytes are those of the tensor that this rank gives, or gets
     if it gives none."""
 
+    direction: str  # as of an operation; MESSAGE
+    chunk: int
     group: str
     ranks: tuple[int, ...]  # of the world
     kind: str
@@ -37,13 +41,22 @@ class Transfer:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Wait:
+    """The host waits for the device."""
+
+    direction: str  # as of an operation
+    chunk: int
+    place: str  # in the program
+
+
 @dataclass
 class Work:
     kernels: Counter[Operation] = field(default_factory=Counter)
     flops: dict[Operation, int] = field(default_factory=dict)  # of one kernel
     bytes: dict[Operation, int] = field(default_factory=dict)  # that one kernel reads and writes
     transfers: Counter[Transfer] = field(default_factory=Counter)
-    host_waits: Counter[str] = field(default_factory=Counter)  # by the place in the program
+    host_waits: Counter[Wait] = field(default_factory=Counter)
     peak: dict[str, int] = field(default_factory=dict)  # bytes held up to the update, when they were most, by kind
     peak_in_update: dict[str, int] = field(default_factory=dict)
 
@@ -89,12 +102,15 @@ def size_of(tensors: list[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def transfers(function: Any, arguments: tuple[Any, ...]) -> list[tuple[Transfer, list[Tensor], list[Tensor]]]:
+def transfers(
+    function: Any, arguments: tuple[Any, ...], direction: str, chunk: int
+) -> list[tuple[Transfer, list[Tensor], list[Tensor]]]:
     """What a c10d operation sends or receives: each with the tensors that it writes and those that it reads."""
     name = function._schema.name.removeprefix("c10d::")
     kind, wrote, read = _KINDS[name]
     (group,) = (ProcessGroup.unbox(x) for x in arguments if isinstance(x, torch.ScriptObject) and _is_group(x))
     ranks = tuple(torch.distributed.get_process_group_ranks(group))
+    pass_ = (MESSAGE, 0) if kind in ("send", "recv") else (direction, chunk)
     outputs, inputs = ([] if place is None else _flat(arguments[place]) for place in (wrote, read))
     pairs = [([one], [other]) for one, other in zip(outputs, inputs, strict=True)] if "coalesced" in name else []
     found = []
@@ -102,7 +118,8 @@ def transfers(function: Any, arguments: tuple[Any, ...]) -> list[tuple[Transfer,
         tensors = [] if kind == "barrier" else given or written
         dtype = str(tensors[0].dtype).removeprefix("torch.") if tensors else ""
         elements = sum(tensor.numel() for tensor in tensors)
-        found.append((Transfer(group.group_desc, ranks, kind, dtype, elements, size_of(tensors)), written, given))
+        sent = Transfer(*pass_, group.group_desc, ranks, kind, dtype, elements, size_of(tensors))
+        found.append((sent, written, given))
     return found
 
 

@@ -12,7 +12,8 @@ from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.plan.rehearsal import Rehearsal
+from jetmoe_megatron.plan.parts import LOGITS
+from jetmoe_megatron.plan.rehearsal import Rehearsal, Waits
 from jetmoe_megatron.plan.routing import Routing
 from tests.parallel.test_equal_to_one_process import run_tree
 from tests.ranks import run_ranks
@@ -73,6 +74,45 @@ def test_recomputation_is_told_apart() -> None:
     assert sum(full.memory.peak.values()) < sum(none.memory.peak.values())
 
 
+def test_passes_and_chunks_are_told_apart() -> None:
+    """Each chunk of each of two stages has one of four equal layers; the last one has the logits, too."""
+    one = rehearsed(2, {"pipeline": 2, "virtual_pipeline": 2, "overlap_grad_reduce": True})
+    found = [plan.flops(lambda k: f"{k.direction} {k.chunk}" if k.part != LOGITS else k.part) for plan in one]
+    layer = found[0]["forward 0"]
+    for flops in found:
+        assert flops["forward 0"] == flops["forward 1"] == layer
+        assert flops["backward 0"] == flops["backward 1"] > 2 * layer  # flash attention computes its scores again
+        assert set(flops) <= {"forward 0", "forward 1", "backward 0", "backward 1", LOGITS}
+    assert LOGITS in found[1] and LOGITS not in found[0]
+    assert {k.chunk for plan in one for k in plan.kernels if k.part == LOGITS} == {1}
+    assert {k.chunk for plan in one for k in plan.kernels if k.part == "embedding"} == {0}
+    assert {k.direction for plan in one for k in plan.kernels if k.part == "optimizer"} == {"update"}
+
+
+def test_a_pass_that_only_counts_is_in_no_pass() -> None:
+    balance = {"balance": 0.1, "z": 0.01}
+    of_a_micro_batch, of_the_step = (
+        rehearsed(1, {}, losses={**balance, "scope": scope})[0].flops(lambda k: k.direction)
+        for scope in ("micro_batch", "global_batch")
+    )
+    assert of_the_step["forward"] == of_a_micro_batch["forward"]
+    assert of_the_step["update"] > 0
+
+
+def test_an_overlapped_exchange_hides_no_part_and_no_chunk() -> None:
+    """Megatron then calls the parts of a layer and the output layer alone, without the model."""
+    sharded = {"expert": 2, "pipeline": 2, "virtual_pipeline": 2}
+    plain, overlapped = (
+        rehearsed(4, {**sharded, "overlap_moe_expert_parallel_comm": overlap}) for overlap in (False, True)
+    )
+    for one, other in zip(plain, overlapped, strict=True):
+        assert one.flops(lambda k: f"{k.part}, {k.direction}, {k.chunk}") == other.flops(
+            lambda k: f"{k.part}, {k.direction}, {k.chunk}"
+        )
+        passes = {(k.direction, k.chunk) for k in other.kernels if k.part == LOGITS}
+        assert passes == {(k.direction, k.chunk) for k in one.kernels if k.part == LOGITS}
+
+
 def test_a_mask_of_documents_lets_no_kernel_skip_half_of_the_scores() -> None:
     (causal,), (masked,) = rehearsed(1, {}), rehearsed(1, {}, data={"mask_attention": True})
     assert masked.flops()["attention scores"] == 2 * causal.flops()["attention scores"]
@@ -81,18 +121,19 @@ def test_a_mask_of_documents_lets_no_kernel_skip_half_of_the_scores() -> None:
 def test_the_host_waits_twice_in_a_step_without_expert_parallelism() -> None:
     for micro_sequences in (1, 4):
         (plan,) = rehearsed(1, {}, batch__micro_sequences=micro_sequences)
-        assert plan.host_waits == {
-            "optimizer/clip_grads.py, get_grad_norm_fp32": 1,
-            "training/metrics.py, _sum_over_ranks": 1,
-        }
+        assert plan.host_waits == [
+            Waits("update", 0, "optimizer/clip_grads.py, get_grad_norm_fp32", 1),
+            Waits("update", 0, "training/metrics.py, _sum_over_ranks", 1),
+        ]
 
 
 def test_the_host_waits_in_each_layer_with_sharded_attention_experts() -> None:
     plans = rehearsed(2, {"expert": 2, "attention_experts": "sharded"})
     layers_and_micro_batches = 4 * 2
     for plan in plans:
-        assert plan.host_waits["moe/token_dispatcher.py, _maybe_dtoh_and_synchronize"] == layers_and_micro_batches
-        assert plan.host_waits["model/token_dispatcher.py, _plan_exchange"] == 3 * layers_and_micro_batches
+        number = {(waits.direction, waits.place): waits.number for waits in plan.host_waits}
+        assert number["forward", "moe/token_dispatcher.py, _maybe_dtoh_and_synchronize"] == layers_and_micro_batches
+        assert number["forward", "model/token_dispatcher.py, _plan_exchange"] == 3 * layers_and_micro_batches
 
 
 def test_the_fullest_expert_costs_its_rank_memory_and_time() -> None:
