@@ -131,9 +131,9 @@ def qwen() -> list[str]:
         f"| all tensors | {sum(peak.values()):.1f} |",
         "",
         f"The publisher's recipe reduces gradients in bf16 ({gradients:.1f} GiB less), and its precision-aware",
-        f"optimizer keeps the 16 bits that the weights lack ({masters:.1f} GiB less than main weights). Of the difference",
-        f"{rest:.1f} GiB remain, {rest * 1024 / 48:.0f} MiB in each layer. One copy of the rows for the attention's experts,",
-        f"8 for each of 4,096 tokens, is {8 * 4096 * 2048 * 2 / 2**20:.0f} MiB.",
+        f"optimizer keeps the 16 bits that the weights lack ({masters:.1f} GiB less than main weights). Of the",
+        f"difference {rest:.1f} GiB remain, {rest * 1024 / 48:.0f} MiB in each layer. One copy of the rows for the",
+        f"attention's experts, 8 for each of 4,096 tokens, is {8 * 4096 * 2048 * 2 / 2**20:.0f} MiB.",
     ]
 
 
