@@ -13,7 +13,7 @@ STACK_TESTS := tests/runtime/test_cpu.py tests/model/test_parity.py tests/model/
 	tests/parallel/test_equal_to_one_process.py tests/parallel/test_expert_overlap.py tests/parallel/test_collectives.py \
 	tests/training/test_pretrain.py tests/checkpoint/test_read_once.py \
 	tests/checkpoint/test_golden.py tests/checkpoint/test_no_code.py tests/checkpoint/test_other_stack.py \
-	tests/data/test_documents.py tests/test_docs.py
+	tests/data/test_documents.py tests/plan/test_truth.py tests/plan/test_schedule.py tests/test_docs.py
 
 # Two files of tests at a time; most tests wait, or keep one core busy. Empty: one.
 AT_ONCE ?= -n 2 --dist loadfile

@@ -15,7 +15,7 @@ from jetmoe_megatron.plan.plan import Plan, plan_ends
 from jetmoe_megatron.plan.settings import Settings, legal, neighbours
 from jetmoe_megatron.plan.world import kept_on_the_first_stage
 
-MOST = 96
+MOST = 64
 _AT_ONCE = 3  # layouts whose neighbours are looked at together
 
 

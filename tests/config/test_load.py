@@ -15,7 +15,7 @@ from jetmoe_megatron.errors import UserError
 from tests.support import REPO, small_run, write_run
 
 DATA = {"code": "data/code", "prose": "data/prose"}
-CONFIGS = sorted((REPO / "configs").rglob("*run.yaml"))
+CONFIGS = sorted((REPO / "configs").rglob("*run*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -15,7 +15,7 @@ from jetmoe_megatron.config.origin import show
 from tests.support import REPO, jetmoe, small_run, write_run
 
 DATA = {"code": "data/code", "prose": "data/prose"}
-CONFIGS = sorted((REPO / "configs").rglob("*run.yaml"))
+CONFIGS = sorted((REPO / "configs").rglob("*run*.yaml"))
 
 
 @pytest.fixture(autouse=True)

@@ -34,13 +34,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The published run reads more than the indices that a start builds by itself.
 FEW = ["phases.0.tokens=8388608", "phases.1.tokens=8388608", "schedule.warmup_tokens=4194304"]
-SHIPPED = {
-    "quickstart/run.yaml": ([], r"memory: fits: the rank needs \S+ MB of \S+ GB \(available here\)"),
-    "my_run.yaml": ([], r"memory: fits: the rank needs \S+ MB of \S+ GB \(available here\)"),
-    "jetmoe_8b/run.yaml": (
-        ["--world", "96", "--hardware", "h100", *FEW],
-        r"memory: fits: the fullest rank \(0 of 96\) needs \S+ GB of 80 GB \(H100 SXM\)",
-    ),
+HERE = [], r"memory: fits: the rank needs \S+ MB of \S+ GB \(available here\)"
+ON_96 = (
+    ["--world", "96", "--hardware", "h100", *FEW],
+    r"memory: fits: the fullest rank \(0 of 96\) needs \S+ GB of 80 GB \(H100 SXM\)",
+)
+SHIPPED: dict[str, tuple[list[str], str]] = {
+    "quickstart/run.yaml": HERE,
+    "my_run.yaml": HERE,
+    "jetmoe_8b/run.yaml": ON_96,
+    "jetmoe_8b/run_planned.yaml": ON_96,
 }
 
 

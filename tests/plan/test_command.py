@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jetmoe_megatron.config import load_run
 from jetmoe_megatron.plan.rehearsal import Rehearsal
+from jetmoe_megatron.plan.settings import Settings
 from tests.plan.small_plans import hardware, run_tree
 from tests.support import REPO, command
 
 JETMOE = [sys.executable, "-m", "jetmoe_megatron.cli", "plan"]
 HUGE = "model.num_layers=1000", "model.hidden_size=65536", "model.ffn_hidden_size=262144"
-SHIPPED = {"configs/jetmoe_8b/run.yaml": "96", "configs/quickstart/run.yaml": "2", "configs/my_run.yaml": "2"}
+SHIPPED = {
+    "configs/jetmoe_8b/run.yaml": "96",
+    "configs/jetmoe_8b/run_planned.yaml": "96",
+    "configs/quickstart/run.yaml": "2",
+    "configs/my_run.yaml": "2",
+}
 
 
 @pytest.fixture
@@ -50,6 +57,16 @@ def test_all_yaml_files_of_runs_are_planned() -> None:
         if "phases" in (yaml.safe_load(path.read_text()) or {})
     }
     assert runs == SHIPPED.keys()
+
+
+def test_the_planned_run_is_the_published_one_in_another_layout() -> None:
+    published, planned = (
+        load_run(REPO / "configs/jetmoe_8b" / name, need_variables=False) for name in ("run.yaml", "run_planned.yaml")
+    )
+    settings = Settings.of(planned)
+    assert settings.changed(Settings.of(published)) == {"batch.micro_sequences": 2}
+    names = {"name": planned.name, "output_dir": planned.output_dir}
+    assert settings.apply(published).model_copy(update=names) == planned
 
 
 def test_json_holds_all_that_was_found(run_file: str, gpu: str, tmp_path: Path) -> None:
