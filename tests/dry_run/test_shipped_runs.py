@@ -21,10 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shipped")
     (folder / "texts.jsonl").write_text(json.dumps({"text": "the quick brown fox"}) + "\n")
     texts = "".join(file.read_text() for file in (REPO / "configs").rglob("*.yaml"))
-    for name in re.findall(r"tokenizer: (?:\$\{DATA\}/)?([\w/]+)", texts):
+    for name in set(re.findall(r"tokenizer: (?:\$\{DATA\}/)?([\w/]+)", texts)):
         train_bpe([folder / "texts.jsonl"], 270, folder / name)
     random = np.random.default_rng(0)
-    for name in re.findall(r"path: \"?(?:\$\{DATA\}/)?([\w./-]+)", texts):
+    for name in set(re.findall(r"path: \"?(?:\$\{DATA\}/)?([\w./-]+)", texts)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with IndexedWriter(folder / name, np.uint16) as writer:
             for _ in range(100):
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # The published run reads more than the indices that a start builds by itself.
 FEW = ["phases.0.tokens=8388608", "phases.1.tokens=8388608", "schedule.warmup_tokens=4194304"]
-HERE = [], r"memory: fits: the rank needs \S+ MB of \S+ GB \(available here\)"
+HERE: tuple[list[str], str] = [], r"memory: fits: the rank needs \S+ MB of \S+ GB \(available here\)"
 ON_96 = (
     ["--world", "96", "--hardware", "h100", *FEW],
     r"memory: fits: the fullest rank \(0 of 96\) needs \S+ GB of 80 GB \(H100 SXM\)",
