@@ -73,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     gpus = _numbers(arguments.gpus)
     alone = arguments.search or arguments.fit or arguments.compare
-    if len(gpus) > 1 and (alone or arguments.json or arguments.html):
-        raise UserError("--gpus: name one number with --search, --fit, --compare, --json and --html")
+    if len(gpus) > 1 and (arguments.search or arguments.compare or arguments.json or arguments.html):
+        raise UserError("--gpus: name one number with --search, --compare, --json and --html")
     for option, file in (("--json", arguments.json), ("--html", arguments.html)):
         if file and alone:
             raise UserError(f"{option}: writes one plan, without --search, --fit and --compare")
@@ -89,12 +89,12 @@ def run(arguments: argparse.Namespace) -> int:
     with rehearsing_processes() as processes:
         if arguments.measured:
             hardware = with_measured_shares(hardware, arguments.measured, processes)
-        if len(gpus) > 1:
+        if arguments.fit:
+            lines = _fit(planned, gpus, hardware, arguments.imbalance, processes)
+        elif len(gpus) > 1:
             lines = _range(planned, gpus, hardware, arguments.imbalance, processes)
         elif arguments.search:
             lines = _search(planned, gpus[0], hardware, arguments.imbalance, processes)
-        elif arguments.fit:
-            lines = _fit(planned, gpus[0], hardware, arguments.imbalance, processes)
         elif arguments.compare:
             lines = _compare(runs, gpus[0], hardware, arguments.imbalance, processes)
         else:
@@ -147,15 +147,24 @@ def _search(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes
     yield from search_text(run, found)
 
 
-def _fit(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes: WorkerProcesses) -> Iterator[str]:
+def _fit(
+    run: Run, numbers: list[int], hardware: Hardware, imbalance: float, processes: WorkerProcesses
+) -> Iterator[str]:
     from jetmoe_megatron.plan.fit import fit_table, largest_models
 
-    with _progress_bar("widths") as progress:
-        plans = largest_models(run, gpus, hardware, imbalance, processes, progress)
-    if not plans:
-        raise UserError(f"--fit: not even one layer of the narrowest model fits on {gpus} {hardware.gpu}")
-    yield f"The deepest models of each width that fit on {gpus} {hardware.gpu}, {run.precision}:"
-    yield from fit_table(plans)
+    for gpus in numbers:
+        try:
+            with _progress_bar("widths") as progress:
+                plans = largest_models(run, gpus, hardware, imbalance, processes, progress)
+            if not plans:
+                raise UserError(f"--fit: not even one layer of the narrowest model fits on {gpus} {hardware.gpu}")
+        except UserError as error:
+            if len(numbers) == 1:
+                raise
+            yield f"{gpus} GPUs: {error}"
+            continue
+        yield f"The deepest models of each width that fit on {gpus} {hardware.gpu}, {run.precision}:"
+        yield from fit_table(plans)
     yield "All figures are computed from a rehearsal of the program. None is a measurement."
 
 

@@ -103,6 +103,13 @@ def test_a_search_and_the_largest_models(run_file: str, gpu: str, option: str) -
     assert result.stderr == ""  # no bar where there is no terminal
 
 
+def test_the_largest_models_on_each_number_of_gpus(run_file: str, gpu: str) -> None:
+    result = command(*JETMOE, run_file, "--fit", "--gpus", "2..3", "--hardware", gpu, timeout=240)
+    assert result.returncode == 0, result.stderr
+    assert "The deepest models of each width that fit on 2 Small 1, bf16:" in result.stdout
+    assert "3 GPUs: batch: 8 sequences per step" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -115,7 +122,7 @@ def test_a_search_and_the_largest_models(run_file: str, gpu: str, option: str) -
         (["--gpus", "1", "--hardware", "missing.yaml"], "missing.yaml: No such file or directory"),
         (["--gpus", "1", "--hardware", "h100", "--imbalance", "0.5"], "imbalance: must be from 1 to 2"),
         (["--gpus", "1", "--hardware", "h100", "--imbalance", "3"], "(num_experts / top_k), not 3"),
-        (["--gpus", "1..2", "--hardware", "h100", "--fit"], "--gpus: name one number with --search, --fit"),
+        (["--gpus", "1..2", "--hardware", "h100", "--search"], "--gpus: name one number with --search, --compare"),
         (["--gpus", "3", "--hardware", "h100", "parallel.tensor=2"], "does not divide the world of 3 ranks"),
         (["--gpus", "7", "--hardware", "h100", "--search"], "no layout of this run's model and batch divides 7 GPUs"),
         (["--gpus", "1", "--hardware", "h100", "parallel.context=2"], "parallel.context: "),
