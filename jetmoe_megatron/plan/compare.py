@@ -64,9 +64,11 @@ def _parts(plan: Plan) -> dict[str, float]:
     }
 
 
-def setting_lines(settings: Mapping[str, Any]) -> Iterator[str]:
-    """As overrides of a command line."""
-    return (f"{key}={value}" for key, value in settings.items())
+def overrides(run: Run, of: Run) -> str:
+    """What a command line must say of one run to get the other."""
+    new, old = (dict(_leaves(one.model_dump(mode="json"))) for one in (run, of))
+    changed = {key: value for key, value in new.items() if value != old[key]}
+    return " ".join(f"{key}={'null' if value is None else value}" for key, value in changed.items())
 
 
 def settings_that_differ(runs: Sequence[tuple[str, Run]]) -> Iterator[str]:

@@ -155,8 +155,9 @@ def _bubble(plan: Plan) -> str:
 def _rates(plan: Plan) -> str:
     assumed, precision = plan.hardware.assumed, plan.run.precision
     return (
-        f"{assumed.shares_from}: {assumed.matmul:.0%} of the peak in {precision} in matmuls, {assumed.attention:.0%} in attention, "
-        f"{assumed.memory:.0%} of the memory's rate; assumed: {assumed.kernel_seconds * 1e6:g} us a kernel"
+        f"{assumed.shares_from}: {assumed.matmul:.0%} of the peak in {precision} in matmuls, "
+        f"{assumed.attention:.0%} in attention, {assumed.memory:.0%} of the memory's rate; "
+        f"assumed: {assumed.kernel_seconds * 1e6:g} us a kernel"
     )
 
 
