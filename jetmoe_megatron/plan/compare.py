@@ -50,7 +50,7 @@ def difference(plan: Plan, other: Plan) -> str:
     share = plan.estimate.step_seconds / other.estimate.step_seconds - 1
     changes = sorted(((new[part] - old[part], part) for part in new), key=lambda change: -abs(change[0]))
     told = [f"{part} {seconds:+.3f} s" for seconds, part in changes if abs(seconds) >= 0.0005]
-    much = "as long" if not told else f"{abs(share):.1%} {'less' if share < 0 else 'more'} time"
+    much = f"{abs(share):.1%} {'less' if share < 0 else 'more'} time" if abs(share) >= 0.0005 else "as long"
     return f"{much}: {', '.join(told[:3])}" if told else much
 
 

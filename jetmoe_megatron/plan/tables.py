@@ -54,7 +54,7 @@ def head(plan: Plan) -> list[str]:
     nodes = -(-layout.world // hardware.gpus_per_node)
     return [
         f"{run.name}: {total / 1e9:,.2f}B parameters, {active / 1e9:,.2f}B active, {run.precision}",
-        f"on {layout.world} {hardware.gpu}, {nodes} nodes: {describe_layout(layout)}",
+        f"on {layout.world} {hardware.gpu}, {nodes} node{'s' * (nodes > 1)}: {describe_layout(layout)}",
         f"{layout.micro_batches} micro-batches of {run.batch.micro_sequences} x {run.batch.sequence_length} tokens; "
         f"the fullest expert gets {plan.imbalance:g} times the mean",
         NO_MEASUREMENT,

@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from data_tools.parallel import WorkerProcesses
+from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.plan.compare import difference
 from jetmoe_megatron.plan.estimate import bytes_needed
 from jetmoe_megatron.plan.plan import make_plan, plan_ends
 from jetmoe_megatron.plan.search import Found, search
@@ -97,3 +99,18 @@ def test_its_lines_are_a_run_of_the_same_figures(
         )
         assert plan.estimate.step_seconds == one.seconds and one.plan is not None
         assert bytes_needed(hardware(), plan.fullest) == bytes_needed(hardware(), one.plan.fullest)
+
+
+@pytest.mark.parametrize("parallel", [{"pipeline": 4}, {"pipeline": 4, "expert": 2}, {"tensor": 2, "pipeline": 2}])
+def test_what_a_search_rehearses_says_what_the_whole_plan_does(
+    parallel: dict[str, Any], processes: WorkerProcesses
+) -> None:
+    own = run(parallel=parallel, model__num_layers=8)
+    layout = resolve_layout(own, 8)
+    (found,), whole = (
+        plan_ends([(own, layout)], hardware(), 1.5, processes),
+        make_plan(own, 8, hardware(), 1.5, processes),
+    )
+    assert found.estimate.timeline == whole.estimate.timeline
+    assert found.left == whole.left and len(found.world) <= len(whole.world)
+    assert difference(found, whole) == "as long"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def test_parts_add_up(name: str, plan: Any) -> None:
     assert one.step_seconds >= max(stage.busy for stage in one.stages) * (1 - 1e-9)
     assert found.stage(found.slowest).busy + one.bubble * one.step_seconds == pytest.approx(one.step_seconds)
     for spans in one.timeline:
-        assert all(a.end <= b.start + 1e-12 for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.end <= b.start + 1e-12 for a, b in pairwise(spans))
     hours = found.layout.steps * one.step_seconds / 3600
     assert one.dollars == pytest.approx(found.layout.world * hours * GPU.dollars_per_gpu_hour)
     assert one.days == pytest.approx(hours / 24)
