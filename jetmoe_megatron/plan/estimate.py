@@ -174,7 +174,7 @@ def transfer_seconds(transfers: Transfers, hardware: Hardware) -> float:
     """Of one of them, by the bytes that pass a rank's slowest link: of a ring, unless each rank sends to each other."""
     assumed, ranks, given = hardware.assumed, len(transfers.ranks), transfers.bytes
     if transfers.kind in ("all_to_all", "all_to_all_single"):
-        here = min(Counter(rank // hardware.gpus_per_node for rank in transfers.ranks).values())
+        here = _fewest_on_a_node(transfers, hardware)
         within = (here - 1) / ranks * given / _nvlink(hardware)
         beyond = (ranks - here) / ranks * given / _network(hardware)  # no rank of the node can send it for another
         return max(within, beyond, assumed.transfer_seconds)
@@ -193,11 +193,15 @@ def _link(transfers: Transfers, hardware: Hardware) -> float:
 
     Ranks of a ring on the same node send for each other. Consecutive ranks are on a node.
     """
-    nodes = {rank // hardware.gpus_per_node for rank in transfers.ranks}
-    if len(nodes) == 1:
+    here = _fewest_on_a_node(transfers, hardware)
+    if here == len(transfers.ranks):
         return _nvlink(hardware)
-    together = 1 if transfers.kind in ("send", "recv") else len(transfers.ranks) / len(nodes)
+    together = 1 if transfers.kind in ("send", "recv") else here
     return min(_nvlink(hardware), _network(hardware) * together)
+
+
+def _fewest_on_a_node(transfers: Transfers, hardware: Hardware) -> int:
+    return min(Counter(rank // hardware.gpus_per_node for rank in transfers.ranks).values())
 
 
 def _nvlink(hardware: Hardware) -> float:

@@ -84,6 +84,7 @@ def test_a_kernel_takes_as_long_as_its_flops_or_its_bytes(one: Kernels, seconds:
         (transfers("send", [0, 4], 10**9), 1.0),
         (transfers("all_reduce", [0, 4], 10**9), 1.0),
         (transfers("all_reduce", [0, 1, 4, 5], 10**9), 2 * 3 / 4 / 2),  # two GPUs' shares of the network
+        (transfers("all_reduce", [0, 1, 2, 4], 10**9), 2 * 3 / 4),  # one: the second node has no more in the group
         # Each rank sends to each other itself: half, and at worst three quarters, goes over its share of the network.
         (transfers("all_to_all_single", [0, 1, 4, 5], 10**9), 1 / 2),
         (transfers("all_to_all_single", [0, 1, 2, 4], 10**9), 3 / 4),
