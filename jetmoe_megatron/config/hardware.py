@@ -9,26 +9,27 @@ from typing import Annotated
 from pydantic import Field
 
 from jetmoe_megatron.config.load import load_file
-from jetmoe_megatron.config.schema import Fraction, Positive, Section
+from jetmoe_megatron.config.schema import Positive, Precision, Section
 from jetmoe_megatron.errors import UserError
 
 KNOWN = Path(__file__).resolve().parents[2] / "configs/hardware"
-_Amount = Annotated[float, Field(gt=0, le=1e9)]
+_Amount = Annotated[float, Field(ge=1e-9, le=1e9)]
+_Share = Annotated[float, Field(ge=1e-6, le=1)]
 
 
 class Assumed(Section):
     """Shares of the peak rates that a program reaches, and fixed costs. None of them is a measurement of this program
     unless the file says so."""
 
-    matmul: Fraction = 0.6
-    """Share of `bf16_tflops` in matmuls."""
-    attention: Fraction = 0.5
-    """Share of `bf16_tflops` in attention scores."""
-    memory: Fraction = 0.75
+    matmul: _Share = 0.6
+    """Share of the peak in matmuls."""
+    attention: _Share = 0.5
+    """Share of the peak in attention scores."""
+    memory: _Share = 0.75
     """Share of `memory_tb_per_second` in operations that compute little."""
-    nvlink: Fraction = 0.75
+    nvlink: _Share = 0.75
     """Share of `nvlink_gb_per_second`."""
-    network: Fraction = 0.75
+    network: _Share = 0.75
     """Share of `network_gbit_per_second`."""
     shares_from: str = "assumed"
     """What a plan says of the shares of matmuls, attention and memory: where they come from."""
@@ -47,10 +48,12 @@ class Assumed(Section):
 class Hardware(Section):
     """GPUs, how they are connected, and what they cost."""
 
-    gpu: str = Field(min_length=1)
+    gpu: str = Field(pattern=r"\S")
     """Name of the GPU."""
     bf16_tflops: _Amount
     """Peak of dense matmuls in bf16, in 10^12 operations per second."""
+    fp32_tflops: _Amount
+    """The same in fp32, without TF32, which no run uses."""
     memory_gb: _Amount
     """Memory, in 10^9 bytes."""
     memory_tb_per_second: _Amount
@@ -64,6 +67,9 @@ class Hardware(Section):
     dollars_per_gpu_hour: float = Field(ge=0, le=1e6)
     """Price of a GPU for an hour."""
     assumed: Assumed = Assumed()
+
+    def tflops(self, precision: Precision) -> float:
+        return self.bf16_tflops if precision == "bf16" else self.fp32_tflops
 
 
 def load_hardware(path: Path) -> Hardware:

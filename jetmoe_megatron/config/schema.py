@@ -53,6 +53,7 @@ MOST = 2**53  # of anything: a larger number is a typing error, and not exact as
 Count = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(_whole)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Precision = Literal["bf16", "fp32"]
 
 
 class Section(BaseModel):
@@ -341,7 +342,7 @@ class Run(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """What the ranks compute on. `auto`: GPUs if torch sees any; refused if the environment promises GPUs and torch
     sees none. `cuda`: refused if torch sees no GPU. `cpu`: also on a machine with GPUs."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """Precision of the forward and backward pass. The default is that of the released checkpoint."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again to save memory. `selective`: the experts' SwiGLU. `full`: whole layers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_tools.parallel import WorkerProcesses
-from jetmoe_megatron.plan.compare import difference, setting_lines
+from jetmoe_megatron.plan.compare import difference, overrides
 from jetmoe_megatron.plan.plan import Plan, plan_ends
 from jetmoe_megatron.plan.settings import Settings, legal, saving, spending
 
@@ -31,6 +31,6 @@ def advice(plan: Plan, better: list[Plan]) -> Iterator[str]:
     else:
         yield "It fits with:" if better else "No single change makes it fit: --search looks for several."
     for other in better:
-        settings = " ".join(setting_lines(Settings.of(other.run).changed(Settings.of(plan.run))))
         seconds = f"{other.estimate.step_seconds:.2f} s a step"
-        yield f"  {settings}: {seconds}, {other.left:.0%} of the memory left; {difference(other, plan)}"
+        left = f"{other.left:.0%} of the memory left"
+        yield f"  {overrides(other.run, plan.run)}: {seconds}, {left}; {difference(other, plan)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     for option, file in (("--json", arguments.json), ("--html", arguments.html)):
         if file and alone:
             raise UserError(f"{option}: writes one plan, without --search, --fit and --compare")
+    _check_outputs(arguments)
     from jetmoe_megatron.config.hardware import find_hardware
 
     hardware = find_hardware(arguments.hardware)
@@ -196,6 +198,21 @@ def _range(
             plans[f"{gpus} GPUs"] = str(error)
     yield from comparison(plans)
     yield "All figures are computed from a rehearsal of the program. None is a measurement."
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Before minutes of work, and before a file of the user's is replaced."""
+    inputs = {"RUN.yaml": arguments.run_file, "--hardware": arguments.hardware, "--measured": arguments.measured}
+    outputs = {option: file for option, file in (("--json", arguments.json), ("--html", arguments.html)) if file}
+    named = {Path(file).absolute(): option for option, file in inputs.items() if file}
+    for option, file in outputs.items():
+        if os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
+            raise UserError(f"{option}: {file} is no plain file: name another")
+        if not file.parent.is_dir():
+            raise UserError(f"{option}: {file.parent} is no folder")
+        if file.absolute() in named:
+            raise UserError(f"{option}: {file} is what {named[file.absolute()]} names: name another")
+        named[file.absolute()] = option
 
 
 def _write(file: Path, text: str) -> None:

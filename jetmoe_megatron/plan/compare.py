@@ -50,7 +50,7 @@ def difference(plan: Plan, other: Plan) -> str:
     share = plan.estimate.step_seconds / other.estimate.step_seconds - 1
     changes = sorted(((new[part] - old[part], part) for part in new), key=lambda change: -abs(change[0]))
     told = [f"{part} {seconds:+.3f} s" for seconds, part in changes if abs(seconds) >= 0.0005]
-    much = "as long" if not told else f"{abs(share):.1%} {'less' if share < 0 else 'more'} time"
+    much = f"{abs(share):.1%} {'less' if share < 0 else 'more'} time" if abs(share) >= 0.0005 else "as long"
     return f"{much}: {', '.join(told[:3])}" if told else much
 
 
@@ -64,9 +64,11 @@ def _parts(plan: Plan) -> dict[str, float]:
     }
 
 
-def setting_lines(settings: Mapping[str, Any]) -> Iterator[str]:
-    """As overrides of a command line."""
-    return (f"{key}={value}" for key, value in settings.items())
+def overrides(run: Run, of: Run) -> str:
+    """What a command line must say of one run to get the other."""
+    new, old = (dict(_leaves(one.model_dump(mode="json"))) for one in (run, of))
+    changed = {key: value for key, value in new.items() if value != old[key]}
+    return " ".join(f"{key}={'null' if value is None else value}" for key, value in changed.items())
 
 
 def settings_that_differ(runs: Sequence[tuple[str, Run]]) -> Iterator[str]:

@@ -8,7 +8,7 @@ Operations of a pass follow each other. When the passes of each stage run is fou
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.hardware import Hardware
 from jetmoe_megatron.config.layout import Layout
-from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.config.schema import Precision, Run
 from jetmoe_megatron.plan.parts import BACKWARD, FORWARD, RECOMPUTE, SCORES
 from jetmoe_megatron.plan.rehearsal import Kernels, Rehearsal, Transfers
 from jetmoe_megatron.plan.schedule import orders
@@ -104,7 +104,7 @@ def stage_time(run: Run, hardware: Hardware, rehearsal: Rehearsal) -> StageTime:
     exposed: dict[str, float] = defaultdict(float)
     total: dict[tuple[str, int], float] = defaultdict(float)  # by direction and chunk
     for kernels in rehearsal.kernels:
-        seconds = kernels.number * kernel_seconds(kernels, hardware)
+        seconds = kernels.number * kernel_seconds(kernels, hardware, run.precision)
         compute[kernels.part] += seconds
         total[kernels.direction, kernels.chunk] += seconds
     beside = dict.fromkeys((_REDUCES, _GATHERS), 0.0)
@@ -161,44 +161,57 @@ def _beside_passes(stage: StageTime, spans: Sequence[Span]) -> StageTime:
     )
 
 
-def kernel_seconds(kernels: Kernels, hardware: Hardware) -> float:
-    """Of one of them."""
+def kernel_seconds(kernels: Kernels, hardware: Hardware, precision: Precision) -> float:
+    """Of one of them in a run of that precision."""
     assumed = hardware.assumed
     share = assumed.attention if kernels.part == SCORES else assumed.matmul
-    computing = kernels.flops / (hardware.bf16_tflops * 1e12 * share)
+    computing = kernels.flops / (hardware.tflops(precision) * 1e12 * share)
     moving = kernels.bytes / (hardware.memory_tb_per_second * 1e12 * assumed.memory)
     return max(computing, moving, assumed.kernel_seconds)
 
 
 def transfer_seconds(transfers: Transfers, hardware: Hardware) -> float:
-    """Of one of them, by the bytes that pass a rank's slowest link in a ring."""
-    assumed, ranks = hardware.assumed, len(transfers.ranks)
-    given = transfers.bytes
+    """Of one of them, by the bytes that pass a rank's slowest link: of a ring, unless each rank sends to each other."""
+    assumed, ranks, given = hardware.assumed, len(transfers.ranks), transfers.bytes
+    if transfers.kind in ("all_to_all", "all_to_all_single"):
+        here = _fewest_on_a_node(transfers, hardware)
+        within = (here - 1) / ranks * given / _nvlink(hardware)
+        beyond = (ranks - here) / ranks * given / _network(hardware)  # no rank of the node can send it for another
+        return max(within, beyond, assumed.transfer_seconds)
     through = {
         "all_reduce": 2 * (ranks - 1) / ranks * given,
         "all_gather": (ranks - 1) * given,
         "all_gather_into_tensor": (ranks - 1) * given,
         "reduce_scatter": (ranks - 1) / ranks * given,
         "reduce_scatter_tensor": (ranks - 1) / ranks * given,
-        "all_to_all": (ranks - 1) / ranks * given,
-        "all_to_all_single": (ranks - 1) / ranks * given,
     }.get(transfers.kind, given)
-    return max(through / (link(transfers, hardware) * 1e9), assumed.transfer_seconds)
+    return max(through / _link(transfers, hardware), assumed.transfer_seconds)
 
 
-def link(transfers: Transfers, hardware: Hardware) -> float:
-    """The rate of a rank in 10^9 bytes per second: NVLink within a node, else its share of the node's network.
+def _link(transfers: Transfers, hardware: Hardware) -> float:
+    """The rate of a rank in a ring, in bytes per second: NVLink within a node, else its share of the node's network.
 
-    Ranks of a group on the same node send for each other. Consecutive ranks are on a node.
+    Ranks of a ring on the same node send for each other. Consecutive ranks are on a node.
     """
-    assumed, per_node = hardware.assumed, hardware.gpus_per_node
-    nvlink = hardware.nvlink_gb_per_second * assumed.nvlink
-    nodes = {rank // per_node for rank in transfers.ranks}
-    if len(nodes) == 1:
-        return nvlink
-    together = 1 if transfers.kind in ("send", "recv") else len(transfers.ranks) / len(nodes)
-    network = hardware.network_gbit_per_second / 8 / per_node * assumed.network
-    return min(nvlink, network * together)
+    here = _fewest_on_a_node(transfers, hardware)
+    if here == len(transfers.ranks):
+        return _nvlink(hardware)
+    together = 1 if transfers.kind in ("send", "recv") else here
+    return min(_nvlink(hardware), _network(hardware) * together)
+
+
+def _fewest_on_a_node(transfers: Transfers, hardware: Hardware) -> int:
+    return min(Counter(rank // hardware.gpus_per_node for rank in transfers.ranks).values())
+
+
+def _nvlink(hardware: Hardware) -> float:
+    """Of a GPU, in bytes per second."""
+    return hardware.nvlink_gb_per_second * 1e9 * hardware.assumed.nvlink
+
+
+def _network(hardware: Hardware) -> float:
+    """A GPU's share of its node's, in bytes per second."""
+    return hardware.network_gbit_per_second * 1e9 / 8 / hardware.gpus_per_node * hardware.assumed.network
 
 
 def _overlapped(run: Run, transfers: Transfers) -> tuple[str, ...] | None:

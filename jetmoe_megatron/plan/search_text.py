@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+
+import yaml
 
 from data_tools.units import shown
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.plan.compare import difference
+from jetmoe_megatron.plan.compare import difference, overrides
 from jetmoe_megatron.plan.estimate import bytes_needed
 from jetmoe_megatron.plan.plan import Plan
 from jetmoe_megatron.plan.search import Found, Tried
-from jetmoe_megatron.plan.settings import Settings
 
 _SHOWN, _SHOWN_MISSES = 5, 3
 
@@ -24,6 +25,8 @@ def search_text(run: Run, found: Found) -> Iterator[str]:
         f"not; {too_large} of these have no room for the weights and the optimizer alone."
     )
     yield "Not searched: context parallelism, layers_per_stage, the batch of a step."
+    if best:
+        yield "The lines below a layout stand for those of the same keys in the run file."
     if own is not None and own.plan is not None:
         yield f"The run as it is: {_in_short(own.plan)}"
     elif own is not None:
@@ -33,14 +36,14 @@ def search_text(run: Run, found: Found) -> Iterator[str]:
         yield from _layout(number, one, run, own, best[0])
     if not best:
         yield "No layout that was looked at fits: take more GPUs, or such with more memory."
-    yield from _misses(found)
+    yield from _misses(run, found)
     yield "All figures are computed from a rehearsal of the program. None is a measurement."
 
 
 def _layout(number: int, one: Tried, run: Run, own: Tried | None, first: Tried) -> Iterator[str]:
     assert one.plan is not None and first.plan is not None
     yield f"{number}. {_in_short(one.plan)}"
-    yield from (f"     {line}" for line in _yaml(one.settings))
+    yield from (f"     {line}" for line in _yaml(one.plan.run))
     if own is not None and own.plan is not None:
         same = one.settings == own.settings
         yield "   The run as it is." if same else f"   Beside the run as it is, {difference(one.plan, own.plan)}."
@@ -57,19 +60,18 @@ def _in_short(plan: Plan) -> str:
     )
 
 
-def _yaml(settings: Settings) -> Iterator[str]:
-    """The lines of a run file that say all of it."""
-    plain = Settings(1, 1, 1, 1, 1, "replicated", 0, "")
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in settings.changed(plain).items():
-        section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = value
-    for section, values in sections.items():
-        inside = ", ".join(f"{name}: {value}" for name, value in values.items())
-        yield f"{section}: {{{inside}}}" if section else inside
+def _yaml(run: Run) -> Iterator[str]:
+    """All of a run file that the search changes."""
+    sections = {
+        "parallel": run.parallel.model_dump(mode="json", exclude_defaults=True),
+        "batch": run.batch.model_dump(),
+    }
+    for key, values in sections.items():
+        yield f"{key}: {yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=math.inf).rstrip()}"
+    yield f"recompute: {run.recompute}"
 
 
-def _misses(found: Found) -> Iterator[str]:
+def _misses(run: Run, found: Found) -> Iterator[str]:
     """Those that would be faster than the best, but do not fit with a margin."""
     limit = found.best[0].seconds if found.best else float("inf")
     misses = [one for one in found.tried if not one.fits and one.plan is not None and one.seconds < limit]
@@ -78,4 +80,4 @@ def _misses(found: Found) -> Iterator[str]:
         yield "Faster, but without enough memory:"
     for one in misses[:_SHOWN_MISSES]:
         assert one.plan is not None
-        yield f"   {'; '.join(_yaml(one.settings))}: {_in_short(one.plan)}"
+        yield f"   {overrides(one.plan.run, run) or 'the run as it is'}: {_in_short(one.plan)}"

@@ -50,13 +50,7 @@ class Settings:
         """Experts that are not divided can be neither replicated nor sharded."""
         return self.expert > 1 or self.attention_experts == "replicated"
 
-    def changed(self, other: Settings) -> dict[str, Any]:
-        """This one's values where they are not the other's, by the key in a run file."""
-        old, new = asdict(other), asdict(self)
-        return {_KEYS.get(name, f"parallel.{name}"): new[name] for name in new if new[name] != old[name]}
 
-
-_KEYS = {"micro_sequences": "batch.micro_sequences", "recompute": "recompute"}
 # Values of each, from what needs most memory to what needs least; those of micro_sequences the other way round.
 _VALUES: dict[str, tuple[Any, ...]] = {
     "tensor": (1, 2, 4, 8),

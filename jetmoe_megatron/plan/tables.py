@@ -54,7 +54,7 @@ def head(plan: Plan) -> list[str]:
     nodes = -(-layout.world // hardware.gpus_per_node)
     return [
         f"{run.name}: {total / 1e9:,.2f}B parameters, {active / 1e9:,.2f}B active, {run.precision}",
-        f"on {layout.world} {hardware.gpu}, {nodes} nodes: {describe_layout(layout)}",
+        f"on {layout.world} {hardware.gpu}, {nodes} node{'s' * (nodes > 1)}: {describe_layout(layout)}",
         f"{layout.micro_batches} micro-batches of {run.batch.micro_sequences} x {run.batch.sequence_length} tokens; "
         f"the fullest expert gets {plan.imbalance:g} times the mean",
         NO_MEASUREMENT,
@@ -127,7 +127,7 @@ def time(plan: Plan) -> Table:
         rows.append(["pipeline's bubble", f"{estimate.bubble:.1%}", _bubble(plan)])
     rows += [
         ["tokens per second", f"{estimate.tokens_per_second:,.0f}", ""],
-        ["MFU by 6N", f"{estimate.mfu:.1%}", f"of {hardware.bf16_tflops:g} TFLOP/s"],
+        ["MFU by 6N", f"{estimate.mfu:.1%}", f"of {hardware.bf16_tflops:g} TFLOP/s, the peak in bf16"],
         ["MFU with attention", f"{estimate.mfu_with_attention:.1%}", "the causal half of the scores"],
         ["the whole run", f"{estimate.days:,.1f} days", f"{plan.layout.steps:,} steps, without stops"],
         ["its cost", f"${estimate.dollars:,.0f}", f"assumed ${hardware.dollars_per_gpu_hour:g} per GPU-hour"],
@@ -153,10 +153,11 @@ def _bubble(plan: Plan) -> str:
 
 
 def _rates(plan: Plan) -> str:
-    assumed = plan.hardware.assumed
+    assumed, precision = plan.hardware.assumed, plan.run.precision
     return (
-        f"{assumed.shares_from}: {assumed.matmul:.0%} of the peak in matmuls, {assumed.attention:.0%} in attention, "
-        f"{assumed.memory:.0%} of the memory's rate; assumed: {assumed.kernel_seconds * 1e6:g} us a kernel"
+        f"{assumed.shares_from}: {assumed.matmul:.0%} of the peak in {precision} in matmuls, "
+        f"{assumed.attention:.0%} in attention, {assumed.memory:.0%} of the memory's rate; "
+        f"assumed: {assumed.kernel_seconds * 1e6:g} us a kernel"
     )
 
 

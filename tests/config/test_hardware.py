@@ -27,7 +27,9 @@ def test_the_shipped_ones() -> None:
     [
         ("gpus: x", "gpus: unknown key; did you mean 'gpu'?"),
         ("gpu: x", "bf16_tflops: required key is missing"),
-        ("bf16_tflops: 0", "bf16_tflops: must be greater than 0, not 0"),
+        ("gpu: '  '", "gpu: "),
+        ("bf16_tflops: 0", "bf16_tflops: must be greater than or equal to 0.000000001, not 0"),
+        ("assumed: {memory: 1e-300}", "assumed.memory: must be greater than or equal to 0.000001, not 1e-300"),
         ("assumed: {matmul: 1.2}", "assumed.matmul: must be less than or equal to 1, not 1.2"),
         ("dollars_per_gpu_hour: .nan", "dollars_per_gpu_hour: must be"),
     ],

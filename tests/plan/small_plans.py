@@ -20,6 +20,7 @@ def hardware(memory_gb: float = 80) -> Hardware:
     return Hardware(
         gpu="Small 1",
         bf16_tflops=0.001,
+        fp32_tflops=0.0005,
         memory_gb=memory_gb,
         memory_tb_per_second=0.0005,
         nvlink_gb_per_second=0.2,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -127,7 +129,7 @@ def test_the_largest_models_on_each_number_of_gpus(run_file: str, gpu: str) -> N
         (["--gpus", "7", "--hardware", "h100", "--search"], "no layout of this run's model and batch divides 7 GPUs"),
         (["--gpus", "1", "--hardware", "h100", "parallel.context=2"], "parallel.context: "),
         (["--gpus", "1", "--hardware", "h100", "--measured", "missing.json"], "missing.json: No such file"),
-        (["--gpus", "1", "--hardware", "h100", "--json", "/proc/plan.json"], "/proc/plan.json"),
+        (["--gpus", "1", "--hardware", "h100", "--json", "/proc/plan.json"], "cannot write /proc/plan.json"),
         (
             ["--gpus", "8", "--hardware", "h100", *HUGE],
             "of weights for each of 8 GPUs, however they are divided",
@@ -138,3 +140,23 @@ def test_bad_input_is_one_line(run_file: str, arguments: list[str], words: str) 
     result = command(*JETMOE, run_file, *arguments, timeout=240)
     assert result.returncode == 2, result.stdout
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and words in result.stderr
+
+
+def test_an_output_takes_the_place_of_nothing_else(run_file: str, tmp_path: Path) -> None:
+    """It is refused before anything is computed, and what is there stays."""
+    pipe, link, same = tmp_path / "pipe", tmp_path / "link", tmp_path / "same"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "new")
+    before = Path(run_file).read_text()
+    for outputs, words in (
+        (["--json", str(pipe)], f"--json: {pipe} is no plain file: name another"),
+        (["--html", str(link)], f"--html: {link} is no plain file: name another"),
+        (["--json", "/"], "--json: / is no plain file: name another"),
+        (["--json", ""], "--json: . is no plain file: name another"),
+        (["--html", str(tmp_path / "missing/x")], f"--html: {tmp_path / 'missing'} is no folder"),
+        (["--html", run_file], f"--html: {run_file} is what RUN.yaml names: name another"),
+        (["--json", str(same), "--html", str(same)], f"--html: {same} is what --json names: name another"),
+    ):
+        result = command(*JETMOE, run_file, "--gpus", "1", "--hardware", "h100", *outputs)
+        assert (result.returncode, result.stdout, result.stderr) == (2, "", f"error: {words}\n")
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and not same.exists() and Path(run_file).read_text() == before

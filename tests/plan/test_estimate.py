@@ -12,7 +12,7 @@ from jetmoe_megatron.config.flops import step_flops
 from jetmoe_megatron.config.hardware import Assumed, Hardware
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.plan.estimate import bytes_needed, estimate, kernel_seconds, link, stage_time, transfer_seconds
+from jetmoe_megatron.plan.estimate import bytes_needed, estimate, kernel_seconds, stage_time, transfer_seconds
 from jetmoe_megatron.plan.rehearsal import Kernels, Memory, Rehearsal, Transfers, Waits
 from tests.parallel.test_equal_to_one_process import run_tree
 
@@ -32,6 +32,7 @@ ASSUMED = Assumed(
 HARDWARE = Hardware(
     gpu="none",
     bf16_tflops=1,
+    fp32_tflops=1,
     memory_gb=80,
     memory_tb_per_second=0.1,
     nvlink_gb_per_second=10,
@@ -69,7 +70,7 @@ def transfers(
     ],
 )
 def test_a_kernel_takes_as_long_as_its_flops_or_its_bytes(one: Kernels, seconds: float) -> None:
-    assert kernel_seconds(one, HARDWARE) == pytest.approx(seconds)
+    assert kernel_seconds(one, HARDWARE, "bf16") == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,11 @@ def test_a_kernel_takes_as_long_as_its_flops_or_its_bytes(one: Kernels, seconds:
         (transfers("send", [0, 1], 10**10), 1.0),
         (transfers("send", [0, 4], 10**9), 1.0),
         (transfers("all_reduce", [0, 4], 10**9), 1.0),
+        (transfers("all_reduce", [0, 1, 4, 5], 10**9), 2 * 3 / 4 / 2),  # two GPUs' shares of the network
+        (transfers("all_reduce", [0, 1, 2, 4], 10**9), 2 * 3 / 4),  # one: the second node has no more in the group
+        # Each rank sends to each other itself: half, and at worst three quarters, goes over its share of the network.
+        (transfers("all_to_all_single", [0, 1, 4, 5], 10**9), 1 / 2),
+        (transfers("all_to_all_single", [0, 1, 2, 4], 10**9), 3 / 4),
         (transfers("all_reduce", [0, 1], 4), 1e-6),
     ],
 )
@@ -89,9 +95,15 @@ def test_a_transfer_takes_as_long_as_its_slowest_link(one: Transfers, seconds: f
     assert transfer_seconds(one, HARDWARE) == pytest.approx(seconds)
 
 
-def test_ranks_of_a_node_share_its_network() -> None:
-    assert link(transfers("all_reduce", [0, 1, 4, 5], 4), HARDWARE) == pytest.approx(2.0)
-    assert link(transfers("send", [0, 4], 4), HARDWARE) == pytest.approx(1.0)
+def test_fp32_has_its_own_peak() -> None:
+    one = kernels(flops=10**12, size=10**10)
+    gpu = HARDWARE.model_copy(update={"fp32_tflops": 0.5})
+    assert kernel_seconds(one, gpu, "fp32") == pytest.approx(2.0)
+    times = [
+        stage_time(Run.model_validate(run_tree(precision=precision)), gpu, rehearsal()).busy
+        for precision in ("fp32", "bf16")
+    ]
+    assert times == [24.0, 12.0]
 
 
 def rehearsal(stage: int = 0, rank: int = 0, **more: Any) -> Rehearsal:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
+from typing import Any
 
 import pytest
+import yaml
 
 from data_tools.parallel import WorkerProcesses
+from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.plan.compare import difference
 from jetmoe_megatron.plan.estimate import bytes_needed
-from jetmoe_megatron.plan.plan import plan_ends
+from jetmoe_megatron.plan.plan import make_plan, plan_ends
 from jetmoe_megatron.plan.search import Found, search
 from jetmoe_megatron.plan.search_text import search_text
 from jetmoe_megatron.plan.settings import Settings, legal
-from tests.plan.small_plans import hardware, processes, run
+from tests.plan.small_plans import hardware, processes, run, run_tree
 
 __all__ = ["processes"]
 RUN = run(model__num_layers=2)
@@ -51,7 +57,7 @@ def test_what_it_says(found: Found) -> None:
     text = "\n".join(search_text(RUN, found))
     assert found.own is not None and found.own.fits
     assert "\n1. " in text and "\n5. " in text and "\n6. " not in text
-    assert "     parallel: {" in text and "     batch: {micro_sequences: " in text
+    assert "     parallel: {" in text and "     batch: {sequence_length: " in text
     assert "Beside the first, " in text and "None is a measurement." in text
     seconds = [one.seconds for one in found.best]
     assert seconds == sorted(seconds)
@@ -67,3 +73,44 @@ def test_layouts_without_room_for_their_weights_are_not_rehearsed(processes: Wor
 def test_no_layout_divides_the_gpus(processes: WorkerProcesses) -> None:
     with pytest.raises(UserError, match=r"--gpus: no layout of this run's model and batch divides 7 GPUs"):
         search(RUN, 7, hardware(), 1.0, processes, lambda *progress: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "imbalance"),
+    [
+        ({"tensor": 2, "distributed_optimizer": False}, 1.0),
+        ({"pipeline": 2, "layers_per_stage": [1, 3], "overlap_grad_reduce": True}, 1.5),
+    ],
+)
+def test_its_lines_are_a_run_of_the_same_figures(
+    changes: dict[str, Any], imbalance: float, processes: WorkerProcesses
+) -> None:
+    """Whatever the run file says, also where it is not the default."""
+    tree = run_tree(parallel=changes)
+    own = Run.model_validate(tree)
+    found = search(own, 4, hardware(), imbalance, processes, lambda *progress: None, most=16)
+    text = "\n".join(search_text(own, found))
+    printed = [part.splitlines()[1:] for part in re.split(r"\n\d\. ", text)[1:]]
+    printed = [[line for line in lines if line.startswith("     ")] for lines in printed]
+    assert len(printed) == 5
+    for lines, one in zip(printed, found.best, strict=False):
+        plan = make_plan(
+            Run.model_validate(tree | yaml.safe_load("\n".join(lines))), 4, hardware(), imbalance, processes
+        )
+        assert plan.estimate.step_seconds == one.seconds and one.plan is not None
+        assert bytes_needed(hardware(), plan.fullest) == bytes_needed(hardware(), one.plan.fullest)
+
+
+@pytest.mark.parametrize("parallel", [{"pipeline": 4}, {"pipeline": 4, "expert": 2}, {"tensor": 2, "pipeline": 2}])
+def test_what_a_search_rehearses_says_what_the_whole_plan_does(
+    parallel: dict[str, Any], processes: WorkerProcesses
+) -> None:
+    own = run(parallel=parallel, model__num_layers=8)
+    layout = resolve_layout(own, 8)
+    (found,), whole = (
+        plan_ends([(own, layout)], hardware(), 1.5, processes),
+        make_plan(own, 8, hardware(), 1.5, processes),
+    )
+    assert found.estimate.timeline == whole.estimate.timeline
+    assert found.left == whole.left and len(found.world) <= len(whole.world)
+    assert difference(found, whole) == "as long"
