@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from jetmoe_megatron.config import load_run
+from jetmoe_megatron.plan.compare import overrides
 from jetmoe_megatron.plan.rehearsal import Rehearsal
 from jetmoe_megatron.plan.settings import Settings
 from tests.plan.small_plans import hardware, run_tree
@@ -65,10 +66,9 @@ def test_the_planned_run_is_the_published_one_in_another_layout() -> None:
     published, planned = (
         load_run(REPO / "configs/jetmoe_8b" / name, need_variables=False) for name in ("run.yaml", "run_planned.yaml")
     )
-    settings = Settings.of(planned)
-    assert settings.changed(Settings.of(published)) == {"batch.micro_sequences": 2}
-    names = {"name": planned.name, "output_dir": planned.output_dir}
-    assert settings.apply(published).model_copy(update=names) == planned
+    divided = Settings.of(planned).apply(published)
+    assert overrides(divided, published) == "batch.micro_sequences=2"
+    assert divided.model_copy(update={"name": planned.name, "output_dir": planned.output_dir}) == planned
 
 
 def test_json_holds_all_that_was_found(run_file: str, gpu: str, tmp_path: Path) -> None:
