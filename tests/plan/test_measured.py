@@ -54,5 +54,5 @@ def test_a_rehearsal_takes_as_long_as_the_step_did(tmp_path: Path, processes: Wo
 )
 def test_bad_measurements(tmp_path: Path, processes: WorkerProcesses, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as error:
-        with_measured_shares(hardware(), measured(tmp_path, 1.0, **changes), processes)
+        with_measured_shares(hardware(), measured(tmp_path, **{"seconds": 1.0, **changes}), processes)
     assert words in str(error.value) and "\n" not in str(error.value)
