@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "launch": {"config", "runtime", "checkpoint", "monitor"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
     "doctor": {"config", "runtime", "model", "training", "launch"},
-    "plan": {"config", "runtime", "model", "data", "training"},
+    "plan": {"config", "runtime", "model", "data", "checkpoint", "training"},
     "dry_run": {
         "config",
         "runtime",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -70,7 +70,7 @@ def _verdict(plan: Plan, whose: str, reserved: str = "CUDA, NCCL and workspaces"
     left = f"{plan.left:.0%} are left" if plan.left >= 0 else f"{shown(needed - there, 'B')} are missing"
     needs = f"{_name(fullest)} needs {shown(needed, 'B')} of {shown(there, 'B')}"
     yield f"memory: {plan.verdict}: {needs} ({printable(whose)}); {left}"
-    tensors, assumed = _peak(fullest), hardware.assumed
+    tensors, assumed = fullest.memory.most, hardware.assumed
     lost = sum(tensors.values()) * assumed.fragmentation
     yield from _kinds(
         {**tensors, "between tensors (assumed)": lost, f"{reserved} (assumed)": assumed.reserved_gb * 1e9}
@@ -78,8 +78,8 @@ def _verdict(plan: Plan, whose: str, reserved: str = "CUDA, NCCL and workspaces"
 
 
 def _without_verdict(world: list[Rehearsal]) -> Iterator[str]:
-    fullest = max(world, key=lambda rehearsal: sum(_peak(rehearsal).values()))
-    tensors = _peak(fullest)
+    fullest = max(world, key=lambda rehearsal: sum(rehearsal.memory.most.values()))
+    tensors = fullest.memory.most
     yield (
         f"memory: {_name(fullest)} holds at most {shown(sum(tensors.values()), 'B')} in tensors; --hardware NAME says "
         "whether they fit"
@@ -87,14 +87,8 @@ def _without_verdict(world: list[Rehearsal]) -> Iterator[str]:
     yield from _kinds(tensors)
 
 
-def _kinds(sizes: dict[str, float]) -> Iterator[str]:
+def _kinds(sizes: Mapping[str, float]) -> Iterator[str]:
     yield from table(["when most is held", "computed, not measured"], [[k, shown(v, "B")] for k, v in sizes.items()])
-
-
-def _peak(rehearsal: Rehearsal) -> dict[str, float]:
-    """Bytes by kind, when a step holds most."""
-    peak = max(rehearsal.memory.peak, rehearsal.memory.peak_in_update, key=lambda sizes: sum(sizes.values()))
-    return {**peak}
 
 
 def _name(rehearsal: Rehearsal) -> str:

@@ -32,10 +32,9 @@ _LEGIBLE = 15  # pixels of a span, for the number of its micro-batch
 
 def memory_parts(hardware: Hardware, rehearsal: Rehearsal) -> dict[str, float]:
     """In bytes, by kind: they add up to `bytes_needed`."""
-    peaks = rehearsal.memory.peak, rehearsal.memory.peak_in_update
-    peak = max(peaks, key=lambda held: sum(held.values()))
-    lost = sum(peak.values()) * hardware.assumed.fragmentation
-    return {**peak, LOST: lost, RESERVED: hardware.assumed.reserved_gb * 1e9}
+    most = rehearsal.memory.most
+    lost = sum(most.values()) * hardware.assumed.fragmentation
+    return {**most, LOST: lost, RESERVED: hardware.assumed.reserved_gb * 1e9}
 
 
 def memory_bars(plan: Plan) -> str:

@@ -226,8 +226,7 @@ def _overlapped(run: Run, transfers: Transfers) -> tuple[str, ...] | None:
 
 def bytes_needed(hardware: Hardware, rehearsal: Rehearsal) -> float:
     """What a GPU must have for the rehearsed rank: its tensors, what the allocator loses, and what no tensor gets."""
-    peaks = rehearsal.memory.peak, rehearsal.memory.peak_in_update
-    return with_slack(hardware, max(sum(peak.values()) for peak in peaks))
+    return with_slack(hardware, sum(rehearsal.memory.most.values()))
 
 
 def with_slack(hardware: Hardware, tensors: int) -> float:

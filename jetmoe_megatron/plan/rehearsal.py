@@ -54,6 +54,12 @@ class Memory:
     kept: dict[str, int]  # weights, gradients, main weights, optimizer state
     peak: dict[str, int]  # by part, when most is held
     peak_in_update: dict[str, int]  # the same while the optimizer updates the weights
+    peak_in_save: dict[str, int]  # the same while a checkpoint is saved
+
+    @property
+    def most(self) -> dict[str, int]:
+        """By part, when most is held at all."""
+        return max(self.peak, self.peak_in_update, self.peak_in_save, key=lambda sizes: sum(sizes.values()))
 
 
 @dataclass(frozen=True)

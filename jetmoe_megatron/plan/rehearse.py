@@ -18,7 +18,9 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from jetmoe_megatron.checkpoint.optimizer_state import gather, own_state
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.step_batches import MicroBatch
@@ -97,6 +99,7 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
     if more > few:
         in_a_longer_step = _step(run, model, optimizer, more, tracer)
         work = extrapolated(work, in_a_longer_step, (layout.micro_batches - more) // (more - few))
+    peak_in_save = _peak_in_save(optimizer, tracer)
     forget_angles()
     return Rehearsal(
         rank=rank,
@@ -106,7 +109,7 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
         micro_batches=layout.micro_batches,
         parameters=sum(parameter.numel() for chunk in model for parameter in chunk.parameters()),
         imbalance=imbalance,
-        memory=Memory(kept, work.peak, work.peak_in_update),
+        memory=Memory(kept, work.peak, work.peak_in_update, peak_in_save),
         kernels=_kernels(work),
         transfers=[
             Transfers(**{**vars(sent), "ranks": list(sent.ranks)}, number=number)
@@ -142,6 +145,16 @@ def _step(run: Run, model: list[Any], optimizer: Any, micro_batches: int, tracer
             update_weights(optimizer, norm, run.optimizer.max_lr)
         work.peak_in_update = _positive(ledger.peak)
     return work
+
+
+def _peak_in_save(optimizer: Any, tracer: Tracer) -> dict[str, int]:
+    """When the ranks exchange their parts of the optimizer's state on the GPU. All else goes to the host at once."""
+    tracer.work = Work()
+    with _disable_current_modes():
+        state = own_state(optimizer)  # of what is in parts, only shapes
+    tracer.ledger.restart_peak()
+    gather(optimizer, state, entries=[])
+    return _positive(tracer.ledger.peak)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,12 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.plan.estimate import with_slack
-from jetmoe_megatron.plan.plan import Plan, plan_ends
+from jetmoe_megatron.plan.plan import Plan, make_plan, plan_ends
 from jetmoe_megatron.plan.settings import Settings, legal, neighbours
 from jetmoe_megatron.plan.world import kept_on_the_first_stage
 
 MOST = 64
+SHOWN = 5  # of the best
 _AT_ONCE = 3  # layouts whose neighbours are looked at together
 
 
@@ -81,7 +82,10 @@ def search(
             looked_at |= {one.settings for one in promising}
             near = (s for one in promising for s in neighbours(run, one.settings, gpus) if _may_be_faster(s, one))
             waiting = [settings for settings in dict.fromkeys(near) if settings not in tried]
-    return Found(tried.get(own), sorted(tried.values(), key=lambda one: (not one.fits, one.seconds, one.kept)))
+    for one in [*sorted(tried.values(), key=_order)[:SHOWN], *([tried[own]] if own in tried else [])]:
+        if one.plan is not None:  # so that `jetmoe plan` says the same of it
+            tried[one.settings] = replace(one, plan=make_plan(one.plan.run, gpus, hardware, imbalance, processes))
+    return Found(tried.get(own), sorted(tried.values(), key=_order))
 
 
 def _starts(run: Run, own: Settings, gpus: int) -> Iterator[Settings]:
@@ -119,6 +123,10 @@ def _layout(run: Run, settings: Settings, gpus: int) -> Layout:
 def _may_be_faster(settings: Settings, than: Tried) -> bool:
     """Computing more again, alone, only saves memory."""
     return not than.fits or settings != replace(than.settings, recompute=settings.recompute)
+
+
+def _order(tried: Tried) -> tuple[bool, float, int]:
+    return not tried.fits, tried.seconds, tried.kept
 
 
 def _promise(tried: Tried) -> tuple[float, int]:

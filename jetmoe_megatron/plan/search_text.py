@@ -12,9 +12,9 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.plan.compare import difference, overrides
 from jetmoe_megatron.plan.estimate import bytes_needed
 from jetmoe_megatron.plan.plan import Plan
-from jetmoe_megatron.plan.search import Found, Tried
+from jetmoe_megatron.plan.search import SHOWN, Found, Tried
 
-_SHOWN, _SHOWN_MISSES = 5, 3
+_SHOWN_MISSES = 3
 
 
 def search_text(run: Run, found: Found) -> Iterator[str]:
@@ -31,7 +31,7 @@ def search_text(run: Run, found: Found) -> Iterator[str]:
         yield f"The run as it is: {_in_short(own.plan)}"
     elif own is not None:
         yield "The run as it is does not fit."
-    for number, one in enumerate(best[:_SHOWN], start=1):
+    for number, one in enumerate(best[:SHOWN], start=1):
         yield ""
         yield from _layout(number, one, run, own, best[0])
     if not best:

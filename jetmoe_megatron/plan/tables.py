@@ -63,18 +63,18 @@ def head(plan: Plan) -> list[str]:
 
 def memory(plan: Plan) -> Table:
     assumed = plan.hardware.assumed
-    kinds = list(dict.fromkeys(kind for one in plan.world for kind in one.memory.peak))
+    kinds = list(dict.fromkeys(kind for one in plan.world for kind in one.memory.most))
     rows = []
     for one in plan.world:
-        held = [shown(one.memory.peak.get(kind, 0), "B") for kind in kinds]
+        held = [shown(one.memory.most.get(kind, 0), "B") for kind in kinds]
         rows.append([name(one, plan.world), *held, shown(bytes_needed(plan.hardware, one), "B")])
     return Table(
         f"Memory: {plan.verdict}. The fullest GPU has {left(plan)}.",
         ["rank", *kinds, "needed"],
         rows,
         [
-            f"needed: the most that is held at once, assumed {assumed.fragmentation:.0%} that the allocator loses "
-            f"between tensors, and assumed {assumed.reserved_gb:g} GB for CUDA, NCCL and workspaces"
+            f"needed: the most that is held at once, in a step or a save, assumed {assumed.fragmentation:.0%} that the "
+            f"allocator loses between tensors, and assumed {assumed.reserved_gb:g} GB for CUDA, NCCL and workspaces"
         ],
     )
 

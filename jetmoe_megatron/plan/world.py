@@ -37,9 +37,9 @@ def rehearse_world(
 
 
 def rehearse_ends(cases: Sequence[Case], imbalance: float, processes: WorkerProcesses) -> Iterator[list[Rehearsal]]:
-    """For each case the ranks of the first, second and last stage on a GPU; all, if stages differ in their layers.
+    """For each case the ranks of the first and of the last stage on a GPU; all, if stages differ in their layers.
 
-    Else those between the ends do the same as the second, but for whom they send to.
+    Stages of the same number of layers need no more memory and time between the ends than the first does.
     """
     ends = [[rank for rank in distinct_ranks(case[1], imbalance) if _is_looked_at(rank, case)] for case in cases]
     tasks: list[_Task] = [
@@ -74,4 +74,4 @@ def distinct_ranks(layout: Layout, imbalance: float) -> list[int]:
 def _is_looked_at(rank: int, case: Case) -> bool:
     run, layout = case
     stage = rank * layout.pipeline // layout.world
-    return run.parallel.layers_per_stage is not None or stage in (0, 1, layout.pipeline - 1)
+    return run.parallel.layers_per_stage is not None or stage in (0, layout.pipeline - 1)

@@ -108,7 +108,8 @@ def test_fp32_has_its_own_peak() -> None:
 
 def rehearsal(stage: int = 0, rank: int = 0, **more: Any) -> Rehearsal:
     """Of four micro-batches: a forward pass takes a second and a backward pass two."""
-    memory = Memory({}, peak={"weights": 10**9, "activations": 10**9}, peak_in_update={"weights": 10**9})
+    most = {"weights": 10**9, "activations": 10**9}
+    memory = Memory({}, peak=most, peak_in_update={"weights": 10**9}, peak_in_save={"weights": 10**9})
     work = [kernels(flops=10**12, number=4), kernels(flops=2 * 10**12, number=4, direction="backward")]
     plain = Rehearsal(rank, 2, "gpu", {"pipeline": stage}, 4, 1, 1.0, memory, work, [], [])
     return replace(plain, **more)
@@ -212,3 +213,6 @@ def test_the_timeline_is_not_in_the_json() -> None:
 
 def test_bytes_that_a_gpu_needs() -> None:
     assert bytes_needed(HARDWARE, rehearsal()) == pytest.approx(2.2e9 + 1e9)
+    for moment in ("peak", "peak_in_update", "peak_in_save"):
+        memory = replace(rehearsal().memory, **{moment: {"weights": 3 * 10**9}})
+        assert bytes_needed(HARDWARE, rehearsal(memory=memory)) == pytest.approx(3.3e9 + 1e9)

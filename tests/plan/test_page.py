@@ -107,7 +107,7 @@ def test_a_name_cannot_become_markup() -> None:
 )
 def test_bars_add_up_to_what_is_needed(peak: dict[str, int], in_update: dict[str, int]) -> None:
     plan = planned()
-    one = rehearsal(memory=Memory({}, peak, in_update))
+    one = rehearsal(memory=Memory({}, peak, in_update, in_update))
     needed = bytes_needed(HARDWARE, one)
     assert sum(memory_parts(HARDWARE, one).values()) == pytest.approx(needed)
     only = Plan(plan.run, plan.layout, HARDWARE, 1.0, [one], plan.estimate)

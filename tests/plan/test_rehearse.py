@@ -148,6 +148,15 @@ def test_the_fullest_expert_costs_its_rank_memory_and_time() -> None:
     assert uneven[0].flops()["moe"] / even[0].flops()["moe"] == pytest.approx(2 * (1.5 / 4 + 2.5 / 12), rel=0.01)
 
 
+def test_a_save_gathers_the_optimizer_state_of_all_ranks() -> None:
+    """In a bucket as large as the gradients': its own half in one piece, and both halves of what is sent at once."""
+    (one,), (first, _) = rehearsed(1, {}), rehearsed(2, {})
+    extra = [sum(memory.peak_in_save.values()) - sum(memory.kept.values()) for memory in (one.memory, first.memory)]
+    between_steps = extra[0]  # without another rank, there is nothing to gather
+    assert 0 <= between_steps < 2**15
+    assert extra[1] - between_steps == pytest.approx(1.5 * first.memory.kept["gradients"], rel=0.01)
+
+
 def test_a_rehearsal_can_be_saved() -> None:
     for plan in rehearsed(2, {"pipeline": 2}):
         assert Rehearsal.load(plan.dump()) == plan

@@ -13,7 +13,6 @@ from data_tools.parallel import WorkerProcesses
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
-from jetmoe_megatron.plan.compare import difference
 from jetmoe_megatron.plan.estimate import bytes_needed
 from jetmoe_megatron.plan.plan import make_plan, plan_ends
 from jetmoe_megatron.plan.search import Found, search
@@ -79,6 +78,7 @@ def test_no_layout_divides_the_gpus(processes: WorkerProcesses) -> None:
     ("changes", "imbalance"),
     [
         ({"tensor": 2, "distributed_optimizer": False}, 1.0),
+        ({"pipeline": 4, "tensor": 1}, 1.0),
         ({"pipeline": 2, "layers_per_stage": [1, 3], "overlap_grad_reduce": True}, 1.5),
     ],
 )
@@ -102,15 +102,12 @@ def test_its_lines_are_a_run_of_the_same_figures(
 
 
 @pytest.mark.parametrize("parallel", [{"pipeline": 4}, {"pipeline": 4, "expert": 2}, {"tensor": 2, "pipeline": 2}])
-def test_what_a_search_rehearses_says_what_the_whole_plan_does(
-    parallel: dict[str, Any], processes: WorkerProcesses
-) -> None:
+def test_the_ends_of_a_pipeline_stand_for_all_of_it(parallel: dict[str, Any], processes: WorkerProcesses) -> None:
     own = run(parallel=parallel, model__num_layers=8)
     layout = resolve_layout(own, 8)
     (found,), whole = (
         plan_ends([(own, layout)], hardware(), 1.5, processes),
         make_plan(own, 8, hardware(), 1.5, processes),
     )
-    assert found.estimate.timeline == whole.estimate.timeline
     assert found.left == whole.left and len(found.world) <= len(whole.world)
-    assert difference(found, whole) == "as long"
+    assert whole.estimate.step_seconds <= found.estimate.step_seconds < 1.1 * whole.estimate.step_seconds
