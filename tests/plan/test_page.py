@@ -170,7 +170,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     ("arguments", "error"),
     [
         (("--gpus", "1", "--search"), "--html: writes one plan, without --search, --fit and --compare"),
-        (("--gpus", "1..2"), "--gpus: name one number with --search, --fit, --compare, --json and --html"),
+        (("--gpus", "1..2"), "--gpus: name one number with --search, --compare, --json and --html"),
     ],
 )
 def test_it_is_of_one_plan(tmp_path: Path, arguments: tuple[str, ...], error: str) -> None:
