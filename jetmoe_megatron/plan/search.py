@@ -12,12 +12,11 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.plan.estimate import with_slack
 from jetmoe_megatron.plan.plan import Plan, make_plan, plan_ends
-from jetmoe_megatron.plan.settings import Settings, legal, neighbours
+from jetmoe_megatron.plan.settings import Settings, legal, needs_more, neighbours
 from jetmoe_megatron.plan.world import kept_on_the_first_stage
 
 MOST = 64
 SHOWN = 5  # of the best
-_AT_ONCE = 3  # layouts whose neighbours are looked at together
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,13 @@ def search(
             progress(len(tried), most)
         waiting = []
         while not waiting and len(tried) < most:
-            promising = sorted((one for one in tried.values() if one.settings not in looked_at), key=_promise)[
-                :_AT_ONCE
-            ]
-            if not promising:
+            new = [one for one in tried.values() if one.settings not in looked_at]
+            if not new:
                 break
-            looked_at |= {one.settings for one in promising}
-            near = (s for one in promising for s in neighbours(run, one.settings, gpus) if _may_be_faster(s, one))
-            waiting = [settings for settings in dict.fromkeys(near) if settings not in tried]
+            best = min(new, key=_promise)
+            looked_at.add(best.settings)
+            near = (s for s in neighbours(run, best.settings, gpus) if _is_worth_a_look(s, best))
+            waiting = [settings for settings in near if settings not in tried]
     for one in [*sorted(tried.values(), key=_order)[:SHOWN], *([tried[own]] if own in tried else [])]:
         if one.plan is not None:  # so that `jetmoe plan` says the same of it
             tried[one.settings] = replace(one, plan=make_plan(one.plan.run, gpus, hardware, imbalance, processes))
@@ -120,9 +118,11 @@ def _layout(run: Run, settings: Settings, gpus: int) -> Layout:
     return layout
 
 
-def _may_be_faster(settings: Settings, than: Tried) -> bool:
-    """Computing more again, alone, only saves memory."""
-    return not than.fits or settings != replace(than.settings, recompute=settings.recompute)
+def _is_worth_a_look(settings: Settings, beside: Tried) -> bool:
+    """Less memory, if it does not fit. If it does: not computing more again alone, which saves memory and no time."""
+    if beside.fits:
+        return settings != replace(beside.settings, recompute=settings.recompute)
+    return not needs_more(settings, beside.settings)
 
 
 def _order(tried: Tried) -> tuple[bool, float, int]:

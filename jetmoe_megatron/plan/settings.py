@@ -97,6 +97,13 @@ def neighbours(run: Run, settings: Settings, gpus: int) -> Iterator[Settings]:
                         yield found
 
 
+def needs_more(settings: Settings, than: Settings) -> bool:
+    """Whether each value that differs is one that needs more memory."""
+    return settings != than and not any(
+        getattr(settings, name) in _beyond(than, name, way) for name, way in _LESS_MEMORY.items()
+    )
+
+
 def saving(run: Run, settings: Settings, gpus: int) -> Iterator[Settings]:
     """Those one change away that need less memory."""
     found = (_next(run, settings, gpus, step) for step in _LESS_MEMORY.items())

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from jetmoe_megatron.plan.settings import Settings, legal, neighbours, saving, spending
+from jetmoe_megatron.plan.settings import Settings, legal, needs_more, neighbours, saving, spending
 from tests.plan.small_plans import run
 
 OWN = Settings(1, 2, 1, 2, 1, "replicated", 1, "selective")
@@ -54,3 +54,17 @@ def test_what_saves_memory_and_what_spends_it(name: str) -> None:
     (less,) = [getattr(settings, name) for settings in saving(run(), own, 1) if name in changed(settings, own)]
     (more,) = [getattr(settings, name) for settings in spending(run(), own, 1) if name in changed(settings, own)]
     assert [more, getattr(own, name), less] == order
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        (Settings(1, 1, 1, 1, 1, "replicated", 4, "none"), True),
+        (Settings(1, 1, 1, 1, 1, "replicated", 4, "selective"), True),
+        (Settings(1, 1, 1, 2, 1, "replicated", 4, "selective"), False),  # more of one, less of another
+        (Settings(2, 1, 1, 1, 1, "replicated", 2, "selective"), False),
+        (Settings(1, 1, 1, 1, 1, "replicated", 2, "selective"), False),
+    ],
+)
+def test_what_needs_more_memory_in_all_that_differs(settings: Settings, more: bool) -> None:
+    assert needs_more(settings, Settings(1, 1, 1, 1, 1, "replicated", 2, "selective")) is more
