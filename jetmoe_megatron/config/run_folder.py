@@ -14,6 +14,7 @@ class RunFolder:
         self.root = Path(root)
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
+        self.routers = self.root / "routers.jsonl"
         self.bad_steps = self.root / "bad_steps.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.rollbacks = self.checkpoints / "rollbacks.json"

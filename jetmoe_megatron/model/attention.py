@@ -76,6 +76,7 @@ class MixtureOfAttention(MegatronModule):
             "delay_gradient": config.delay_wgrad_compute,
         }
         self.router = submodules.router(config=config, pg_collection=moe_groups)
+        self.router.set_layer_number(layer_number)
         self.linear_q = ExpertLinear(config, (experts, width, hidden), tensor_axis=1, **groups)
         self.linear_out = ExpertLinear(config, (experts, hidden, width), tensor_axis=2, **groups)
         # Rows are ordered [kv head, key or value, channel], so a contiguous slice of rows is a slice of heads.

@@ -16,7 +16,8 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from jetmoe_megatron.model.config import JetMoEConfig
-from jetmoe_megatron.model.router_losses import RouterLosses, balance_and_z
+from jetmoe_megatron.model.router_losses import balance_and_z
+from jetmoe_megatron.model.router_record import RouterRecord, entropy_and_margin
 
 
 class Router(TopKRouter):
@@ -25,13 +26,13 @@ class Router(TopKRouter):
     Megatron records its losses by name in a module global, and never reduces its z-loss over ranks.
     """
 
-    kind: str  # "moa" (attention) or "moe" (MLP): the prefix of its losses in the metrics
+    kind: str  # "moa" (attention) or "moe" (MLP): the prefix of its numbers in the metrics
 
     def __init__(
         self, config: JetMoEConfig, pg_collection: ProcessGroupCollection | None = None, **of_newer_versions: Any
     ) -> None:
         super().__init__(config=config, pg_collection=pg_collection, **of_newer_versions)
-        self.losses = RouterLosses()
+        self.record = RouterRecord()
         self.counting = False  # in the pass before a step with losses.scope: global_batch
         # Integers: Megatron casts floating-point buffers to bf16, which cannot count beyond 256.
         self.register_buffer("count_E", torch.zeros(config.num_moe_experts, dtype=torch.int64), persistent=False)
@@ -50,23 +51,29 @@ class Router(TopKRouter):
         if self.counting:
             self.count_E += chosen_TE.sum(0)
         elif self.training and torch.is_grad_enabled():  # not in the first pass of a recomputed layer
-            gates_TK = self._attach_losses(gates_TK, logits_TE, chosen_TE)
+            gates_TK = self._attach_losses(gates_TK, logits_TE, chosen_TE.sum(0))
         gates_TE = torch.zeros_like(logits_TE).scatter(1, index_TK, gates_TK)
         return gates_TE, chosen_TE
 
-    def _attach_losses(self, gates_TK: Tensor, logits_TE: Tensor, chosen_TE: Tensor) -> Tensor:
-        config, group = self.config, self.tp_cp_group
+    def _attach_losses(self, gates_TK: Tensor, logits_TE: Tensor, own_E: Tensor) -> Tensor:
+        """own_E: this rank's assignments to each expert."""
+        config, group, record = self.config, self.tp_cp_group, self.record
         count_E = self.count_E
         if not config.global_balance:
-            count_E = chosen_TE.sum(0)
+            count_E = own_E
             if group.size() > 1:
+                count_E = own_E.clone()
                 torch.distributed.all_reduce(count_E, group=group)
         share_E = count_E / count_E.sum()
         balance, z = (loss / group.size() for loss in balance_and_z(logits_TE, share_E))
-        self.losses.balance_loss = self.losses.balance_loss + balance.detach()
-        self.losses.z_loss = self.losses.z_loss + z.detach()
-        self.losses.load_imbalance = self.losses.load_imbalance + share_E.max() * (share_E.numel() / group.size())
-        self.losses.micro_batches += 1.0 / group.size()
+        entropy, margin = entropy_and_margin(logits_TE)
+        record.load_E = record.load_E + own_E
+        record.balance_loss = record.balance_loss + balance.detach()
+        record.z_loss = record.z_loss + z.detach()
+        record.load_imbalance = record.load_imbalance + share_E.max() * (share_E.numel() / group.size())
+        record.gate_entropy = record.gate_entropy + entropy
+        record.top1_margin = record.top1_margin + margin
+        record.micro_batches += 1.0 / group.size()
         loss = config.moe_aux_loss_coeff * balance + config.moe_z_loss_coeff * z
         return MoEAuxLossAutoScaler.apply(gates_TK, loss)
 

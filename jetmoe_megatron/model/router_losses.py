@@ -29,26 +29,12 @@ Letters: T local tokens, E experts, K top-k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jetmoe_megatron.model.fusion import fused
-
-
-@dataclass
-class RouterLosses:
-    """This rank's share of the losses, without coefficients, summed over the micro-batches since the last `reset`."""
-
-    balance_loss: Tensor | float = 0.0
-    z_loss: Tensor | float = 0.0
-    load_imbalance: Tensor | float = 0.0  # the busiest expert's load; 1 is an even share
-    micro_batches: float = 0.0  # each of the n ranks that share a micro-batch counts 1 / n
-
-    def reset(self) -> None:
-        self.balance_loss, self.z_loss, self.load_imbalance, self.micro_batches = 0.0, 0.0, 0.0, 0.0
 
 
 def balance_and_z(logits_TE: Tensor, share_E: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,12 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
     return Monitor(builders)
 
 
+def build_router_lines(run: Run, rank: int, step: int) -> Monitor:
+    """Of routers.jsonl, written by rank 0. The run continues after `step`."""
+    builders: list[Callable[[], Tracker]] = [partial(JsonLines, RunFolder.of(run).routers, step)]
+    return Monitor(builders if rank == 0 and run.logging.router_every_steps else [])
+
+
 def _write_config(path: Path, run: Run) -> None:
     """On a full disk, the file of the previous start stays."""
     try:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import inspect
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from jetmoe_megatron.config.schema import Run
@@ -43,6 +44,19 @@ def _run_id(run: Run) -> str:
     return f"{''.join(c if c.isalnum() else '-' for c in run.name)[:40]}-{digest[:8]}"
 
 
+@contextlib.contextmanager
+def _silently() -> Iterator[None]:
+    """Else `wandb.login` asks the server for the user's name, to print it: for a minute, where no server answers."""
+    import wandb
+
+    settings = wandb.setup().settings
+    before, settings.silent = settings.silent, True
+    try:
+        yield
+    finally:
+        settings.silent = before
+
+
 def check_credentials() -> None:
     """Nothing is sent or asked for.
 
@@ -53,7 +67,7 @@ def check_credentials() -> None:
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), _silently():
             if "prompt" in inspect.signature(wandb.login).parameters:
                 found = wandb.login(verify=False, prompt=False)
             else:  # an older version

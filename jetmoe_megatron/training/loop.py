@@ -15,6 +15,7 @@ from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.monitor.routers import line, summary
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.resume.rollback import roll_back
 from jetmoe_megatron.resume.start_point import find_start_point
@@ -78,6 +79,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
+        state.routers.add_step()
         metrics, stopping = reduce_metrics(model, losses, grad_norm, waited, stop=stop.received is not None)
         step += 1
         before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
@@ -101,6 +103,11 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **peak_memory(),
             **samples.tokens_read(ledger.read),
         }
+        ending = stopping or step == last_step
+        if state.routers.is_due(step, ending):
+            of_routers = state.routers.reduce()
+            record |= summary(of_routers)
+            state.router_lines.log(line(step, step * tokens_per_step, of_routers))
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
@@ -111,7 +118,6 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         # The line comes before the save, so that a published checkpoint has the lines of all its steps.
         state.monitor.log(record | clock.new_line(metrics.data_wait_seconds, useful=bad is None))
         clock.end("other_seconds")
-        ending = stopping or step == last_step
         if ending or state.save_points.is_due(step):
             settle_weights(model)
             progress = {"tokens": step * tokens_per_step, "data": ledger.dump(), "guard": guard.dump()}

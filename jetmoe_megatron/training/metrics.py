@@ -12,9 +12,9 @@ from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from jetmoe_megatron.model.router import routers
+from jetmoe_megatron.monitor.routers import KINDS
 from jetmoe_megatron.runtime.device import device
 
-KINDS = ("moa", "moe")  # of routers: the attention's and the MLP's
 _OF_A_ROUTER = ("balance_loss", "z_loss", "load_imbalance")
 
 
@@ -94,9 +94,9 @@ def _router_sums(model: list[DistributedDataParallel]) -> dict[str, Tensor]:
     """The sums over this rank's routers of each kind."""
     sums = {}
     for kind in KINDS:
-        own = [router.losses for router in routers(model) if router.kind == kind]
+        own = [router.record for router in routers(model) if router.kind == kind]
         for name in (*_OF_A_ROUTER, "micro_batches"):
-            total = sum(getattr(losses, name) for losses in own)
+            total = sum(getattr(record, name) for record in own)
             sums[f"{kind}_{name}"] = torch.as_tensor(total, device=device(), dtype=torch.float32)
     return sums
 

@@ -71,7 +71,7 @@ def check_output(run: Run) -> None:
     _check_can_write(folder.checkpoints, "output_dir")
     if _where_it_would_be(cache, "data.cache") != cache:
         _check_can_write(cache, "data.cache")
-    for file in (folder.config, folder.metrics, folder.bad_steps):
+    for file in (folder.config, folder.metrics, folder.routers, folder.bad_steps):
         if file.exists() and not file.is_file():  # opening a pipe would block
             raise UserError(f"output_dir: {file} is {'a folder' if file.is_dir() else 'no file'}")
 

@@ -24,13 +24,14 @@ from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.monitor import Monitor
-from jetmoe_megatron.monitor.trackers import build_monitor
+from jetmoe_megatron.monitor.trackers import build_monitor, build_router_lines
 from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.save_points import SavePoints
 from jetmoe_megatron.training.wall_time import WallTime
 
@@ -47,7 +48,9 @@ class TrainingState:
     saver: Saver
     exports: Exports
     clock: WallTime
+    routers: RouterSums
     monitor: Monitor
+    router_lines: Monitor
 
     @classmethod
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
@@ -79,7 +82,9 @@ class TrainingState:
             saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
             clock=clock,
+            routers=RouterSums(run, model),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
+            router_lines=build_router_lines(run, rank, step),  # and so does this
         )
 
     def batches(self, run: Run, layout: Layout, steps: range) -> Iterator[list[MicroBatch]]:
@@ -92,6 +97,7 @@ class TrainingState:
         """Wait for the work that runs beside the training."""
         self.saver.poll(wait=True)
         self.monitor.close()
+        self.router_lines.close()
         self.exports.wait()
 
 

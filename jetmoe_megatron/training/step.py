@@ -40,7 +40,7 @@ def compute_gradients(
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
     for router in routers(model):
-        router.losses.reset()
+        router.record.reset()
     if model[0].config.global_balance:
         _count_assignments(model, batches)
     losses = _run_schedule(model, batches, forward_only=False)

@@ -36,15 +36,15 @@ def test_losses_and_router_gradients_are_those_of_pretraining(save: Callable[...
     (lm + 0.5 * balance + 0.05 * z).backward()
 
     ours = saved.model.module
-    modules = [module for module in ours.modules() if hasattr(module, "losses") and hasattr(module, "kind")]
+    modules = [module for module in ours.modules() if hasattr(module, "record") and hasattr(module, "kind")]
     assert len(modules) == 4
     for module in modules:
-        module.losses.reset()
+        module.record.reset()
     saved.model.zero_grad_buffer()
     ours.train()
     ours(inputs, torch.arange(32).expand_as(inputs), None, labels=labels).mean().backward()
-    assert balance.item() == pytest.approx(sum(float(module.losses.balance_loss) for module in modules), rel=1e-5)
-    assert z.item() == pytest.approx(sum(float(module.losses.z_loss) for module in modules), rel=1e-5)
+    assert balance.item() == pytest.approx(sum(float(module.record.balance_loss) for module in modules), rel=1e-5)
+    assert z.item() == pytest.approx(sum(float(module.record.z_loss) for module in modules), rel=1e-5)
     mine, theirs = dict(ours.named_parameters()), dict(network.named_parameters())
     for i in range(2):
         for name in LAYER:

@@ -236,6 +236,7 @@ def _pipe(name: str, said: str, **changes: Any) -> Case:
 NOTES = [
     _pipe("run/checkpoints/rollbacks.json", "rollbacks.json: is no file"),
     _pipe("run/metrics.jsonl", "output_dir: .*metrics.jsonl is no file"),
+    _pipe("run/routers.jsonl", "output_dir: .*routers.jsonl is no file"),
     _pipe("run/config.yaml", "output_dir: .*config.yaml is no file"),
     _notes("empty", ""),
     _notes("a list", "[]"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from jetmoe_megatron.model import permutation, rotary, router_losses
+from jetmoe_megatron.model import permutation, rotary, router_losses, router_record
 from jetmoe_megatron.model.experts import swiglu
 from tests.model.experts_oracle import EXPERTS, choices
 
@@ -29,6 +29,7 @@ CALLS: dict[str, tuple[Callable, tuple]] = {
     "its gradient": (swiglu._gradient, (ROWS[:, :8], ROWS)),
     "losses of a router": (router_losses._balance_and_z, (LOGITS, SHARE)),
     "their gradient": (router_losses._gradient, (LOGITS, SHARE, torch.tensor(0.3), torch.tensor(0.2))),
+    "how sure a router was": (router_record.entropy_and_margin, (LOGITS,)),
     "turned": (rotary._turned, (torch.randn(TOKENS, 1, SLOTS, HEADS, CHANNELS), *TURNS)),
     "turned back": (rotary._turned_back, (torch.randn(TOKENS, 1, SLOTS * HEADS, CHANNELS), *TURNS, SLOTS)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def router(data: dict, world_of_one: None) -> Any:
 
 
 def run_router(router: Any, x: Tensor) -> Tensor:
-    router.losses.reset()
+    router.record.reset()
     router.zero_grad()
     gates, chosen = router(x)
     assert (gates.sum(-1) - 1).abs().max() < 1e-6
@@ -47,9 +48,27 @@ def test_values(router: Any) -> None:
     x = torch.randn(16, 3, 32)
     run_router(router, x)
     balance, z = formulas(x.flatten(0, 1) @ router.weight.T, 2)
-    torch.testing.assert_close(router.losses.balance_loss, balance.detach())
-    torch.testing.assert_close(router.losses.z_loss, z.detach())
-    assert router.losses.micro_batches == 1
+    torch.testing.assert_close(router.record.balance_loss, balance.detach())
+    torch.testing.assert_close(router.record.z_loss, z.detach())
+    assert router.record.micro_batches == 1
+
+
+def test_what_is_recorded(router: Any) -> None:
+    """Twice as much for two micro-batches."""
+    x = torch.randn(16, 3, 32)
+    probability_TE = (x.flatten(0, 1) @ router.weight.T).double().softmax(-1)
+    load, entropy, margin = [0] * 6, 0.0, 0.0
+    for row in probability_TE.tolist():
+        by_size = sorted(range(6), key=lambda expert: -row[expert])
+        for expert in by_size[:2]:
+            load[expert] += 2
+        entropy -= 2 * sum(p * math.log(p) for p in row)
+        margin += 2 * (row[by_size[0]] - row[by_size[1]])
+    run_router(router, x)
+    router(x)
+    assert router.record.load_E.tolist() == load
+    assert float(router.record.gate_entropy) == pytest.approx(entropy, rel=1e-5)
+    assert float(router.record.top1_margin) == pytest.approx(margin, rel=1e-5)
 
 
 @pytest.mark.parametrize("coefficients", [(0.01, 0.0), (0.0, 0.001), (0.3, 0.2)])
@@ -67,7 +86,7 @@ def test_even_router_has_balance_1(router: Any) -> None:
     with torch.no_grad():
         router.weight.zero_()
     run_router(router, torch.randn(8, 2, 32))
-    assert float(router.losses.balance_loss) == pytest.approx(1.0)
+    assert float(router.record.balance_loss) == pytest.approx(1.0)
 
 
 def test_z_loss_survives_huge_logits(router: Any) -> None:
@@ -75,18 +94,18 @@ def test_z_loss_survives_huge_logits(router: Any) -> None:
         router.weight.fill_(1e3)
     gates = run_router(router, torch.full((4, 1, 32), 1e2))
     gates.sum().backward()
-    assert torch.isfinite(router.losses.z_loss)
+    assert torch.isfinite(router.record.z_loss)
     assert torch.isfinite(router.weight.grad).all()
 
 
 def test_nothing_is_counted_outside_of_training(router: Any) -> None:
-    router.losses.reset()
+    router.record.reset()
     router.eval()
     router(torch.randn(4, 1, 32))
     router.train()
     with torch.no_grad():  # the first pass of a recomputed layer
         router(torch.randn(4, 1, 32))
-    assert router.losses.micro_batches == 0
+    assert router.record.micro_batches == 0
 
 
 def test_counts_of_a_step_are_exact_in_bf16(router: Any) -> None:

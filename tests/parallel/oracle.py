@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.config.layout import resolve_layout
 from jetmoe_megatron.data.step_batches import StepBatches
+from jetmoe_megatron.monitor.routers import RouterMetrics
 from tests.ranks import run_ranks
 
 
@@ -25,6 +26,7 @@ class Outcome:
     losses: list[dict[str, float]]  # per step, with the gradient norm
     gradients: dict[str, Tensor]  # of the first step
     weights: dict[str, Tensor]  # after the last
+    routers: dict[str, RouterMetrics]  # of all steps, by kind
 
 
 @dataclass
@@ -46,9 +48,9 @@ def outcome(
 
 def joined(results: list[Any]) -> Outcome:
     """What the ranks returned, as one."""
-    gradients = assemble([piece for _, pieces, _ in results for piece in pieces])
-    weights = assemble([piece for _, _, pieces in results for piece in pieces])
-    return Outcome(losses=results[0][0], gradients=gradients, weights=weights)
+    gradients = assemble([piece for _, pieces, *_ in results for piece in pieces])
+    weights = assemble([piece for *_, pieces, _ in results for piece in pieces])
+    return Outcome(losses=results[0][0], gradients=gradients, weights=weights, routers=results[0][-1])
 
 
 def initial_weights(tree: dict[str, Any], ranks: int) -> dict[str, Tensor]:
@@ -111,21 +113,23 @@ def training(tree: dict[str, Any], steps: int) -> Iterator[tuple[Run, list[Any],
 
 def train(
     tree: dict[str, Any], steps: int, prepare: Callable[[list[Any]], None] | None = None
-) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece]]:
+) -> tuple[list[dict[str, float]], list[_Piece], list[_Piece], dict[str, RouterMetrics]]:
     with training(tree, steps) as (run, model, batches_of_steps):
         from jetmoe_megatron.training.optimizer import build_optimizer, settle_weights
+        from jetmoe_megatron.training.router_metrics import RouterSums
 
         if prepare:
             prepare(model)
-        optimizer = build_optimizer(run, model)
+        optimizer, sums = build_optimizer(run, model), RouterSums(run, model)
         losses, gradients = [], []
         for step, batches in enumerate(batches_of_steps):
             losses.append(train_step(model, optimizer, batches, run.optimizer.max_lr))
+            sums.add_step()
             if step == 0:
                 _gather_gradients(model)
                 gradients = pieces(model, _gradient_of)
         settle_weights(model)
-        return losses, gradients, pieces(model, weight_of)
+        return losses, gradients, pieces(model, weight_of), sums.reduce()
 
 
 def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: float) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Every layout computes the same model: losses of three steps, every gradient, and the weights afterwards.
+"""Every layout computes the same model: losses of three steps, every gradient, the weights afterwards, and what is
+recorded of each router.
 
 The reference is one process with plain AdamW and no recomputation. It has one micro-batch where the split into
 micro-batches does not matter.
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.parallel.oracle import Outcome, outcome, relative_error, router_gradients
@@ -118,6 +121,12 @@ def check_equal(split: Outcome, truth: Outcome) -> None:
     for name, expected in truth.weights.items():
         error = relative_error(split.weights[name], expected)
         assert error < 1e-4, f"{name} after three steps: relative error {error:.1e}"
+    for kind, expected_metrics in truth.routers.items():
+        for name, expected_values in asdict(expected_metrics).items():
+            tolerance = 1e-12 if name == "load_LE" else 1e-5  # counts are equal
+            np.testing.assert_allclose(
+                getattr(split.routers[kind], name), expected_values, rtol=tolerance, err_msg=f"{kind} {name}"
+            )
 
 
 @functools.cache

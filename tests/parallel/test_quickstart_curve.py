@@ -56,4 +56,6 @@ def test_the_curve_of_each_layout(workplace: Path) -> None:
     for layout in ("tensor", "pipeline", "expert", None):
         overrides = [f"parallel.{layout}=2"] if layout else []
         losses = curve(workplace, str(layout), 2, *overrides)
-        assert losses == pytest.approx(truth, abs=1e-4), layout or "data"
+        assert losses[:3] == pytest.approx(truth[:3], abs=1e-5), layout or "data"
+        # Later, rounding sends a token to another expert. When it does, and whether, depends on the processor.
+        assert losses == pytest.approx(truth, abs=2e-3), layout or "data"

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published
+from jetmoe_megatron.monitor.jsonl import read_metrics
 from tests.injected_faults import ELASTIC
 from tests.support import (
     REPO,
@@ -34,7 +35,7 @@ from tests.warm import Command
 def whole(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str]) -> Path:
     """The folder of a run on two ranks that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    tree = small_run(folder, data, checkpoint__every_tokens=512)
+    tree = small_run(folder, data, checkpoint__every_tokens=512, logging={"router_every_steps": 3})
     tree["evaluation"] = {"every_steps": 4, "sequences": 5, "data": [{"name": "v", "path": data["held_out"]}]}
     result = launched(2, write_run(folder, tree))
     assert result.returncode == 0, result.stderr
@@ -70,6 +71,20 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
         "tokens_2048",
     ]
     assert (whole / "config.yaml").is_file()
+    routers = read_metrics(whole / "routers.jsonl")
+    assert [(r["step"], r["tokens"], r["steps"]) for r in routers] == [(3, 768, 3), (6, 1536, 3), (8, 2048, 2)]
+    assert [r["step"] for r in records if "routers/moe/load_max" in r] == [3, 6, 8]
+    for record in routers:
+        for kind in ("moa", "moe"):
+            steps = records[
+                record["step"] - record["steps"] : record["step"]
+            ]  # of which each has as many micro-batches
+            for name in ("balance_loss", "z_loss"):
+                of_layers = record[f"{kind}_{name}"]
+                of_steps = [step[f"{kind}_{name}"] for step in steps]
+                assert sum(of_layers) / len(of_layers) == pytest.approx(sum(of_steps) / len(of_steps), rel=1e-4)
+            for load in record[f"{kind}_load"]:
+                assert sum(load) / len(load) == pytest.approx(1, abs=1e-5)
 
 
 def test_one_rank_and_two_ranks_agree(whole: Path, tmp_path: Path, data: dict[str, str]) -> None:
@@ -88,13 +103,17 @@ def test_resume_is_bit_identical_on_both_sides_of_the_switch(whole: Path, tmp_pa
 
 
 def test_a_kill_loses_only_what_came_after_the_last_checkpoint(whole: Path, tmp_path: Path, data: dict) -> None:
-    run_file = write_run(tmp_path, small_run(tmp_path, data, checkpoint__every_tokens=512))
+    tree = small_run(tmp_path, data, checkpoint__every_tokens=512, logging={"router_every_steps": 3})
+    run_file = write_run(tmp_path, tree)
     assert pretrain(2, run_file, "debug.max_steps=4").returncode == 0
-    with open(tmp_path / "run/metrics.jsonl", "a") as file:  # as if killed in step 6, in the middle of a line
-        file.write('{"step": 5, "lm_loss": 99.0}\n{"step": 6, "lm_lo')
+    for name in ("metrics", "routers"):
+        with open(tmp_path / f"run/{name}.jsonl", "a") as file:  # as if killed in step 6, in the middle of a line
+            file.write('{"step": 5, "lm_loss": 99.0}\n{"step": 6, "lm_lo')
     (tmp_path / "run/checkpoints/tokens_1280.partial-0a0b").mkdir()
     assert pretrain(2, run_file).returncode == 0
     assert losses(tmp_path / "run") == losses(whole)
+    steps = [(r["step"], r["steps"]) for r in read_metrics(tmp_path / "run/routers.jsonl")]
+    assert steps == [(3, 3), (4, 1), (6, 2), (8, 2)]
     assert not list((tmp_path / "run/checkpoints").glob("*.partial*"))
 
 
