@@ -245,6 +245,23 @@ class Logging(Section):
     """Write metrics for TensorBoard too."""
 
 
+class Alarms(Section):
+    """Beyond which limits a run says that something is wrong. It continues ([monitoring.md](monitoring.md))."""
+
+    dead_experts: bool = True
+    """An expert had no token since the line before of `routers.jsonl`."""
+    load: Annotated[float, Field(gt=1)] | None = 3.0
+    """How many times an even share of the assignments one expert takes. null: no alarm."""
+    gate_entropy: Fraction | None = 0.05
+    """Entropy of a router's probabilities, over its largest value, below which it is collapsing. null: no alarm."""
+    z_loss: Annotated[float, Field(gt=1)] | None = 3.0
+    """How many times its lowest value so far the z-loss may be, as means over 50 steps. null: no alarm."""
+    data_wait: Fraction | None = 0.05
+    """Share of the time of 50 steps in which ranks wait for data. null: no alarm."""
+    held_out_loss: bool = True
+    """The held-out loss rises twice while the training loss falls twice."""
+
+
 class Debug(Section):
     """For short trials and for the search of faults."""
 
@@ -364,6 +381,7 @@ class Run(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+    alarms: Alarms = Alarms()
     debug: Debug = Debug()
     phases: list[Annotated[Phase, _FILE_NAME]] = Field(min_length=1)
     """The phases in order."""

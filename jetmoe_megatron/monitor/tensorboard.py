@@ -19,7 +19,7 @@ class TensorBoard:
 
     def amend(self, step: int, values: Record) -> None:
         for key, value in values.items():
-            if not isinstance(value, str):
+            if isinstance(value, int | float):
                 self.writer.add_scalar(key, value, step)
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from jetmoe_megatron.monitor.monitor import Record
 
 
@@ -14,6 +16,8 @@ class Terminal:
         step, seconds = int(record["step"]), float(record["step_seconds"])
         before = self.seconds_per_step
         self.seconds_per_step = seconds if before is None else 0.9 * before + 0.1 * seconds
+        for name, message in record.get("alarms", {}).items():
+            print(f"alarm: step {step}: {name}: {message}", file=sys.stderr, flush=True)
         if step % self.every and step != self.steps:
             return
         left = duration(self.seconds_per_step * (self.steps - step))

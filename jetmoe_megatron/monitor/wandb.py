@@ -29,7 +29,10 @@ class WeightsAndBiases:
         )
 
     def write(self, record: Record) -> None:
-        self.run.log(record, step=int(record["step"]))
+        numbers = {key: value for key, value in record.items() if key != "alarms"}
+        self.run.log(numbers, step=int(record["step"]))
+        for name, message in record.get("alarms", {}).items():
+            self.run.alert(title=f"{name} at step {record['step']}", text=message)
 
     def amend(self, step: int, values: Record) -> None:
         self.run.log(values, step=step + 1)  # wandb takes no values for a past step

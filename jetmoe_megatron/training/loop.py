@@ -14,6 +14,7 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.rotary import forget_angles
+from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.monitor.routers import line, summary
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
@@ -72,7 +73,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     model, optimizer, samples, guard, clock = state.model, state.optimizer, state.samples, state.guard, state.clock
     if owed:
         state.monitor.amend(step, state.held_out.measure(model))
-    batches, stopping = state.batches(run, layout, range(step, last_step)), False
+    batches, stopping, alarms = state.batches(run, layout, range(step, last_step)), False, Alarms(run)
     bad: str | None = None
     clock.end("start_seconds")
     while step < last_step and not stopping:  # a stop counts only after all ranks agreed on it
@@ -104,10 +105,12 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **samples.tokens_read(ledger.read),
         }
         ending = stopping or step == last_step
+        router_line = None
         if state.routers.is_due(step, ending):
             of_routers = state.routers.reduce()
             record |= summary(of_routers)
-            state.router_lines.log(line(step, step * tokens_per_step, of_routers))
+            router_line = line(step, step * tokens_per_step, of_routers)
+            state.router_lines.log(router_line)
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
@@ -116,7 +119,9 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             record |= state.held_out.measure(model)
             clock.end("evaluation_seconds")
         # The line comes before the save, so that a published checkpoint has the lines of all its steps.
-        state.monitor.log(record | clock.new_line(metrics.data_wait_seconds, useful=bad is None))
+        record |= clock.new_line(metrics.data_wait_seconds, useful=bad is None)
+        record |= {"alarms": raised} if (raised := alarms.judge(record, router_line)) else {}
+        state.monitor.log(record)
         clock.end("other_seconds")
         if ending or state.save_points.is_due(step):
             settle_weights(model)
