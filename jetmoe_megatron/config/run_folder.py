@@ -14,6 +14,8 @@ class RunFolder:
         self.root = Path(root)
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
+        self.routers = self.root / "routers.jsonl"
+        self.alarms = self.root / "alarms.jsonl"
         self.bad_steps = self.root / "bad_steps.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.rollbacks = self.checkpoints / "rollbacks.json"
@@ -22,6 +24,7 @@ class RunFolder:
         self.starts = self.root / "starts.jsonl"
         self.launches = self.root / "launches"
         self.doctor = self.root / "doctor"
+        self.report = self.root / "report.html"
 
     @classmethod
     def of(cls, run: Run) -> RunFolder:

@@ -21,8 +21,8 @@ from jetmoe_megatron.config import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
 from jetmoe_megatron.monitor.monitor import Monitor, Record
-from jetmoe_megatron.monitor.report import report
-from jetmoe_megatron.monitor.report_plot import draw_curves
+from jetmoe_megatron.report.table import report
+from jetmoe_megatron.report.plot import draw_curves
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal, duration
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases

@@ -8,7 +8,7 @@ from typing import Any
 
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError, printable
-from jetmoe_megatron.monitor.jsonl import each_record
+from jetmoe_megatron.report.lines import steps_of
 
 _POINTS = 2000  # of a curve at most: points between them are left out
 
@@ -28,7 +28,7 @@ def draw_curves(folder: Path, path: Path) -> None:
     from matplotlib import pyplot
 
     metrics = RunFolder(folder).metrics
-    records = [record for record in each_record(metrics) if isinstance(record.get("tokens"), int)]
+    records = list(steps_of(metrics))
     if not records:
         raise UserError(f"{metrics}: no steps recorded; is {folder} a run folder?")
     held_out = sorted({key for record in records for key in record if key.startswith("held_out_loss/")})

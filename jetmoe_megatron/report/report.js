@@ -1,0 +1,287 @@
+// Draws the charts and heatmaps of a report. The numbers are in the element `data`, as charts.py writes them.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const LEFT = 62, RIGHT = 12, BOTTOM = 24;
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  document.body.append(tip);
+
+  const ends = data.axes.flatMap((axis) => [axis.tokens[0], axis.tokens[axis.tokens.length - 1]]);
+  const whole = [Math.min(...ends), Math.max(...ends)];
+  if (whole[0] === whole[1]) whole[0] -= 1;
+  let view = whole; // the tokens that all charts show
+
+  for (const { curves } of data.charts)
+    for (const curve of curves) {
+      const { tokens, steps } = data.axes[curve.axis];
+      const at = curve.at || tokens.map((_, i) => i);
+      curve.x = at.map((i) => tokens[i]);
+      curve.step = at.map((i) => steps[i]);
+      curve.from = at.map((i) => (i ? steps[i - 1] + 1 : Math.min(1, steps[0])));
+      curve.gaps = new Set(curve.gaps);
+    }
+
+  // The first place in an ascending list whose value is not below x.
+  function place(list, x) {
+    let low = 0, high = list.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (list[middle] < x) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  function nearest(list, x) {
+    const i = Math.min(place(list, x), list.length - 1);
+    return i > 0 && x - list[i - 1] < list[i] - x ? i - 1 : i;
+  }
+
+  function short(value) {
+    if (value === null) return "no number";
+    const size = Math.abs(value);
+    if (Number.isInteger(value) && size < 1e5) return value.toLocaleString("en");
+    for (const [unit, one] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]])
+      if (size >= one && size < 1e15) return +(value / one).toPrecision(4) + unit;
+    return size && (size < 1e-3 || size >= 1e15) ? value.toExponential(2) : String(+value.toPrecision(5));
+  }
+
+  const shown = (value, chart) => (chart.stack && value !== null ? (100 * value).toFixed(1) + "%" : short(value));
+
+  function make(parent, name, attributes, text) {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const key in attributes) element.setAttribute(key, attributes[key]);
+    if (text !== undefined) element.textContent = text;
+    parent.append(element);
+    return element;
+  }
+
+  function ticks(low, high, most) {
+    const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+    const found = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+    return found;
+  }
+
+  // An empty drawing with the axis of tokens. `read(tokens, y)` returns the lines of the tip.
+  function frame(box, top, height, read) {
+    box.replaceChildren();
+    const width = Math.max(box.clientWidth, 260), right = width - RIGHT, bottom = top + height;
+    const svg = make(box, "svg", { viewBox: `0 0 ${width} ${bottom + BOTTOM}`, role: "img" });
+    const scale = (right - LEFT) / (view[1] - view[0]);
+    const x = (tokens) => LEFT + (tokens - view[0]) * scale;
+    const tokensAt = (event) => {
+      const shape = svg.getBoundingClientRect(), pixel = ((event.clientX - shape.left) * width) / shape.width;
+      return view[0] + (Math.min(Math.max(pixel, LEFT), right) - LEFT) / scale;
+    };
+    const y = (event) => {
+      const shape = svg.getBoundingClientRect();
+      return ((event.clientY - shape.top) * width) / shape.width;
+    };
+    for (const tick of ticks(view[0], view[1], width / 130)) {
+      make(svg, "line", { class: "tick", x1: x(tick), x2: x(tick), y1: top, y2: bottom + 4 });
+      make(svg, "text", { class: "axis", x: x(tick), y: bottom + 16, "text-anchor": "middle" }, short(tick));
+    }
+    const layer = make(svg, "g", {});
+    const cursor = make(svg, "line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
+    const chosen = make(svg, "rect", { class: "chosen", y: top, height, width: 0 });
+    let from = null;
+    svg.onpointerdown = (event) => {
+      from = tokensAt(event);
+      svg.setPointerCapture(event.pointerId);
+    };
+    svg.onpointermove = (event) => {
+      const here = tokensAt(event);
+      cursor.setAttribute("x1", x(here));
+      cursor.setAttribute("x2", x(here));
+      cursor.setAttribute("visibility", "visible");
+      if (from !== null) {
+        chosen.setAttribute("x", x(Math.min(from, here)));
+        chosen.setAttribute("width", Math.abs(x(here) - x(from)));
+      }
+      tell(event, read(here, y(event), (one) => Math.abs(x(one) - x(here)) < 6));
+    };
+    svg.onpointerleave = () => {
+      tip.style.display = "none";
+      cursor.setAttribute("visibility", "hidden");
+    };
+    svg.onpointerup = (event) => {
+      const here = tokensAt(event), began = from;
+      from = null;
+      chosen.setAttribute("width", 0);
+      if (began !== null && Math.abs(x(here) - x(began)) > 5) show([Math.min(began, here), Math.max(began, here)]);
+    };
+    svg.ondblclick = () => show(whole);
+    return { svg, layer, x, width, right, bottom };
+  }
+
+  function tell(event, lines) {
+    tip.replaceChildren(
+      ...lines.map(([colour, text]) => {
+        const line = document.createElement("p");
+        if (colour) line.append(Object.assign(document.createElement("i"), { className: colour }));
+        line.append(text);
+        return line;
+      }),
+    );
+    tip.style.display = lines.length ? "block" : "none";
+    const right = event.clientX + tip.offsetWidth + 24 > document.documentElement.clientWidth;
+    tip.style.left = Math.max(event.pageX + (right ? -tip.offsetWidth - 14 : 14), 4) + "px";
+    tip.style.top = event.pageY + 14 + "px";
+  }
+
+  function extent(chart, log) {
+    let low = Infinity, high = -Infinity;
+    for (const { x, mean, low: lows = mean, high: highs = mean } of chart.curves)
+      for (let i = place(x, view[0]); i < x.length && x[i] <= view[1]; i++) {
+        if (mean[i] === null) continue;
+        if (!log || lows[i] > 0) low = Math.min(low, lows[i]);
+        if (!log || highs[i] > 0) high = Math.max(high, highs[i]);
+      }
+    if (low > high) return [log ? 1 : 0, log ? 10 : 1];
+    if (low === high) return log ? [low / 2, high * 2] : [low - Math.abs(low || 1) / 10, high + Math.abs(high || 1) / 10];
+    return log ? [low / 1.1, high * 1.1] : [low - (high - low) / 20, high + (high - low) / 20];
+  }
+
+  function drawChart(box, chart) {
+    const log = chart.log, top = chart.marks.length ? 20 : 8, height = chart.tall ? 260 : 150;
+    const [low, high] = chart.stack ? [0, 1] : extent(chart, log);
+    const bend = log ? Math.log : (value) => value;
+    const { svg, layer, x, right, bottom } = frame(box, top, height, (tokens, _, near) => read(chart, tokens, near));
+    const y = (value) => {
+      if (log && !(value > 0)) return bottom;
+      return bottom - ((bend(value) - bend(low)) / (bend(high) - bend(low))) * height;
+    };
+    const id = `clip${data.charts.indexOf(chart)}`;
+    make(make(svg, "clipPath", { id }), "rect", { x: LEFT, y: top, width: right - LEFT, height });
+    chart.phases.forEach(({ name, from, to }, i) => {
+      const [a, b] = [from, to].map((at) => x(Math.min(Math.max(at, view[0]), view[1])));
+      if (b <= a) return;
+      make(layer, "rect", { class: `phase odd${i % 2}`, x: a, y: top, width: b - a, height });
+      const text = make(layer, "text", { class: "axis", x: a + 4, y: top + 12 }, name);
+      if (!chart.stack && text.getComputedTextLength() > b - a - 6) text.remove();
+      if (chart.stack) text.remove();
+    });
+    let marked = log ? ticks(Math.log10(low), Math.log10(high), 5).map((one) => 10 ** one) : ticks(low, high, height / 40);
+    for (const tick of marked) {
+      make(layer, "line", { class: "tick", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
+      const label = make(layer, "text", { class: "axis", x: LEFT - 6, y: y(tick) + 3, "text-anchor": "end" });
+      label.textContent = chart.stack ? Math.round(100 * tick) + "%" : log ? short(+tick.toPrecision(2)) : short(+tick.toPrecision(6));
+    }
+    const inside = make(layer, "g", { "clip-path": `url(#${id})` });
+    const all = chart.curves.map((curve) => pieces(curve));
+    chart.curves.forEach((curve, n) => {
+      if (!curve.low) return;
+      for (const piece of all[n]) {
+        const upper = piece.map((i) => `${x(curve.x[i]).toFixed(1)},${y(curve.high[i]).toFixed(1)}`);
+        const lower = piece.map((i) => `${x(curve.x[i]).toFixed(1)},${y(curve.low[i]).toFixed(1)}`).reverse();
+        const d = `M${upper.join("L")}L${lower.join("L")}Z`;
+        make(inside, "path", { class: `${curve.colour} ${chart.stack ? "share" : "band"}`, d });
+      }
+    });
+    chart.curves.forEach((curve, n) => {
+      if (chart.stack) return;
+      const points = all[n].map((piece) => piece.map((i) => `${x(curve.x[i]).toFixed(1)},${y(curve.mean[i]).toFixed(1)}`));
+      const d = points.map((piece) => "M" + piece.join("L")).join("");
+      make(inside, "path", { class: `${curve.colour} curve`, d, "stroke-dasharray": ["none", "6 3", "2 3"][curve.dash % 3] });
+      const few = all[n].flat().length <= 60;
+      for (const piece of all[n])
+        if (few || piece.length === 1)
+          for (const i of piece) make(inside, "circle", { class: curve.colour, cx: x(curve.x[i]), cy: y(curve.mean[i]), r: 2.2 });
+    });
+    for (const { kind, sign, at } of chart.marks) {
+      if (at < view[0] || at > view[1]) continue;
+      make(layer, "line", { class: `mark ${kind}`, x1: x(at), x2: x(at), y1: top, y2: bottom });
+      make(layer, "text", { class: `sign ${kind}`, x: x(at), y: 14, "text-anchor": "middle" }, sign);
+    }
+  }
+
+  // What is drawn without a break, as lists of places.
+  function pieces({ x, mean, gaps }) {
+    const found = [[]], last = Math.min(place(x, view[1]) + 1, x.length);
+    for (let i = Math.max(place(x, view[0]) - 1, 0); i < last; i++) {
+      if (mean[i] !== null) found[found.length - 1].push(i);
+      if (mean[i] === null || gaps.has(i)) found.push([]);
+    }
+    return found.filter((piece) => piece.length);
+  }
+
+  function read(chart, tokens, near) {
+    const lines = [], curves = chart.curves.filter((curve) => curve.x.length);
+    curves.forEach((curve, n) => {
+      const i = nearest(curve.x, tokens), { mean, low, high } = curve;
+      const last = curves[n - 1];
+      if (!last || last.axis !== curve.axis || nearest(last.x, tokens) !== i || last.x[i] !== curve.x[i]) {
+        const one = curve.from[i] >= curve.step[i] || curve.at;
+        const steps = one ? `step ${curve.step[i].toLocaleString("en")}` : `steps ${curve.from[i].toLocaleString("en")} to ${curve.step[i].toLocaleString("en")}`;
+        lines.push(["", `${steps}, ${short(curve.x[i])} tokens`]);
+      }
+      const range = low && !chart.stack && low[i] !== null ? ` (${short(low[i])} to ${short(high[i])})` : "";
+      lines.push([curve.colour, `${curve.label} ${shown(mean[i], chart)}${range}${curve.gaps.has(i) ? ", and no number" : ""}`]);
+    });
+    return lines.concat(chart.marks.filter((mark) => near(mark.at)).slice(0, 6).map(({ sign, text }) => ["", `${sign} ${text}`]));
+  }
+
+  function drawHeatmap(box, heat) {
+    const rows = heat.layers * heat.experts, height = Math.min(Math.max(rows * 3, 110), 760), top = 6;
+    const { layer, x, right, width, bottom } = frame(box, top, height, (tokens, y) => {
+      const column = Math.min(place(heat.tokens, tokens), heat.tokens.length - 1);
+      const row = Math.min(Math.max(Math.floor(((y - top) / height) * rows), 0), rows - 1);
+      const place_ = `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`;
+      return [["", place_], ["", `up to ${short(heat.tokens[column])} tokens: ${load(heat, heat.codes[row * heat.tokens.length + column])}`]];
+    });
+    const canvas = document.createElement("canvas"), sharp = window.devicePixelRatio || 1;
+    Object.assign(canvas, { width: (right - LEFT) * sharp, height: height * sharp });
+    const share = (value, of) => (100 * value) / of + "%";
+    Object.assign(canvas.style, { left: share(LEFT, width), top: share(top, bottom + BOTTOM), width: share(right - LEFT, width), height: share(height, bottom + BOTTOM) });
+    box.prepend(canvas);
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    heat.tokens.forEach((end, column) => {
+      const from = (x(column ? heat.tokens[column - 1] : whole[0]) - LEFT) * sharp, to = (x(end) - LEFT) * sharp;
+      context.drawImage(heat.image, column, 0, 1, rows, from, 0, to - from + 1, canvas.height);
+    });
+    const every = Math.ceil(13 / (height / heat.layers));
+    for (let i = 0; i < heat.layers; i += every) {
+      const y = top + (height * i) / heat.layers;
+      make(layer, "line", { class: "tick", x1: LEFT - 6, x2: LEFT, y1: y, y2: y });
+      make(layer, "text", { class: "axis", x: LEFT - 8, y: y + 10, "text-anchor": "end" }, `layer ${i}`);
+    }
+  }
+
+  function load(heat, code) {
+    if (code === 0) return "no token at some record";
+    if (code === 255) return "no number";
+    return "load " + (2 ** (((code - 1) / 253) * 6 - 3)).toFixed(2) + (code === 254 ? " or more" : code === 1 ? " or less" : "");
+  }
+
+  for (const heat of data.heatmaps) {
+    heat.codes = Uint8Array.from(atob(heat.codes), (one) => one.charCodeAt(0));
+    const image = (heat.image = document.createElement("canvas"));
+    Object.assign(image, { width: heat.tokens.length, height: heat.layers * heat.experts });
+    const pixels = new ImageData(image.width, image.height);
+    heat.codes.forEach((code, i) => pixels.data.set([...data.palette[code], 255], 4 * i));
+    image.getContext("2d").putImageData(pixels, 0, 0);
+  }
+
+  function show(range) {
+    view = range;
+    document.querySelectorAll("[data-chart]").forEach((box) => drawChart(box, data.charts[box.dataset.chart]));
+    document.querySelectorAll("[data-heatmap]").forEach((box) => drawHeatmap(box, data.heatmaps[box.dataset.heatmap]));
+  }
+
+  document.querySelectorAll("button[data-log]").forEach((button) => {
+    button.onclick = () => {
+      const chart = data.charts[button.dataset.log];
+      chart.log = !chart.log;
+      button.setAttribute("aria-pressed", chart.log);
+      show(view);
+    };
+  });
+  let width = 0;
+  const resized = () => width !== (width = document.body.clientWidth) && show(view);
+  window.addEventListener("resize", resized);
+  resized();
+})();

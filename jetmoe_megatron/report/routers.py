@@ -1,0 +1,127 @@
+"""What `routers.jsonl` says: each layer's load of its experts, how even it is, and how sure its router is.
+
+Letters of axes: L: layers, E: experts.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jetmoe_megatron.report.curves import Curves
+from jetmoe_megatron.report.lines import Line, number, steps_of
+
+KINDS = {"moa": "attention", "moe": "MLP"}
+AS_WRITTEN = ("gate_entropy", "top1_margin", "balance_loss", "z_loss")  # of each layer, in a record
+_MOST_BINS = 600
+_MOST_CELLS = 200_000  # of one heatmap
+_LEVELS, _RANGE = 253, 3.0  # codes of loads from 2**-3 to 2**3, evenly on a logarithmic scale
+DEAD, NO_NUMBER = 0, 255  # codes
+
+Array = NDArray[np.float64]
+
+
+class Heatmap:
+    """The loads of one kind of routers: a column is one record, or the mean of several."""
+
+    def __init__(self, load_LE: Array) -> None:
+        self.shape = load_LE.shape
+        self.last_LE = load_LE
+        self.tokens: list[int] = []  # at the end of each column
+        self.width = 1  # records of a column
+        self._most = max(2, min(_MOST_BINS, _MOST_CELLS // load_LE.size) // 2 * 2)
+        self._columns: list[tuple[Array, Array, Array]] = []  # sum of loads, of steps, and where one was 0
+        self._records = 0
+
+    def add(self, tokens: int, load_LE: Array, steps: float) -> None:
+        if self._records == self._most * self.width:
+            self.width *= 2
+            self.tokens = self.tokens[1::2]
+            pairs = zip(self._columns[::2], self._columns[1::2], strict=True)
+            self._columns = [_joined(one, other) for one, other in pairs]
+        column = (load_LE * steps, np.array(steps), load_LE <= 0)
+        if self._records % self.width:
+            self._columns[-1] = _joined(self._columns[-1], column)
+            self.tokens[-1] = tokens
+        else:
+            self._columns.append(column)
+            self.tokens.append(tokens)
+        self._records += 1
+        self.last_LE = load_LE
+
+    def codes(self) -> str:
+        """One byte for each cell, the experts of a layer and then the next layer, columns last; in base64."""
+        with np.errstate(invalid="ignore"):
+            columns = [codes_of(total / steps, dead).ravel() for total, steps, dead in self._columns]
+        return base64.b64encode(np.stack(columns, axis=1).tobytes()).decode()
+
+
+def _joined(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    return one[0] + other[0], one[1] + other[1], one[2] | other[2]
+
+
+def codes_of(load: Array, dead: Array) -> NDArray[np.uint8]:
+    """dead: where no assignment went, at some record of the column."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        position = (np.clip(np.log2(load), -_RANGE, _RANGE) + _RANGE) / (2 * _RANGE)
+    codes = np.where(np.isfinite(position), 1 + np.rint(np.nan_to_num(position) * _LEVELS), NO_NUMBER)
+    return np.where(dead, DEAD, codes).astype(np.uint8)
+
+
+class Routers:
+    def __init__(self, curves: Curves, heatmaps: dict[str, Heatmap]) -> None:
+        self.curves, self.heatmaps = curves, heatmaps  # of each kind that has records
+
+    @classmethod
+    def read(cls, path: Path) -> Routers | None:
+        """None if there are no records. One with other numbers of layers or experts than the first is left out."""
+        routers = cls(Curves(_MOST_BINS), {})
+        for record in steps_of(path):
+            routers.curves.next_line(record["step"], record["tokens"])
+            for kind in KINDS:
+                routers._add(kind, record)
+        return routers if routers.heatmaps else None
+
+    def _add(self, kind: str, record: Line) -> None:
+        for name in AS_WRITTEN:
+            if (values_L := _numbers(record.get(f"{kind}_{name}"), 1)) is not None:
+                self._over_layers(f"{kind}_{name}", values_L)
+        load_LE = _numbers(record.get(f"{kind}_load"), 2)
+        if load_LE is None:
+            return
+        heatmap = self.heatmaps.setdefault(kind, Heatmap(load_LE))
+        if heatmap.shape == load_LE.shape:
+            steps = number(record, "steps") or 1.0
+            heatmap.add(record["tokens"], load_LE, steps if steps > 0 else 1.0)
+            for name, values_L in evenness(load_LE).items():
+                self._over_layers(f"{kind}_{name}", values_L)
+
+    def _over_layers(self, key: str, values_L: Array) -> None:
+        self.curves.add(key, float(values_L.min()), float(values_L.mean()), float(values_L.max()))
+
+
+def evenness(load_LE: Array) -> dict[str, Array]:
+    """Of each layer. All are 1 if the load is even, except the coefficient of variation, which is 0."""
+    experts = load_LE.shape[1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_LE = load_LE / load_LE.sum(1, keepdims=True)
+        nats_LE = np.where(share_LE > 0, -share_LE * np.log(share_LE), share_LE * 0)
+    return {
+        "load_entropy": nats_LE.sum(1) / np.log(experts) if experts > 1 else np.ones(len(load_LE)),
+        "max_load": share_LE.max(1) * experts,
+        "min_load": share_LE.min(1) * experts,
+        "load_variation": share_LE.std(1) * experts,
+    }
+
+
+def _numbers(value: Any, axes: int) -> Array | None:
+    """None if the value is no array of numbers with so many axes."""
+    try:
+        found = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if found.ndim == axes and found.size else None
