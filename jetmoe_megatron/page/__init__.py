@@ -1,1 +1,1 @@
-"""What the pages for a browser share: the elements, and one style. `jetmoe plan --html` and `jetmoe report --html` write them."""
+"""What the pages of `jetmoe plan` and `jetmoe report` share: their elements and one style."""

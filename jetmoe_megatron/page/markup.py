@@ -30,7 +30,10 @@ def tag(name: str, /, *inside: str, **attributes: object) -> str:
 
 def cards(figures: Iterable[tuple[str, str]], kinds: Mapping[str, str] = MappingProxyType({})) -> str:
     """A card for each value and what it is. kinds: the classes of values that have one."""
-    shown = (tag("div", tag("b", words(value), kind=kinds.get(value, "")), tag("span", words(what))) for value, what in figures)
+    shown = (
+        tag("div", tag("b", words(value), kind=kinds.get(value, "")), tag("span", words(what)))
+        for value, what in figures
+    )
     return tag("div", *shown, kind="figures")
 
 

@@ -13,7 +13,6 @@ from jetmoe_megatron.report.colours import PALETTE
 from jetmoe_megatron.report.curves import Curves
 from jetmoe_megatron.report.history import History
 from jetmoe_megatron.report.routers import KINDS, Heatmap
-from jetmoe_megatron.report.stack import Stack, dumped
 
 _COLOURS = 10
 _DASHES = ("", " (dashed)", " (dotted)")
@@ -25,15 +24,15 @@ _KIND_OF_MARK = {"checkpoint": "quiet", "restart": "fair", "skipped step": "bad"
 class Chart:
     """
     Attributes:
-        keys: a key, or with * at its end all keys that begin so, and what it is called; * stands for the rest of the key.
+        keys: a key and its name. With * at its end: all keys that begin so; in the name, * is the rest of the key.
         log: drawn with a logarithmic axis at first.
-        marks: with checkpoints, restarts and what went wrong.
+        wide: the main chart, with checkpoints, restarts and what went wrong.
     """
 
     title: str
     keys: dict[str, str]
     log: bool = False
-    marks: bool = False
+    wide: bool = False
 
 
 def _of_kinds(name: str) -> dict[str, str]:
@@ -44,7 +43,8 @@ LOSSES = [
     Chart(
         "Loss, nats per token",
         {"lm_loss": "training", "held_out_loss": "held-out, mean", "held_out_loss/*": "held-out, *"},
-        marks=True,
+        log=True,
+        wide=True,
     ),
     Chart("Learning rate", {"lr": "learning rate"}),
     Chart("Gradient norm, before clipping", {"grad_norm": "whole model", "grad_norm/*": "*"}, log=True),
@@ -97,21 +97,23 @@ class Drawings:
                 several = len(runs) > 1
                 label = f"{run.name}, {name}{_DASHES[dash % len(_DASHES)]}" if several else name
                 colour = f"c{(number if several else dash) % _COLOURS}"
-                of = {"key": key, "label": printable(label), "colour": colour, "dash": dash if several else 0}
-                drawn.append({**of, "axis": self._axis(curves), **curves.dump(key)})
+                named = {"key": key, "label": printable(label), "colour": colour, "dash": dash if several else 0}
+                drawn.append({**named, "axis": self._axis(curves), **curves.dump(key)})
         if not any(value is not None for curve in drawn for value in curve["mean"]):
             return []
-        phases = _phases(runs[0][0]) if len(runs) == 1 else []
-        marks = _marks([run for run, _ in runs]) if chart.marks else []
-        return [self._chart(chart.title, drawn, phases, marks, log=chart.log)]
+        of: dict[str, Any] = {"log": chart.log, "stack": False, "wide": chart.wide}
+        of["phases"] = _phases(runs[0][0]) if len(runs) == 1 else []
+        of["marks"] = _marks([run for run, _ in runs]) if chart.wide else []
+        return [self._chart(chart.title, {**of, "curves": drawn})]
 
-    def stack(self, title: str, run: History, stack: Stack) -> list[str]:
+    def stack(self, title: str, run: History, stacked: dict[str, Any]) -> list[str]:
         axis = self._axis(run.curves)
         drawn = [
             {"key": name, "label": printable(name), "colour": f"c{i % _COLOURS}", "dash": 0, "axis": axis, **curve}
-            for i, (name, curve) in enumerate(dumped(stack).items())
+            for i, (name, curve) in enumerate(stacked.items())
         ]
-        return [self._chart(title, drawn, [], [], stack=True)] if drawn else []
+        of = {"log": False, "stack": True, "wide": True, "phases": [], "marks": []}
+        return [self._chart(title, {**of, "curves": drawn})] if drawn else []
 
     def heatmap(self, title: str, heatmap: Heatmap) -> str:
         layers, experts = heatmap.shape
@@ -128,21 +130,13 @@ class Drawings:
             self._axes.append({"tokens": curves.tokens, "steps": curves.steps})
         return self._axis_of[id(curves)]
 
-    def _chart(
-        self,
-        title: str,
-        curves: list[dict[str, Any]],
-        phases: list[dict[str, Any]],
-        marks: list[dict[str, Any]],
-        log: bool = False,
-        stack: bool = False,
-    ) -> str:
-        number = str(len(self._charts))
-        of = {"title": title, "log": log, "stack": stack, "tall": bool(marks) or "lm_loss" in {c["key"] for c in curves}}
-        self._charts.append({**of, "phases": phases, "marks": marks, "curves": curves})
-        button = tag("button", "log", type="button", data_log=number, aria_pressed=str(log).lower())
+    def _chart(self, title: str, chart: dict[str, Any]) -> str:
+        number, stack = str(len(self._charts)), chart["stack"]
+        self._charts.append(chart)
+        button = tag("button", "log", type="button", data_log=number, aria_pressed=str(chart["log"]).lower())
         head = tag("figcaption", tag("b", words(title)), "" if stack else button)
-        return tag("figure", head, _legend(curves, stack), tag("div", kind="plot", data_chart=number))
+        plot = tag("div", kind="plot", data_chart=number)
+        return tag("figure", head, _legend(chart["curves"], stack), plot, kind="wide" if chart["wide"] else "")
 
 
 def _found(keys: dict[str, str], curves: Curves) -> Iterator[tuple[str, str]]:
@@ -157,13 +151,17 @@ def _found(keys: dict[str, str], curves: Curves) -> Iterator[tuple[str, str]]:
 
 
 def _legend(curves: list[dict[str, Any]], stack: bool) -> str:
-    """With the last value of each curve, which needs no JavaScript."""
+    """With the last value of each curve, or its share of the whole, also without JavaScript."""
     items = []
     for curve in curves:
         last = next((value for value in reversed(curve["mean"]) if value is not None), None)
-        value = "" if last is None else f" {last:.1%}" if stack else f" {last:,.5g}"
+        value = f"{curve['share']:.1%}" if stack else "" if last is None else _short(last)
         items.append(tag("span", tag("i", kind=curve["colour"]), words(curve["label"]), tag("b", words(value))))
     return tag("div", *items, kind="legend")
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.5g}"
 
 
 def _phases(run: History) -> list[dict[str, Any]]:

@@ -111,7 +111,9 @@ class History:
 
 def _read(line: Line) -> dict[str, int]:
     prefix = "dataset_tokens/"
-    return {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix) and type(value) is int}
+    return {
+        key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix) and type(value) is int
+    }
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:

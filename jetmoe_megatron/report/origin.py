@@ -34,5 +34,13 @@ def origin(files: RunFolder) -> Iterator[str]:
 
 def _start(event: dict[str, Any]) -> list[str]:
     nodes = event.get("nodes")
-    named = ", ".join(map(str, nodes[:8])) + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "") if isinstance(nodes, list) else ""
-    return [*(str(event.get(key, "")) for key in ("time", "start", "event", "tokens")), named, str(event.get("status", ""))]
+    named = (
+        ", ".join(map(str, nodes[:8])) + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
+        if isinstance(nodes, list)
+        else ""
+    )
+    return [
+        *(str(event.get(key, "")) for key in ("time", "start", "event", "tokens")),
+        named,
+        str(event.get("status", "")),
+    ]

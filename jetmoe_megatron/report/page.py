@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,11 @@ def page(runs: Sequence[History], left_out: Sequence[str] = ()) -> str:
         tag("h1", words(title)),
         *(tag("p", words(f"Left out: {line}"), kind="warning") for line in left_out),
         *_head(runs),
-        tag("p", words("Drag over a chart to zoom in, double-click to see all. A band is from the least to the most."), kind="dim"),
+        tag(
+            "p",
+            words("Drag over a chart to zoom in, double-click to see all. A band is from the least to the most."),
+            kind="dim",
+        ),
         *_section("Losses", _charts(drawings, charts.LOSSES, runs) + _marks(runs)),
         *_section("Alarms and bad steps", [part for run in runs for part in _events(run)]),
         *_section("Routers", _charts(drawings, charts.ROUTER_LOSSES, runs) + _routers(drawings, runs)),
@@ -74,7 +78,13 @@ def _head(runs: Sequence[History]) -> list[str]:
 
 
 def _charts(drawings: Drawings, wanted: Sequence[Chart], runs: Sequence[History]) -> list[str]:
-    return [part for chart in wanted for part in drawings.curves(chart, [(run, run.curves) for run in runs])]
+    return _grid(part for chart in wanted for part in drawings.curves(chart, [(run, run.curves) for run in runs]))
+
+
+def _grid(figures: Iterable[str]) -> list[str]:
+    """Beside one another where there is room."""
+    found = list(figures)
+    return [tag("div", *found, kind="charts")] if found else []
 
 
 def _marks(runs: Sequence[History]) -> list[str]:
@@ -105,11 +115,13 @@ def _routers(drawings: Drawings, runs: Sequence[History]) -> list[str]:
     if recorded:
         said = "From routers.jsonl: the line is the mean over layers, the band is from the least layer to the most."
         parts.append(tag("p", words(said)))
-        parts += [part for chart in charts.ROUTER_RECORDS for part in drawings.curves(chart, recorded)]
+        parts += _grid(part for chart in charts.ROUTER_RECORDS for part in drawings.curves(chart, recorded))
     for run in runs:
         if run.routers:
             heatmaps = run.routers.heatmaps.items()
-            parts += _per_run(runs, run, [part for kind, one in heatmaps for part in _heatmap(drawings, KINDS[kind], one)])
+            parts += _per_run(
+                runs, run, [part for kind, one in heatmaps for part in _heatmap(drawings, KINDS[kind], one)]
+            )
     return parts
 
 
@@ -125,7 +137,11 @@ def _heatmap(drawings: Drawings, kind: str, heatmap: Heatmap) -> Iterator[str]:
     codes_LE = codes_of(last_LE, last_LE <= 0)
     head = tag("tr", tag("th", "layer"), *(tag("th", str(e), kind="number") for e in range(experts)))
     rows = [
-        tag("tr", tag("th", str(layer)), *(_cell(last_LE[layer, e], codes_LE[layer, e], layer, e) for e in range(experts)))
+        tag(
+            "tr",
+            tag("th", str(layer)),
+            *(_cell(last_LE[layer, e], codes_LE[layer, e], layer, e) for e in range(experts)),
+        )
         for layer in range(layers)
     ]
     whole = tag("table", tag("thead", head), tag("tbody", *rows), kind="loads")
@@ -138,11 +154,7 @@ def _cell(load: np.float64, code: np.uint8, layer: int, expert: int) -> str:
 
 def _time(drawings: Drawings, runs: Sequence[History]) -> list[str]:
     title = "Time by part, share of the wall time"
-    return [
-        part
-        for run in runs
-        for part in _per_run(runs, run, drawings.stack(title, run, time_by_part(run.curves)))
-    ]
+    return [part for run in runs for part in _per_run(runs, run, drawings.stack(title, run, time_by_part(run.curves)))]
 
 
 def _mixtures(drawings: Drawings, runs: Sequence[History]) -> list[str]:
@@ -168,7 +180,9 @@ def _configs(runs: Sequence[History]) -> list[str]:
     parts = []
     if len(runs) > 1:
         rows = differences([run.config for run in runs])
-        parts.append(tag("p", words(f"Values of config.yaml that differ: {len(rows)}" if rows else "No value differs.")))
+        parts.append(
+            tag("p", words(f"Values of config.yaml that differ: {len(rows)}" if rows else "No value differs."))
+        )
         parts += [table(["key", *(run.name for run in runs)], rows)] if rows else []
     for run in runs:
         name = f"config.yaml of {run.name}"

@@ -44,7 +44,7 @@
     if (Number.isInteger(value) && size < 1e5) return value.toLocaleString("en");
     for (const [unit, one] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]])
       if (size >= one && size < 1e15) return +(value / one).toPrecision(4) + unit;
-    return size && (size < 1e-3 || size >= 1e15) ? value.toExponential(2) : String(+value.toPrecision(5));
+    return size && (size < 1e-3 || size >= 1e15) ? value.toExponential(2).replace(/\.?0+e/, "e") : String(+value.toPrecision(5));
   }
 
   const shown = (value, chart) => (chart.stack && value !== null ? (100 * value).toFixed(1) + "%" : short(value));
@@ -65,8 +65,17 @@
     return found;
   }
 
+  function logTicks(low, high) {
+    const found = [];
+    for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10)
+      for (const factor of [1, 2, 5]) found.push(factor * power);
+    const inside = found.filter((one) => one >= low && one <= high);
+    if (inside.length < 3) return ticks(low, high, 4);
+    return inside.length < 8 ? inside : inside.filter((one) => /^1e/.test(one.toExponential(0)));
+  }
+
   // An empty drawing with the axis of tokens. `read(tokens, y)` returns the lines of the tip.
-  function frame(box, top, height, read) {
+  function frame(box, top, height, read, grid = true) {
     box.replaceChildren();
     const width = Math.max(box.clientWidth, 260), right = width - RIGHT, bottom = top + height;
     const svg = make(box, "svg", { viewBox: `0 0 ${width} ${bottom + BOTTOM}`, role: "img" });
@@ -81,7 +90,7 @@
       return ((event.clientY - shape.top) * width) / shape.width;
     };
     for (const tick of ticks(view[0], view[1], width / 130)) {
-      make(svg, "line", { class: "tick", x1: x(tick), x2: x(tick), y1: top, y2: bottom + 4 });
+      make(svg, "line", { class: "tick", x1: x(tick), x2: x(tick), y1: grid ? top : bottom, y2: bottom + 4 });
       make(svg, "text", { class: "axis", x: x(tick), y: bottom + 16, "text-anchor": "middle" }, short(tick));
     }
     const layer = make(svg, "g", {});
@@ -146,7 +155,7 @@
   }
 
   function drawChart(box, chart) {
-    const log = chart.log, top = chart.marks.length ? 20 : 8, height = chart.tall ? 260 : 150;
+    const log = chart.log, top = chart.marks.length ? 20 : 8, height = chart.wide ? 250 : 150;
     const [low, high] = chart.stack ? [0, 1] : extent(chart, log);
     const bend = log ? Math.log : (value) => value;
     const { svg, layer, x, right, bottom } = frame(box, top, height, (tokens, _, near) => read(chart, tokens, near));
@@ -160,23 +169,25 @@
       const [a, b] = [from, to].map((at) => x(Math.min(Math.max(at, view[0]), view[1])));
       if (b <= a) return;
       make(layer, "rect", { class: `phase odd${i % 2}`, x: a, y: top, width: b - a, height });
+      if (!chart.wide) return;
       const text = make(layer, "text", { class: "axis", x: a + 4, y: top + 12 }, name);
-      if (!chart.stack && text.getComputedTextLength() > b - a - 6) text.remove();
-      if (chart.stack) text.remove();
+      if (text.getComputedTextLength() > b - a - 6) text.remove();
     });
-    let marked = log ? ticks(Math.log10(low), Math.log10(high), 5).map((one) => 10 ** one) : ticks(low, high, height / 40);
-    for (const tick of marked) {
+    for (const tick of log ? logTicks(low, high) : ticks(low, high, height / 40)) {
       make(layer, "line", { class: "tick", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
       const label = make(layer, "text", { class: "axis", x: LEFT - 6, y: y(tick) + 3, "text-anchor": "end" });
-      label.textContent = chart.stack ? Math.round(100 * tick) + "%" : log ? short(+tick.toPrecision(2)) : short(+tick.toPrecision(6));
+      label.textContent = chart.stack ? Math.round(100 * tick) + "%" : short(+tick.toPrecision(6));
     }
     const inside = make(layer, "g", { "clip-path": `url(#${id})` });
     const all = chart.curves.map((curve) => pieces(curve));
     chart.curves.forEach((curve, n) => {
       if (!curve.low) return;
       for (const piece of all[n]) {
-        const upper = piece.map((i) => `${x(curve.x[i]).toFixed(1)},${y(curve.high[i]).toFixed(1)}`);
-        const lower = piece.map((i) => `${x(curve.x[i]).toFixed(1)},${y(curve.low[i]).toFixed(1)}`).reverse();
+        const side = (values) => piece.flatMap((i) => {
+          const here = y(values[i]).toFixed(1), end = `${x(curve.x[i]).toFixed(1)},${here}`;
+          return chart.stack ? [`${x(i ? curve.x[i - 1] : whole[0]).toFixed(1)},${here}`, end] : [end];
+        });
+        const upper = side(curve.high), lower = side(curve.low).reverse();
         const d = `M${upper.join("L")}L${lower.join("L")}Z`;
         make(inside, "path", { class: `${curve.colour} ${chart.stack ? "share" : "band"}`, d });
       }
@@ -231,7 +242,7 @@
       const row = Math.min(Math.max(Math.floor(((y - top) / height) * rows), 0), rows - 1);
       const place_ = `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`;
       return [["", place_], ["", `up to ${short(heat.tokens[column])} tokens: ${load(heat, heat.codes[row * heat.tokens.length + column])}`]];
-    });
+    }, false);
     const canvas = document.createElement("canvas"), sharp = window.devicePixelRatio || 1;
     Object.assign(canvas, { width: (right - LEFT) * sharp, height: height * sharp });
     const share = (value, of) => (100 * value) / of + "%";

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,17 @@ DEAD, NO_NUMBER = 0, 255  # codes
 Array = NDArray[np.float64]
 
 
+class _Column(NamedTuple):
+    """Sums over one or more records."""
+
+    load_LE: Array  # times the steps of a record
+    steps: float
+    dead_LE: NDArray[np.bool_]  # no assignment in one of them
+
+    def joined(self, other: _Column) -> _Column:
+        return _Column(self.load_LE + other.load_LE, self.steps + other.steps, self.dead_LE | other.dead_LE)
+
+
 class Heatmap:
     """The loads of one kind of routers: a column is one record, or the mean of several."""
 
@@ -34,7 +45,7 @@ class Heatmap:
         self.tokens: list[int] = []  # at the end of each column
         self.width = 1  # records of a column
         self._most = max(2, min(_MOST_BINS, _MOST_CELLS // load_LE.size) // 2 * 2)
-        self._columns: list[tuple[Array, Array, Array]] = []  # sum of loads, of steps, and where one was 0
+        self._columns: list[_Column] = []
         self._records = 0
 
     def add(self, tokens: int, load_LE: Array, steps: float) -> None:
@@ -42,10 +53,10 @@ class Heatmap:
             self.width *= 2
             self.tokens = self.tokens[1::2]
             pairs = zip(self._columns[::2], self._columns[1::2], strict=True)
-            self._columns = [_joined(one, other) for one, other in pairs]
-        column = (load_LE * steps, np.array(steps), load_LE <= 0)
+            self._columns = [one.joined(other) for one, other in pairs]
+        column = _Column(load_LE * steps, steps, load_LE <= 0)
         if self._records % self.width:
-            self._columns[-1] = _joined(self._columns[-1], column)
+            self._columns[-1] = self._columns[-1].joined(column)
             self.tokens[-1] = tokens
         else:
             self._columns.append(column)
@@ -56,15 +67,11 @@ class Heatmap:
     def codes(self) -> str:
         """One byte for each cell, the experts of a layer and then the next layer, columns last; in base64."""
         with np.errstate(invalid="ignore"):
-            columns = [codes_of(total / steps, dead).ravel() for total, steps, dead in self._columns]
+            columns = [codes_of(load / steps, dead).ravel() for load, steps, dead in self._columns]
         return base64.b64encode(np.stack(columns, axis=1).tobytes()).decode()
 
 
-def _joined(one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    return one[0] + other[0], one[1] + other[1], one[2] | other[2]
-
-
-def codes_of(load: Array, dead: Array) -> NDArray[np.uint8]:
+def codes_of(load: Array, dead: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """dead: where no assignment went, at some record of the column."""
     with np.errstate(divide="ignore", invalid="ignore"):
         position = (np.clip(np.log2(load), -_RANGE, _RANGE) + _RANGE) / (2 * _RANGE)

@@ -21,11 +21,11 @@ from jetmoe_megatron.config import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
 from jetmoe_megatron.monitor.monitor import Monitor, Record
-from jetmoe_megatron.report.table import report
-from jetmoe_megatron.report.plot import draw_curves
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal, duration
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
+from jetmoe_megatron.report.plot import draw_curves
+from jetmoe_megatron.report.table import report
 from tests.support import REPO, environment, small_run, training, write_run
 
 DATA = {"code": "data/code", "prose": "data/prose"}
