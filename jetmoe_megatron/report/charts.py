@@ -9,13 +9,13 @@ from typing import Any
 
 from data_tools.printing import printable
 from jetmoe_megatron.page.markup import tag, words
-from jetmoe_megatron.report.colours import PALETTE
+from jetmoe_megatron.report.colours import LOADS, PALETTE
 from jetmoe_megatron.report.curves import Curves
 from jetmoe_megatron.report.history import History
 from jetmoe_megatron.report.routers import KINDS, Heatmap
 
 _COLOURS = 10
-_DASHES = ("", " (dashed)", " (dotted)")
+_DASHES = {"none": "", "7 3": " (dashed)", "2 3": " (dotted)", "8 3 2 3": " (dash-dotted)", "16 4": " (long dashes)"}
 SIGNS = {"checkpoint": "◆", "restart": "↻", "skipped step": "✕", "rollback": "↶", "alarm": "!"}
 _KIND_OF_MARK = {"checkpoint": "quiet", "restart": "fair", "skipped step": "bad", "rollback": "bad", "alarm": "bad"}
 
@@ -85,19 +85,20 @@ class Drawings:
 
     def json(self) -> str:
         """Safe within a script element."""
-        whole = {"axes": self._axes, "charts": self._charts, "heatmaps": self._heatmaps, "palette": PALETTE}
+        whole: dict[str, Any] = {"axes": self._axes, "charts": self._charts, "heatmaps": self._heatmaps}
+        whole |= {"palette": PALETTE, "loads": LOADS, "dashes": [*_DASHES]}
         text = json.dumps(whole, allow_nan=False, separators=(",", ":"))
         return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
     def curves(self, chart: Chart, runs: Sequence[tuple[History, Curves]]) -> list[str]:
         """The chart, if any run has a value for it. Several runs have a colour each."""
         drawn: list[dict[str, Any]] = []
+        several = len(runs) > 1
         for number, (run, curves) in enumerate(runs):
-            for dash, (key, name) in enumerate(_found(chart.keys, curves)):
-                several = len(runs) > 1
-                label = f"{run.name}, {name}{_DASHES[dash % len(_DASHES)]}" if several else name
-                colour = f"c{(number if several else dash) % _COLOURS}"
-                named = {"key": key, "label": printable(label), "colour": colour, "dash": dash if several else 0}
+            for place, (key, name) in enumerate(_found(chart.keys, curves)):
+                colour, dash = (number, place % len(_DASHES)) if several else (place, 0)
+                label = f"{run.name}, {name}{[*_DASHES.values()][dash]}" if several else name
+                named = {"key": key, "label": printable(label), "colour": f"c{colour % _COLOURS}", "dash": dash}
                 drawn.append({**named, "axis": self._axis(curves), **curves.dump(key)})
         if not any(value is not None for curve in drawn for value in curve["mean"]):
             return []

@@ -12,7 +12,7 @@ from jetmoe_megatron.checkpoint.folder import published, tokens_of
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.yaml_text import parse_yaml
 from jetmoe_megatron.monitor.jsonl import each_record
-from jetmoe_megatron.report.curves import Curves
+from jetmoe_megatron.report.curves import MOST_BINS, Curves
 from jetmoe_megatron.report.lines import Line, steps_of
 from jetmoe_megatron.report.routers import Routers
 from jetmoe_megatron.report.stack import PART
@@ -50,23 +50,21 @@ class History:
         config: the values of `config.yaml`; empty if it cannot be read, and `config_text` says why.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises UserError or OSError if there are no metrics of a run, or a file cannot be read."""
+    def __init__(self, folder: Path, share: int = 1) -> None:
+        """share: runs that share a page: the more, the fewer numbers of each.
+
+        Raises UserError or OSError if there are no metrics of a run, or a file cannot be read."""
         self.folder, self.files = folder, RunFolder(folder)
-        self.curves = Curves()
+        self.curves = Curves(MOST_BINS // share)
         self.phases: list[Stretch] = []
         self.marks = {kind: Marks() for kind in MARKS}
         self.alarms: list[Line] = []
         self.summary = Summary.of(folder, self._each_line())
-        self.routers = Routers.read(self.files.routers)
+        self.routers = Routers.read(self.files.routers, share)
         self.bad_steps = list(each_record(self.files.bad_steps))
         self._add_marks()
         self.config_text, self.config = _config(self.files.config)
-
-    @property
-    def name(self) -> str:
-        name = self.config.get("name")
-        return name if isinstance(name, str) and name else self.folder.resolve().name
+        self.name = str(self.config.get("name") or self.folder.resolve().name)
 
     def _each_line(self) -> Iterator[Line]:
         before: Line = {"tokens": 0}

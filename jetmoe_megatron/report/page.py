@@ -10,16 +10,17 @@ import numpy as np
 from jetmoe_megatron.page.markup import cards, page_of, table, tag, words
 from jetmoe_megatron.report import charts
 from jetmoe_megatron.report.charts import SIGNS, Chart, Drawings
-from jetmoe_megatron.report.colours import style
+from jetmoe_megatron.report.colours import LOADS, style
 from jetmoe_megatron.report.configs import asked_shares, differences
 from jetmoe_megatron.report.history import History
 from jetmoe_megatron.report.origin import origin
-from jetmoe_megatron.report.routers import KINDS, Heatmap, codes_of
+from jetmoe_megatron.report.routers import DEAD, KINDS, LEAST, MOST, Heatmap, codes_of
 from jetmoe_megatron.report.stack import data_sets, time_by_part
 from jetmoe_megatron.report.table import results
 
 _CARDS = ("steps", "tokens", "last loss", "held-out loss", "goodput", "tokens/s", "wall time")
 _MOST_CELLS = 1600  # of a table of loads
+_SCALE = (*range(LEAST, MOST + 1, 42), DEAD)  # codes that the legend of a heatmap shows
 _MOST_ROWS = 200  # of a table of events
 _HERE = Path(__file__).parent
 
@@ -27,6 +28,9 @@ _HERE = Path(__file__).parent
 def page(runs: Sequence[History], left_out: Sequence[str] = ()) -> str:
     """left_out: why runs that were asked for are not on the page."""
     drawings = Drawings()
+    if len({run.name for run in runs}) < len(runs):
+        for run in runs:
+            run.name = str(run.folder)
     title = f"Run: {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
     body = [
         tag("h1", words(title)),
@@ -64,6 +68,7 @@ def _head(runs: Sequence[History]) -> list[str]:
     if len(runs) == 1:
         rows = runs[0].summary.rows()
         values = {name: value.removesuffix(" (median)") for name, value in rows}
+        values["tokens"] = _short(runs[0].summary.last["tokens"])
         whole = table(["", ""], [*rows, *results(runs[0].folder)], ["", "number"])
         return [
             tag("p", words(runs[0].folder), kind="dim"),
@@ -75,6 +80,12 @@ def _head(runs: Sequence[History]) -> list[str]:
     lines = [["folder", *(str(run.folder) for run in runs)]]
     lines += [[name.strip(), *(values.get(name, "") for values in of_runs)] for name in names]
     return [table(["", *(run.name for run in runs)], lines)]
+
+
+def _short(tokens: int) -> str:
+    """`1.26T`: the whole number is among all numbers."""
+    size, unit = next((one for one in ((1e12, "T"), (1e9, "B"), (1e6, "M")) if tokens >= one[0]), (1, ""))
+    return f"{tokens / size:.4g}{unit}" if unit else f"{tokens:,}"
 
 
 def _charts(drawings: Drawings, wanted: Sequence[Chart], runs: Sequence[History]) -> list[str]:
@@ -127,9 +138,7 @@ def _routers(drawings: Drawings, runs: Sequence[History]) -> list[str]:
 
 def _heatmap(drawings: Drawings, kind: str, heatmap: Heatmap) -> Iterator[str]:
     yield drawings.heatmap(f"Load of the {kind} experts: a row for each expert of each layer", heatmap)
-    scale = [(1, "1/8 or less"), (43, "1/4"), (85, "1/2"), (127, "1, even"), (170, "2"), (212, "4"), (254, "8 or more")]
-    scale = [*scale, (0, "0: dead at a record")]
-    yield tag("div", *(tag("span", tag("i", style=style(code)), words(what)) for code, what in scale), kind="legend")
+    yield tag("div", *(tag("span", tag("i", style=style(code)), words(LOADS[code])) for code in _SCALE), kind="legend")
     last_LE = heatmap.last_LE
     if last_LE.size > _MOST_CELLS:
         return

@@ -12,23 +12,22 @@
   if (whole[0] === whole[1]) whole[0] -= 1;
   let view = whole; // the tokens that all charts show
 
-  for (const { curves } of data.charts)
-    for (const curve of curves) {
+  for (const chart of data.charts)
+    for (const curve of chart.curves) {
       const { tokens, steps } = data.axes[curve.axis];
       const at = curve.at || tokens.map((_, i) => i);
       curve.x = at.map((i) => tokens[i]);
       curve.step = at.map((i) => steps[i]);
-      curve.from = at.map((i) => (i ? steps[i - 1] + 1 : Math.min(1, steps[0])));
+      curve.from = at.map((i, n) => (chart.stack && n ? steps[at[n - 1]] : i ? steps[i - 1] : Math.min(0, steps[0] - 1)) + 1);
       curve.gaps = new Set(curve.gaps);
     }
 
   // The first place in an ascending list whose value is not below x.
   function place(list, x) {
-    let low = 0, high = list.length;
-    while (low < high) {
+    let low = 0;
+    for (let high = list.length; low < high; ) {
       const middle = (low + high) >> 1;
-      if (list[middle] < x) low = middle + 1;
-      else high = middle;
+      [low, high] = list[middle] < x ? [middle + 1, high] : [low, middle];
     }
     return low;
   }
@@ -42,8 +41,8 @@
     if (value === null) return "no number";
     const size = Math.abs(value);
     if (Number.isInteger(value) && size < 1e5) return value.toLocaleString("en");
-    for (const [unit, one] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]])
-      if (size >= one && size < 1e15) return +(value / one).toPrecision(4) + unit;
+    const [unit, one] = [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]].find((one) => size >= one[1]) || [];
+    if (one && size < 1e15) return +(value / one).toPrecision(4) + unit;
     return size && (size < 1e-3 || size >= 1e15) ? value.toExponential(2).replace(/\.?0+e/, "e") : String(+value.toPrecision(5));
   }
 
@@ -60,18 +59,16 @@
   function ticks(low, high, most) {
     const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-    return found;
+    const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+    return Array.from({ length: Math.max(last - first + 1, 0) }, (_, i) => (first + i) * step);
   }
 
   function logTicks(low, high) {
-    const found = [];
-    for (let power = 10 ** Math.floor(Math.log10(low)); power <= high; power *= 10)
-      for (const factor of [1, 2, 5]) found.push(factor * power);
-    const inside = found.filter((one) => one >= low && one <= high);
+    const powers = ticks(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)), 40).filter(Number.isInteger);
+    const all = powers.flatMap((power) => [1, 2, 5].map((factor) => +`${factor}e${power}`));
+    const inside = all.filter((one) => one >= low && one <= high);
     if (inside.length < 3) return ticks(low, high, 4);
-    return inside.length < 8 ? inside : inside.filter((one) => /^1e/.test(one.toExponential(0)));
+    return inside.length < 8 ? inside : inside.filter((one) => Number.isInteger(Math.log10(one)));
   }
 
   // An empty drawing with the axis of tokens. `read(tokens, y)` returns the lines of the tip.
@@ -81,14 +78,11 @@
     const svg = make(box, "svg", { viewBox: `0 0 ${width} ${bottom + BOTTOM}`, role: "img" });
     const scale = (right - LEFT) / (view[1] - view[0]);
     const x = (tokens) => LEFT + (tokens - view[0]) * scale;
-    const tokensAt = (event) => {
-      const shape = svg.getBoundingClientRect(), pixel = ((event.clientX - shape.left) * width) / shape.width;
-      return view[0] + (Math.min(Math.max(pixel, LEFT), right) - LEFT) / scale;
+    const pixels = (event) => {
+      const shape = svg.getBoundingClientRect(), zoom = width / shape.width;
+      return [Math.min(Math.max((event.clientX - shape.left) * zoom, LEFT), right), (event.clientY - shape.top) * zoom];
     };
-    const y = (event) => {
-      const shape = svg.getBoundingClientRect();
-      return ((event.clientY - shape.top) * width) / shape.width;
-    };
+    const tokensAt = (event) => view[0] + (pixels(event)[0] - LEFT) / scale;
     for (const tick of ticks(view[0], view[1], width / 130)) {
       make(svg, "line", { class: "tick", x1: x(tick), x2: x(tick), y1: grid ? top : bottom, y2: bottom + 4 });
       make(svg, "text", { class: "axis", x: x(tick), y: bottom + 16, "text-anchor": "middle" }, short(tick));
@@ -110,7 +104,7 @@
         chosen.setAttribute("x", x(Math.min(from, here)));
         chosen.setAttribute("width", Math.abs(x(here) - x(from)));
       }
-      tell(event, read(here, y(event), (one) => Math.abs(x(one) - x(here)) < 6));
+      tell(event, read(here, pixels(event)[1], (one) => Math.abs(x(one) - x(here)) < 6));
     };
     svg.onpointerleave = () => {
       tip.style.display = "none";
@@ -127,14 +121,13 @@
   }
 
   function tell(event, lines) {
-    tip.replaceChildren(
-      ...lines.map(([colour, text]) => {
-        const line = document.createElement("p");
-        if (colour) line.append(Object.assign(document.createElement("i"), { className: colour }));
-        line.append(text);
-        return line;
-      }),
-    );
+    tip.replaceChildren();
+    for (const [colour, text] of lines) {
+      const line = document.createElement("p");
+      if (colour) line.append(Object.assign(document.createElement("i"), { className: colour }));
+      line.append(text);
+      tip.append(line);
+    }
     tip.style.display = lines.length ? "block" : "none";
     const right = event.clientX + tip.offsetWidth + 24 > document.documentElement.clientWidth;
     tip.style.left = Math.max(event.pageX + (right ? -tip.offsetWidth - 14 : 14), 4) + "px";
@@ -157,12 +150,9 @@
   function drawChart(box, chart) {
     const log = chart.log, top = chart.marks.length ? 20 : 8, height = chart.wide ? 250 : 150;
     const [low, high] = chart.stack ? [0, 1] : extent(chart, log);
-    const bend = log ? Math.log : (value) => value;
+    const bend = (value) => (log ? Math.log(Math.max(value, low / 10)) : value);
     const { svg, layer, x, right, bottom } = frame(box, top, height, (tokens, _, near) => read(chart, tokens, near));
-    const y = (value) => {
-      if (log && !(value > 0)) return bottom;
-      return bottom - ((bend(value) - bend(low)) / (bend(high) - bend(low))) * height;
-    };
+    const y = (value) => bottom - ((bend(value) - bend(low)) / (bend(high) - bend(low))) * height;
     const id = `clip${data.charts.indexOf(chart)}`;
     make(make(svg, "clipPath", { id }), "rect", { x: LEFT, y: top, width: right - LEFT, height });
     chart.phases.forEach(({ name, from, to }, i) => {
@@ -175,33 +165,25 @@
     });
     for (const tick of log ? logTicks(low, high) : ticks(low, high, height / 40)) {
       make(layer, "line", { class: "tick", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
-      const label = make(layer, "text", { class: "axis", x: LEFT - 6, y: y(tick) + 3, "text-anchor": "end" });
-      label.textContent = chart.stack ? Math.round(100 * tick) + "%" : short(+tick.toPrecision(6));
+      const text = chart.stack ? Math.round(100 * tick) + "%" : short(+tick.toPrecision(6));
+      make(layer, "text", { class: "axis", x: LEFT - 6, y: y(tick) + 3, "text-anchor": "end" }, text);
     }
     const inside = make(layer, "g", { "clip-path": `url(#${id})` });
-    const all = chart.curves.map((curve) => pieces(curve));
-    chart.curves.forEach((curve, n) => {
-      if (!curve.low) return;
-      for (const piece of all[n]) {
-        const side = (values) => piece.flatMap((i) => {
-          const here = y(values[i]).toFixed(1), end = `${x(curve.x[i]).toFixed(1)},${here}`;
-          return chart.stack ? [`${x(i ? curve.x[i - 1] : whole[0]).toFixed(1)},${here}`, end] : [end];
-        });
-        const upper = side(curve.high), lower = side(curve.low).reverse();
-        const d = `M${upper.join("L")}L${lower.join("L")}Z`;
+    const point = (curve, i, values) => `${x(curve.x[i]).toFixed(1)},${y(values[i]).toFixed(1)}`;
+    const all = chart.curves.map((curve) => [curve, pieces(curve)]);
+    for (const [curve, found] of all)
+      for (const piece of curve.low ? found : []) {
+        const corner = (i, values) => `${x(i ? curve.x[i - 1] : whole[0]).toFixed(1)},${y(values[i]).toFixed(1)}`;
+        const side = (values) => piece.flatMap((i) => [...(chart.stack ? [corner(i, values)] : []), point(curve, i, values)]);
+        const d = `M${side(curve.high).join("L")}L${side(curve.low).reverse().join("L")}Z`;
         make(inside, "path", { class: `${curve.colour} ${chart.stack ? "share" : "band"}`, d });
       }
-    });
-    chart.curves.forEach((curve, n) => {
-      if (chart.stack) return;
-      const points = all[n].map((piece) => piece.map((i) => `${x(curve.x[i]).toFixed(1)},${y(curve.mean[i]).toFixed(1)}`));
-      const d = points.map((piece) => "M" + piece.join("L")).join("");
-      make(inside, "path", { class: `${curve.colour} curve`, d, "stroke-dasharray": ["none", "6 3", "2 3"][curve.dash % 3] });
-      const few = all[n].flat().length <= 60;
-      for (const piece of all[n])
-        if (few || piece.length === 1)
-          for (const i of piece) make(inside, "circle", { class: curve.colour, cx: x(curve.x[i]), cy: y(curve.mean[i]), r: 2.2 });
-    });
+    for (const [curve, found] of chart.stack ? [] : all) {
+      const d = found.map((piece) => "M" + piece.map((i) => point(curve, i, curve.mean)).join("L")).join("");
+      make(inside, "path", { class: `${curve.colour} curve`, d, "stroke-dasharray": data.dashes[curve.dash] });
+      const dots = found.flat().length <= 60 ? found.flat() : found.filter((piece) => piece.length === 1).flat();
+      for (const i of dots) make(inside, "circle", { class: curve.colour, cx: x(curve.x[i]), cy: y(curve.mean[i]), r: 2.2 });
+    }
     for (const { kind, sign, at } of chart.marks) {
       if (at < view[0] || at > view[1]) continue;
       make(layer, "line", { class: `mark ${kind}`, x1: x(at), x2: x(at), y1: top, y2: bottom });
@@ -220,18 +202,16 @@
   }
 
   function read(chart, tokens, near) {
-    const lines = [], curves = chart.curves.filter((curve) => curve.x.length);
-    curves.forEach((curve, n) => {
+    const lines = [];
+    let last = "";
+    for (const curve of chart.curves) {
       const i = nearest(curve.x, tokens), { mean, low, high } = curve;
-      const last = curves[n - 1];
-      if (!last || last.axis !== curve.axis || nearest(last.x, tokens) !== i || last.x[i] !== curve.x[i]) {
-        const one = curve.from[i] >= curve.step[i] || curve.at;
-        const steps = one ? `step ${curve.step[i].toLocaleString("en")}` : `steps ${curve.from[i].toLocaleString("en")} to ${curve.step[i].toLocaleString("en")}`;
-        lines.push(["", `${steps}, ${short(curve.x[i])} tokens`]);
-      }
+      const [from, to] = [curve.from[i], curve.step[i]].map((step) => step.toLocaleString("en"));
+      const where = `${from === to ? "step" : `steps ${from} to`} ${to}, ${short(curve.x[i])} tokens`;
+      if (where !== last) lines.push(["", (last = where)]);
       const range = low && !chart.stack && low[i] !== null ? ` (${short(low[i])} to ${short(high[i])})` : "";
       lines.push([curve.colour, `${curve.label} ${shown(mean[i], chart)}${range}${curve.gaps.has(i) ? ", and no number" : ""}`]);
-    });
+    }
     return lines.concat(chart.marks.filter((mark) => near(mark.at)).slice(0, 6).map(({ sign, text }) => ["", `${sign} ${text}`]));
   }
 
@@ -240,13 +220,15 @@
     const { layer, x, right, width, bottom } = frame(box, top, height, (tokens, y) => {
       const column = Math.min(place(heat.tokens, tokens), heat.tokens.length - 1);
       const row = Math.min(Math.max(Math.floor(((y - top) / height) * rows), 0), rows - 1);
-      const place_ = `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`;
-      return [["", place_], ["", `up to ${short(heat.tokens[column])} tokens: ${load(heat, heat.codes[row * heat.tokens.length + column])}`]];
+      const load = data.loads[heat.codes[row * heat.tokens.length + column]];
+      const where = `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`;
+      return [["", where], ["", `up to ${short(heat.tokens[column])} tokens: ${load}`]];
     }, false);
     const canvas = document.createElement("canvas"), sharp = window.devicePixelRatio || 1;
     Object.assign(canvas, { width: (right - LEFT) * sharp, height: height * sharp });
     const share = (value, of) => (100 * value) / of + "%";
-    Object.assign(canvas.style, { left: share(LEFT, width), top: share(top, bottom + BOTTOM), width: share(right - LEFT, width), height: share(height, bottom + BOTTOM) });
+    Object.assign(canvas.style, { left: share(LEFT, width), width: share(right - LEFT, width) });
+    Object.assign(canvas.style, { top: share(top, bottom + BOTTOM), height: share(height, bottom + BOTTOM) });
     box.prepend(canvas);
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = false;
@@ -260,12 +242,6 @@
       make(layer, "line", { class: "tick", x1: LEFT - 6, x2: LEFT, y1: y, y2: y });
       make(layer, "text", { class: "axis", x: LEFT - 8, y: y + 10, "text-anchor": "end" }, `layer ${i}`);
     }
-  }
-
-  function load(heat, code) {
-    if (code === 0) return "no token at some record";
-    if (code === 255) return "no number";
-    return "load " + (2 ** (((code - 1) / 253) * 6 - 3)).toFixed(2) + (code === 254 ? " or more" : code === 1 ? " or less" : "");
   }
 
   for (const heat of data.heatmaps) {
@@ -283,16 +259,12 @@
     document.querySelectorAll("[data-heatmap]").forEach((box) => drawHeatmap(box, data.heatmaps[box.dataset.heatmap]));
   }
 
-  document.querySelectorAll("button[data-log]").forEach((button) => {
+  for (const button of document.querySelectorAll("button[data-log]"))
     button.onclick = () => {
       const chart = data.charts[button.dataset.log];
-      chart.log = !chart.log;
-      button.setAttribute("aria-pressed", chart.log);
+      button.setAttribute("aria-pressed", (chart.log = !chart.log));
       show(view);
     };
-  });
-  let width = 0;
-  const resized = () => width !== (width = document.body.clientWidth) && show(view);
-  window.addEventListener("resize", resized);
-  resized();
+  window.onresize = () => show(view);
+  show(view);
 })();

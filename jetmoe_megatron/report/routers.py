@@ -19,8 +19,8 @@ KINDS = {"moa": "attention", "moe": "MLP"}
 AS_WRITTEN = ("gate_entropy", "top1_margin", "balance_loss", "z_loss")  # of each layer, in a record
 _MOST_BINS = 600
 _MOST_CELLS = 200_000  # of one heatmap
-_LEVELS, _RANGE = 253, 3.0  # codes of loads from 2**-3 to 2**3, evenly on a logarithmic scale
-DEAD, NO_NUMBER = 0, 255  # codes
+_RANGE = 3.0  # loads from 2**-3 to 2**3 have the codes from LEAST to MOST, on a logarithmic scale
+DEAD, LEAST, MOST, NO_NUMBER = 0, 1, 253, 255  # 42 codes for a factor of 2
 
 Array = NDArray[np.float64]
 
@@ -39,12 +39,12 @@ class _Column(NamedTuple):
 class Heatmap:
     """The loads of one kind of routers: a column is one record, or the mean of several."""
 
-    def __init__(self, load_LE: Array) -> None:
+    def __init__(self, load_LE: Array, most_cells: int) -> None:
         self.shape = load_LE.shape
         self.last_LE = load_LE
         self.tokens: list[int] = []  # at the end of each column
         self.width = 1  # records of a column
-        self._most = max(2, min(_MOST_BINS, _MOST_CELLS // load_LE.size) // 2 * 2)
+        self._most = max(2, min(_MOST_BINS, most_cells // load_LE.size) // 2 * 2)
         self._columns: list[_Column] = []
         self._records = 0
 
@@ -75,18 +75,27 @@ def codes_of(load: Array, dead: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """dead: where no assignment went, at some record of the column."""
     with np.errstate(divide="ignore", invalid="ignore"):
         position = (np.clip(np.log2(load), -_RANGE, _RANGE) + _RANGE) / (2 * _RANGE)
-    codes = np.where(np.isfinite(position), 1 + np.rint(np.nan_to_num(position) * _LEVELS), NO_NUMBER)
+    codes = np.where(np.isfinite(position), LEAST + np.rint(np.nan_to_num(position) * (MOST - LEAST)), NO_NUMBER)
     return np.where(dead, DEAD, codes).astype(np.uint8)
 
 
+def load_of(code: int) -> float:
+    return float(2 ** ((code - LEAST) / (MOST - LEAST) * 2 * _RANGE - _RANGE))
+
+
 class Routers:
-    def __init__(self, curves: Curves, heatmaps: dict[str, Heatmap]) -> None:
-        self.curves, self.heatmaps = curves, heatmaps  # of each kind that has records
+    def __init__(self, share: int) -> None:
+        self.curves = Curves(_MOST_BINS // share)
+        self.heatmaps: dict[str, Heatmap] = {}  # of each kind that has records
+        self._most_cells = _MOST_CELLS // share
 
     @classmethod
-    def read(cls, path: Path) -> Routers | None:
-        """None if there are no records. One with other numbers of layers or experts than the first is left out."""
-        routers = cls(Curves(_MOST_BINS), {})
+    def read(cls, path: Path, share: int = 1) -> Routers | None:
+        """None if there are no records. One with other numbers of layers or experts than the first is left out.
+
+        share: runs that share a page; each gets a part of the numbers that a page may have.
+        """
+        routers = cls(share)
         for record in steps_of(path):
             routers.curves.next_line(record["step"], record["tokens"])
             for kind in KINDS:
@@ -100,7 +109,7 @@ class Routers:
         load_LE = _numbers(record.get(f"{kind}_load"), 2)
         if load_LE is None:
             return
-        heatmap = self.heatmaps.setdefault(kind, Heatmap(load_LE))
+        heatmap = self.heatmaps.setdefault(kind, Heatmap(load_LE, self._most_cells))
         if heatmap.shape == load_LE.shape:
             steps = number(record, "steps") or 1.0
             heatmap.add(record["tokens"], load_LE, steps if steps > 0 else 1.0)

@@ -14,6 +14,8 @@ from jetmoe_megatron.report.history import History
 from jetmoe_megatron.report.page import page
 from jetmoe_megatron.report.table import report, shown
 
+_MOST_RUNS = 20  # that share the room of a page; more make it larger
+
 
 def print_reports(folders: Sequence[Path], file: Path | None) -> None:
     """The table of each run and, if `file` is given, the page of all. Of several runs, bad ones are only warned of.
@@ -28,7 +30,7 @@ def print_reports(folders: Sequence[Path], file: Path | None) -> None:
             if file is None:
                 text = report(folder)
             else:
-                run = History(folder)
+                run = History(folder, min(len(folders), _MOST_RUNS))
                 text = shown(run.summary, folder)
                 runs.append(run)
         except (InputError, OSError) as error:
