@@ -77,11 +77,13 @@ MEMORY = [Chart("Memory, rank 0", {"peak_memory*": "peak_memory*", "memory/*": "
 class Drawings:
     """Collects the numbers of all drawings of a page. Its methods return the elements that they go into."""
 
-    def __init__(self) -> None:
+    def __init__(self, runs: Sequence[History]) -> None:
         self._axes: list[dict[str, Any]] = []
         self._charts: list[dict[str, Any]] = []
         self._heatmaps: list[dict[str, Any]] = []
         self._axis_of: dict[int, int] = {}
+        for run in runs:
+            self._axis(run.curves)
 
     def json(self) -> str:
         """Safe within a script element."""
@@ -120,8 +122,6 @@ class Drawings:
         layers, experts = heatmap.shape
         one = {"tokens": heatmap.tokens, "layers": layers, "experts": experts, "codes": heatmap.codes()}
         self._heatmaps.append(one)
-        if not self._axes:
-            self._axes.append({"tokens": heatmap.tokens, "steps": heatmap.tokens})
         box = tag("div", kind="plot heat", data_heatmap=str(len(self._heatmaps) - 1))
         return tag("figure", tag("figcaption", words(title)), box)
 

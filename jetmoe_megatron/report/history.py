@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -92,6 +94,8 @@ class History:
     def _add_marks(self) -> None:
         for path in published(self.files.checkpoints):
             self.marks["checkpoint"].add(tokens_of(path), f"checkpoint {path.name}")
+        for tokens in _rolled_back_to(self.files.rollbacks):
+            self.marks["rollback"].add(tokens, f"rolled back to {tokens:,} tokens")
         for line in self.bad_steps:
             if line.get("action") == "rollback":
                 what = f"step {line['step']:,}: {line.get('reason')}: rolled back"
@@ -112,6 +116,15 @@ def _read(line: Line) -> dict[str, int]:
     return {
         key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix) and type(value) is int
     }
+
+
+def _rolled_back_to(path: Path) -> list[int]:
+    """Tokens of the checkpoints that rollbacks led to, as `resume/rollback.py` writes them down."""
+    try:
+        notes = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [int(tokens) for tokens in notes if re.fullmatch("[0-9]{1,18}", str(tokens))]
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ _HERE = Path(__file__).parent
 
 def page(runs: Sequence[History], left_out: Sequence[str] = ()) -> str:
     """left_out: why runs that were asked for are not on the page."""
-    drawings = Drawings()
+    drawings = Drawings(runs)
     if len({run.name for run in runs}) < len(runs):
         for run in runs:
             run.name = str(run.folder)

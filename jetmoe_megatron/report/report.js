@@ -3,8 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const LEFT = 62, RIGHT = 12, BOTTOM = 24;
-  const tip = document.createElement("div");
-  tip.className = "tip";
+  const tip = Object.assign(document.createElement("div"), { className: "tip" });
   document.body.append(tip);
 
   const ends = data.axes.flatMap((axis) => [axis.tokens[0], axis.tokens[axis.tokens.length - 1]]);
@@ -37,8 +36,9 @@
     return i > 0 && x - list[i - 1] < list[i] - x ? i - 1 : i;
   }
 
-  function short(value) {
+  function short(value, isShare) {
     if (value === null) return "no number";
+    if (isShare) return +(100 * value).toFixed(1) + "%";
     const size = Math.abs(value);
     if (Number.isInteger(value) && size < 1e5) return value.toLocaleString("en");
     const [unit, one] = [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]].find((one) => size >= one[1]) || [];
@@ -46,13 +46,15 @@
     return size && (size < 1e-3 || size >= 1e15) ? value.toExponential(2).replace(/\.?0+e/, "e") : String(+value.toPrecision(5));
   }
 
-  const shown = (value, chart) => (chart.stack && value !== null ? (100 * value).toFixed(1) + "%" : short(value));
-
   function make(parent, name, attributes, text) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const key in attributes) element.setAttribute(key, attributes[key]);
-    if (text !== undefined) element.textContent = text;
+    const element = set(document.createElementNS("http://www.w3.org/2000/svg", name), attributes);
     parent.append(element);
+    if (text !== undefined) element.textContent = text;
+    return element;
+  }
+
+  function set(element, attributes) {
+    for (const key in attributes) element.setAttribute(key, attributes[key]);
     return element;
   }
 
@@ -97,36 +99,30 @@
     };
     svg.onpointermove = (event) => {
       const here = tokensAt(event);
-      cursor.setAttribute("x1", x(here));
-      cursor.setAttribute("x2", x(here));
-      cursor.setAttribute("visibility", "visible");
-      if (from !== null) {
-        chosen.setAttribute("x", x(Math.min(from, here)));
-        chosen.setAttribute("width", Math.abs(x(here) - x(from)));
-      }
+      set(cursor, { x1: x(here), x2: x(here), visibility: "visible" });
+      if (from !== null) set(chosen, { x: x(Math.min(from, here)), width: Math.abs(x(here) - x(from)) });
       tell(event, read(here, pixels(event)[1], (one) => Math.abs(x(one) - x(here)) < 6));
     };
     svg.onpointerleave = () => {
       tip.style.display = "none";
-      cursor.setAttribute("visibility", "hidden");
+      set(cursor, { visibility: "hidden" });
     };
     svg.onpointerup = (event) => {
-      const here = tokensAt(event), began = from;
+      const ends = [from, tokensAt(event)].sort((a, b) => a - b);
+      if (from !== null && x(ends[1]) - x(ends[0]) > 5) show(ends);
       from = null;
-      chosen.setAttribute("width", 0);
-      if (began !== null && Math.abs(x(here) - x(began)) > 5) show([Math.min(began, here), Math.max(began, here)]);
+      set(chosen, { width: 0 });
     };
     svg.ondblclick = () => show(whole);
-    return { svg, layer, x, width, right, bottom };
+    return { layer, x, width, right, bottom };
   }
 
   function tell(event, lines) {
     tip.replaceChildren();
     for (const [colour, text] of lines) {
-      const line = document.createElement("p");
+      const line = tip.appendChild(document.createElement("p"));
       if (colour) line.append(Object.assign(document.createElement("i"), { className: colour }));
       line.append(text);
-      tip.append(line);
     }
     tip.style.display = lines.length ? "block" : "none";
     const right = event.clientX + tip.offsetWidth + 24 > document.documentElement.clientWidth;
@@ -138,23 +134,22 @@
     let low = Infinity, high = -Infinity;
     for (const { x, mean, low: lows = mean, high: highs = mean } of chart.curves)
       for (let i = place(x, view[0]); i < x.length && x[i] <= view[1]; i++) {
-        if (mean[i] === null) continue;
-        if (!log || lows[i] > 0) low = Math.min(low, lows[i]);
-        if (!log || highs[i] > 0) high = Math.max(high, highs[i]);
+        if (mean[i] !== null && (!log || lows[i] > 0)) low = Math.min(low, lows[i]);
+        if (mean[i] !== null && (!log || highs[i] > 0)) high = Math.max(high, highs[i]);
       }
-    if (low > high) return [log ? 1 : 0, log ? 10 : 1];
-    if (low === high) return log ? [low / 2, high * 2] : [low - Math.abs(low || 1) / 10, high + Math.abs(high || 1) / 10];
-    return log ? [low / 1.1, high * 1.1] : [low - (high - low) / 20, high + (high - low) / 20];
+    if (low > high) [low, high] = [1, 2]; // nothing to see
+    const room = high > low ? (high - low) / 20 : Math.abs(high || 1) / 10;
+    return log ? [low / 1.1, high * 1.1] : [low - room, high + room];
   }
 
   function drawChart(box, chart) {
     const log = chart.log, top = chart.marks.length ? 20 : 8, height = chart.wide ? 250 : 150;
     const [low, high] = chart.stack ? [0, 1] : extent(chart, log);
     const bend = (value) => (log ? Math.log(Math.max(value, low / 10)) : value);
-    const { svg, layer, x, right, bottom } = frame(box, top, height, (tokens, _, near) => read(chart, tokens, near));
+    const { layer, x, right, bottom } = frame(box, top, height, (tokens, _, near) => read(chart, tokens, near));
     const y = (value) => bottom - ((bend(value) - bend(low)) / (bend(high) - bend(low))) * height;
     const id = `clip${data.charts.indexOf(chart)}`;
-    make(make(svg, "clipPath", { id }), "rect", { x: LEFT, y: top, width: right - LEFT, height });
+    make(make(layer, "clipPath", { id }), "rect", { x: LEFT, y: top, width: right - LEFT, height });
     chart.phases.forEach(({ name, from, to }, i) => {
       const [a, b] = [from, to].map((at) => x(Math.min(Math.max(at, view[0]), view[1])));
       if (b <= a) return;
@@ -165,8 +160,8 @@
     });
     for (const tick of log ? logTicks(low, high) : ticks(low, high, height / 40)) {
       make(layer, "line", { class: "tick", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
-      const text = chart.stack ? Math.round(100 * tick) + "%" : short(+tick.toPrecision(6));
-      make(layer, "text", { class: "axis", x: LEFT - 6, y: y(tick) + 3, "text-anchor": "end" }, text);
+      const label = { class: "axis", x: LEFT - 6, y: y(tick) + 3, "text-anchor": "end" };
+      make(layer, "text", label, short(+tick.toPrecision(6), chart.stack));
     }
     const inside = make(layer, "g", { "clip-path": `url(#${id})` });
     const point = (curve, i, values) => `${x(curve.x[i]).toFixed(1)},${y(values[i]).toFixed(1)}`;
@@ -202,15 +197,14 @@
   }
 
   function read(chart, tokens, near) {
-    const lines = [];
-    let last = "";
+    let lines = [], last = "";
     for (const curve of chart.curves) {
       const i = nearest(curve.x, tokens), { mean, low, high } = curve;
       const [from, to] = [curve.from[i], curve.step[i]].map((step) => step.toLocaleString("en"));
       const where = `${from === to ? "step" : `steps ${from} to`} ${to}, ${short(curve.x[i])} tokens`;
       if (where !== last) lines.push(["", (last = where)]);
       const range = low && !chart.stack && low[i] !== null ? ` (${short(low[i])} to ${short(high[i])})` : "";
-      lines.push([curve.colour, `${curve.label} ${shown(mean[i], chart)}${range}${curve.gaps.has(i) ? ", and no number" : ""}`]);
+      lines.push([curve.colour, `${curve.label} ${short(mean[i], chart.stack)}${range}${curve.gaps.has(i) ? ", and no number" : ""}`]);
     }
     return lines.concat(chart.marks.filter((mark) => near(mark.at)).slice(0, 6).map(({ sign, text }) => ["", `${sign} ${text}`]));
   }
@@ -224,8 +218,8 @@
       const where = `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`;
       return [["", where], ["", `up to ${short(heat.tokens[column])} tokens: ${load}`]];
     }, false);
-    const canvas = document.createElement("canvas"), sharp = window.devicePixelRatio || 1;
-    Object.assign(canvas, { width: (right - LEFT) * sharp, height: height * sharp });
+    const sharp = window.devicePixelRatio || 1;
+    const canvas = Object.assign(document.createElement("canvas"), { width: (right - LEFT) * sharp, height: height * sharp });
     const share = (value, of) => (100 * value) / of + "%";
     Object.assign(canvas.style, { left: share(LEFT, width), width: share(right - LEFT, width) });
     Object.assign(canvas.style, { top: share(top, bottom + BOTTOM), height: share(height, bottom + BOTTOM) });
@@ -246,8 +240,8 @@
 
   for (const heat of data.heatmaps) {
     heat.codes = Uint8Array.from(atob(heat.codes), (one) => one.charCodeAt(0));
-    const image = (heat.image = document.createElement("canvas"));
-    Object.assign(image, { width: heat.tokens.length, height: heat.layers * heat.experts });
+    const size = { width: heat.tokens.length, height: heat.layers * heat.experts };
+    const image = (heat.image = Object.assign(document.createElement("canvas"), size));
     const pixels = new ImageData(image.width, image.height);
     heat.codes.forEach((code, i) => pixels.data.set([...data.palette[code], 255], 4 * i));
     image.getContext("2d").putImageData(pixels, 0, 0);
