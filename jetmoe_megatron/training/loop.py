@@ -48,8 +48,8 @@ def train(run: Run, layout: Layout) -> int:
         while (status := _train(run, layout, stop)) is None:
             forget_angles()
             gc.collect()  # the model from before the rollback: it and its hooks refer to each other
-    if torch.distributed.get_rank() == 0:
-        write_report(folder.root)
+        if torch.distributed.get_rank() == 0:
+            write_report(folder.root)
     if status == ExitStatus.RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
         print(f"stopped at {newest(folder.checkpoints)}: run the same command again to continue", flush=True)
     return status

@@ -78,7 +78,8 @@ def test_it_loads_nothing_and_parses(tmp_path: Path) -> None:
 
 
 def test_names_from_files_stay_text(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, **{f"dataset_tokens/{HOSTILE}": 1, f"grad_norm/{HOSTILE}": 1.0, "skipped": HOSTILE})
+    names: dict[str, Any] = {f"dataset_tokens/{HOSTILE}": 1, f"grad_norm/{HOSTILE}": 1.0, "skipped": HOSTILE}
+    folder = folder_of(tmp_path, **names)
     write_lines(folder / "bad_steps.jsonl", [{"step": 2, "reason": HOSTILE, "action": "rollback"}])
     write_lines(folder / "alarms.jsonl", [{"step": 3, "alarm": HOSTILE, "message": HOSTILE}])
     (folder / "config.yaml").write_text(f"name: {json.dumps(HOSTILE)}\n")
