@@ -123,12 +123,12 @@ class Drawings:
         one = {"tokens": heatmap.tokens, "layers": layers, "experts": experts, "codes": heatmap.codes()}
         self._heatmaps.append(one)
         box = tag("div", kind="plot heat", data_heatmap=str(len(self._heatmaps) - 1))
-        return tag("figure", tag("figcaption", words(title)), box)
+        return tag("figure", tag("figcaption", tag("b", words(title))), box)
 
     def _axis(self, curves: Curves) -> int:
         if id(curves) not in self._axis_of:
             self._axis_of[id(curves)] = len(self._axes)
-            self._axes.append({"tokens": curves.tokens, "steps": curves.steps})
+            self._axes.append({"begin": curves.begin, "steps": curves.steps, "tokens": curves.tokens})
         return self._axis_of[id(curves)]
 
     def _chart(self, title: str, chart: dict[str, Any]) -> str:

@@ -54,10 +54,13 @@ class Curves:
         self.steps: list[int] = []  # at the end of each bin
         self.tokens: list[int] = []
         self.of: dict[str, list[Bin]] = {}  # only bins in which the key was
+        self.begin = (0, 0)  # steps and tokens before the first line
         self._most, self._lines, self._now = most_bins, 0, 0
 
     def next_line(self, step: int, tokens: int) -> None:
         """What is added from now on belongs to this line."""
+        if not self._lines:
+            self.begin = (step - 1, tokens - tokens // max(step, 1))  # all steps have as many tokens
         if self._lines == self._most * self.width:
             self._halve()
         self._now = self._lines // self.width

@@ -2,29 +2,27 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const LEFT = 62, RIGHT = 12, BOTTOM = 24;
-  const tip = Object.assign(document.createElement("div"), { className: "tip" });
-  document.body.append(tip);
+  const LEFT = 62, RIGHT = 12, BOTTOM = 24; // pixels around a drawing
+  const tip = document.body.appendChild(Object.assign(document.createElement("div"), { className: "tip" }));
 
-  const ends = data.axes.flatMap((axis) => [axis.tokens[0], axis.tokens[axis.tokens.length - 1]]);
+  const ends = data.axes.flatMap(({ begin, tokens }) => [begin[1], tokens[tokens.length - 1]]);
   const whole = [Math.min(...ends), Math.max(...ends)];
   if (whole[0] === whole[1]) whole[0] -= 1;
   let view = whole; // the tokens that all charts show
 
-  for (const chart of data.charts)
-    for (const curve of chart.curves) {
-      const { tokens, steps } = data.axes[curve.axis];
-      const at = curve.at || tokens.map((_, i) => i);
-      curve.x = at.map((i) => tokens[i]);
-      curve.step = at.map((i) => steps[i]);
-      curve.from = at.map((i, n) => (chart.stack && n ? steps[at[n - 1]] : i ? steps[i - 1] : Math.min(0, steps[0] - 1)) + 1);
-      curve.gaps = new Set(curve.gaps);
-    }
+  for (const [chart, curve] of data.charts.flatMap((chart) => chart.curves.map((curve) => [chart, curve]))) {
+    const { begin, tokens, steps } = data.axes[curve.axis];
+    const at = curve.at || tokens.map((_, i) => i);
+    curve.x = at.map((i) => tokens[i]);
+    curve.step = at.map((i) => steps[i]);
+    curve.from = at.map((i, n) => (chart.stack && n ? steps[at[n - 1]] : i ? steps[i - 1] : begin[0]) + 1);
+    curve.gaps = new Set(curve.gaps);
+  }
 
   // The first place in an ascending list whose value is not below x.
   function place(list, x) {
-    let low = 0;
-    for (let high = list.length; low < high; ) {
+    let [low, high] = [0, list.length];
+    while (low < high) {
       const middle = (low + high) >> 1;
       [low, high] = list[middle] < x ? [middle + 1, high] : [low, middle];
     }
@@ -89,7 +87,7 @@
       make(svg, "line", { class: "tick", x1: x(tick), x2: x(tick), y1: grid ? top : bottom, y2: bottom + 4 });
       make(svg, "text", { class: "axis", x: x(tick), y: bottom + 16, "text-anchor": "middle" }, short(tick));
     }
-    const layer = make(svg, "g", {});
+    const layer = make(svg, "g");
     const cursor = make(svg, "line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
     const chosen = make(svg, "rect", { class: "chosen", y: top, height, width: 0 });
     let from = null;
@@ -120,9 +118,8 @@
   function tell(event, lines) {
     tip.replaceChildren();
     for (const [colour, text] of lines) {
-      const line = tip.appendChild(document.createElement("p"));
-      if (colour) line.append(Object.assign(document.createElement("i"), { className: colour }));
-      line.append(text);
+      const sign = Object.assign(document.createElement("i"), { className: colour });
+      tip.appendChild(document.createElement("p")).append(...(colour ? [sign] : []), text);
     }
     tip.style.display = lines.length ? "block" : "none";
     const right = event.clientX + tip.offsetWidth + 24 > document.documentElement.clientWidth;
@@ -152,11 +149,9 @@
     make(make(layer, "clipPath", { id }), "rect", { x: LEFT, y: top, width: right - LEFT, height });
     chart.phases.forEach(({ name, from, to }, i) => {
       const [a, b] = [from, to].map((at) => x(Math.min(Math.max(at, view[0]), view[1])));
-      if (b <= a) return;
       make(layer, "rect", { class: `phase odd${i % 2}`, x: a, y: top, width: b - a, height });
-      if (!chart.wide) return;
       const text = make(layer, "text", { class: "axis", x: a + 4, y: top + 12 }, name);
-      if (text.getComputedTextLength() > b - a - 6) text.remove();
+      if (!chart.wide || text.getComputedTextLength() > b - a - 6) text.remove();
     });
     for (const tick of log ? logTicks(low, high) : ticks(low, high, height / 40)) {
       make(layer, "line", { class: "tick", x1: LEFT, x2: right, y1: y(tick), y2: y(tick) });
@@ -164,23 +159,20 @@
       make(layer, "text", label, short(+tick.toPrecision(6), chart.stack));
     }
     const inside = make(layer, "g", { "clip-path": `url(#${id})` });
-    const point = (curve, i, values) => `${x(curve.x[i]).toFixed(1)},${y(values[i]).toFixed(1)}`;
-    const all = chart.curves.map((curve) => [curve, pieces(curve)]);
-    for (const [curve, found] of all)
+    for (const curve of chart.curves) {
+      const point = (i, values, left = i) => `${x(left < 0 ? whole[0] : curve.x[left]).toFixed(1)},${y(values[i]).toFixed(1)}`;
+      const bar = (values) => (i) => (chart.stack ? [point(i, values, i - 1), point(i, values)] : [point(i, values)]);
+      const found = pieces(curve), dots = found.flat().length <= 60 ? found.flat() : found.filter((piece) => !piece[1]).flat();
       for (const piece of curve.low ? found : []) {
-        const corner = (i, values) => `${x(i ? curve.x[i - 1] : whole[0]).toFixed(1)},${y(values[i]).toFixed(1)}`;
-        const side = (values) => piece.flatMap((i) => [...(chart.stack ? [corner(i, values)] : []), point(curve, i, values)]);
-        const d = `M${side(curve.high).join("L")}L${side(curve.low).reverse().join("L")}Z`;
-        make(inside, "path", { class: `${curve.colour} ${chart.stack ? "share" : "band"}`, d });
+        const d = [...piece.flatMap(bar(curve.high)), ...piece.flatMap(bar(curve.low)).reverse()].join("L");
+        make(inside, "path", { class: `${curve.colour} ${chart.stack ? "share" : "band"}`, d: `M${d}Z` });
       }
-    for (const [curve, found] of chart.stack ? [] : all) {
-      const d = found.map((piece) => "M" + piece.map((i) => point(curve, i, curve.mean)).join("L")).join("");
+      if (chart.stack) continue;
+      const d = found.map((piece) => "M" + piece.map((i) => point(i, curve.mean)).join("L")).join("");
       make(inside, "path", { class: `${curve.colour} curve`, d, "stroke-dasharray": data.dashes[curve.dash] });
-      const dots = found.flat().length <= 60 ? found.flat() : found.filter((piece) => piece.length === 1).flat();
       for (const i of dots) make(inside, "circle", { class: curve.colour, cx: x(curve.x[i]), cy: y(curve.mean[i]), r: 2.2 });
     }
-    for (const { kind, sign, at } of chart.marks) {
-      if (at < view[0] || at > view[1]) continue;
+    for (const { kind, sign, at } of chart.marks.filter(({ at }) => at >= view[0] && at <= view[1])) {
       make(layer, "line", { class: `mark ${kind}`, x1: x(at), x2: x(at), y1: top, y2: bottom });
       make(layer, "text", { class: `sign ${kind}`, x: x(at), y: 14, "text-anchor": "middle" }, sign);
     }
@@ -211,54 +203,47 @@
 
   function drawHeatmap(box, heat) {
     const rows = heat.layers * heat.experts, height = Math.min(Math.max(rows * 3, 110), 760), top = 6;
-    const { layer, x, right, width, bottom } = frame(box, top, height, (tokens, y) => {
+    const { layer, x, right, width } = frame(box, top, height, (tokens, y) => {
       const column = Math.min(place(heat.tokens, tokens), heat.tokens.length - 1);
       const row = Math.min(Math.max(Math.floor(((y - top) / height) * rows), 0), rows - 1);
       const load = data.loads[heat.codes[row * heat.tokens.length + column]];
-      const where = `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`;
-      return [["", where], ["", `up to ${short(heat.tokens[column])} tokens: ${load}`]];
+      return [["", `layer ${Math.floor(row / heat.experts)}, expert ${row % heat.experts}`], ["", `up to ${short(heat.tokens[column])} tokens: ${load}`]];
     }, false);
     const sharp = window.devicePixelRatio || 1;
     const canvas = Object.assign(document.createElement("canvas"), { width: (right - LEFT) * sharp, height: height * sharp });
-    const share = (value, of) => (100 * value) / of + "%";
-    Object.assign(canvas.style, { left: share(LEFT, width), width: share(right - LEFT, width) });
-    Object.assign(canvas.style, { top: share(top, bottom + BOTTOM), height: share(height, bottom + BOTTOM) });
+    const share = (part) => (100 * part) / width + "%";
+    Object.assign(canvas.style, { top: top + "px", left: share(LEFT), width: share(right - LEFT) });
     box.prepend(canvas);
-    const context = canvas.getContext("2d");
-    context.imageSmoothingEnabled = false;
+    const context = Object.assign(canvas.getContext("2d"), { imageSmoothingEnabled: false });
     heat.tokens.forEach((end, column) => {
       const from = (x(column ? heat.tokens[column - 1] : whole[0]) - LEFT) * sharp, to = (x(end) - LEFT) * sharp;
       context.drawImage(heat.image, column, 0, 1, rows, from, 0, to - from + 1, canvas.height);
     });
-    const every = Math.ceil(13 / (height / heat.layers));
-    for (let i = 0; i < heat.layers; i += every) {
-      const y = top + (height * i) / heat.layers;
-      make(layer, "line", { class: "tick", x1: LEFT - 6, x2: LEFT, y1: y, y2: y });
-      make(layer, "text", { class: "axis", x: LEFT - 8, y: y + 10, "text-anchor": "end" }, `layer ${i}`);
+    for (let i = 0; i < heat.layers; i += Math.ceil((13 * heat.layers) / height)) {
+      const y = top + (height * i) / heat.layers + 10;
+      make(layer, "text", { class: "axis", x: LEFT - 6, y, "text-anchor": "end" }, `layer ${i}`);
     }
   }
 
   for (const heat of data.heatmaps) {
     heat.codes = Uint8Array.from(atob(heat.codes), (one) => one.charCodeAt(0));
-    const size = { width: heat.tokens.length, height: heat.layers * heat.experts };
-    const image = (heat.image = Object.assign(document.createElement("canvas"), size));
-    const pixels = new ImageData(image.width, image.height);
+    const pixels = new ImageData(heat.tokens.length, heat.layers * heat.experts);
     heat.codes.forEach((code, i) => pixels.data.set([...data.palette[code], 255], 4 * i));
-    image.getContext("2d").putImageData(pixels, 0, 0);
+    heat.image = Object.assign(document.createElement("canvas"), { width: pixels.width, height: pixels.height });
+    heat.image.getContext("2d").putImageData(pixels, 0, 0);
   }
 
   function show(range) {
     view = range;
-    document.querySelectorAll("[data-chart]").forEach((box) => drawChart(box, data.charts[box.dataset.chart]));
-    document.querySelectorAll("[data-heatmap]").forEach((box) => drawHeatmap(box, data.heatmaps[box.dataset.heatmap]));
+    for (const box of document.querySelectorAll("[data-chart]")) drawChart(box, data.charts[box.dataset.chart]);
+    for (const box of document.querySelectorAll("[data-heatmap]")) drawHeatmap(box, data.heatmaps[box.dataset.heatmap]);
   }
 
-  for (const button of document.querySelectorAll("button[data-log]"))
-    button.onclick = () => {
-      const chart = data.charts[button.dataset.log];
-      button.setAttribute("aria-pressed", (chart.log = !chart.log));
-      show(view);
-    };
+  for (const button of document.querySelectorAll("button[data-log]")) button.onclick = () => {
+    const chart = data.charts[button.dataset.log];
+    set(button, { "aria-pressed": (chart.log = !chart.log) });
+    show(view);
+  };
   window.onresize = () => show(view);
   show(view);
 })();

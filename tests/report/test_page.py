@@ -45,7 +45,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     write_lines(folder / "metrics.jsonl", lines)
     found = read(folder)
     (axis,) = found.data["axes"]
-    assert axis == {"steps": [*range(1, 9)], "tokens": [TOKENS * step for step in range(1, 9)]}
+    assert axis == {"begin": [0, 0], "steps": [*range(1, 9)], "tokens": [TOKENS * step for step in range(1, 9)]}
     for key in ("lr", "moa_balance_loss", "moe_balance_loss", "grad_norm", "tokens_per_second", "goodput"):
         (curve,) = found.curves(key)
         assert curve["mean"] == [line[key] for line in lines] and "at" not in curve, key
