@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.printing import printable
 from jetmoe_megatron.report.history import History
 from jetmoe_megatron.report.page import page
 from tests.report.run_folders import TOKENS, Page, metrics_line, router_record, write_lines
@@ -97,6 +98,7 @@ def test_names_from_files_stay_text(tmp_path: Path) -> None:
     assert "\x1b" not in text and "\u202e" not in text and "\\u202e" in text
     labels = [curve["label"] for chart in found.data["charts"] for curve in chart["curves"]]
     assert any(label.startswith("</script>") for label in labels)
+    assert [printable(label) for label in labels] == labels and "<" not in found.scripts[0]
 
 
 def test_many_steps_keep_their_spikes_and_stay_small(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from data_tools.printing import printable_lines
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.report.lines import steps_of
 from jetmoe_megatron.report.plot import draw_curves
 from jetmoe_megatron.report.table import report
 from tests.monitor.test_monitor import record
+from tests.report.run_folders import write_lines
 
 
 def test_report(tmp_path: Path) -> None:
@@ -70,3 +72,10 @@ def test_lines_of_other_versions(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert [line.split() for line in report(tmp_path).splitlines()][:2] == [["steps", "2"], ["tokens", "200"]]
     assert "loss" not in report(tmp_path)
+
+
+def test_steps_go_up(tmp_path: Path) -> None:
+    """Two writers of one folder, or files that somebody put together."""
+    lines = [record(step) for step in (1, 2, 3, 2, 3, 4)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    assert [line["step"] for line in steps_of(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
