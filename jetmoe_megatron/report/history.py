@@ -72,6 +72,8 @@ class History:
         before: Line = {"tokens": 0}
         for line in steps_of(self.files.metrics):
             self.curves.add_line(line)
+            if not self.phases and line["step"] > 1:  # it continues another run: what that has read does not count
+                before = {key: value for key, value in line.items() if key != "step"}
             for part, seconds in spent_in(line):
                 self.curves.add(f"{PART}{part}", seconds, seconds, seconds)
             if "skipped" in line:

@@ -24,7 +24,7 @@ def data_sets(curves: Curves) -> dict[str, Any]:
     for key in curves.of:
         if key.startswith(_DATA_SET):
             amounts[key.removeprefix(_DATA_SET)] = own = dict[int, float]()
-            last = 0.0 if curves.width == 1 else curves.of[key][0].low
+            last = curves.of[key][0].low if curves.begin[0] else 0.0  # a run that continues another: what that read
             for bin in curves.of[key]:
                 own[bin.number] = max(bin.high - last, 0.0)
                 last = max(bin.high, last)

@@ -167,6 +167,17 @@ def test_time_and_data(tmp_path: Path) -> None:
     assert found.cells[row : row + 5] == ["decay", "prose", "1,000", "100.00%", "100.00%"]
 
 
+def test_a_run_that_continues_another(tmp_path: Path) -> None:
+    """What the other has read is not counted as read here."""
+    write_lines(tmp_path / "metrics.jsonl", [metrics_line(step, phase="late") for step in range(101, 105)])
+    found = read(tmp_path)
+    assert found.data["axes"][0]["begin"] == [100, 100 * TOKENS]
+    row = found.cells.index("late")
+    assert found.cells[row : row + 4] == ["late", "code", "2,250", "75.00%"]
+    (data,) = [chart["curves"] for chart in found.data["charts"] if chart["stack"] and len(chart["curves"]) == 2]
+    assert [curve["mean"] for curve in data] == [[None, 0.75, 0.75, 0.75], [None, 0.25, 0.25, 0.25]]
+
+
 def test_routers(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     assert f"{folder / 'routers.jsonl'}: no records; logging.router_every_steps switches them on." in read(folder).text
