@@ -37,7 +37,10 @@ setup(
     ],
     python_requires=">=3.10,<3.14",  # no Megatron-Core has wheels for newer ones
     packages=find_packages(include=["jetmoe_megatron*", "data_tools*"]),
-    package_data={"jetmoe_megatron": ["py.typed", "launch/templates/*.sh"], "data_tools": ["py.typed"]},
+    package_data={
+        "jetmoe_megatron": ["py.typed", "launch/templates/*.sh", "report/report.css", "report/report.js"],
+        "data_tools": ["py.typed"],
+    },
     install_requires=[
         "torch>=2.10,<2.15",  # 2.10 made torch.nn.functional.grouped_mm public
         # The newest for each Python. Exact versions: the CPU adapter replaces parts of them (runtime/cpu.py).

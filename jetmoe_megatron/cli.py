@@ -64,7 +64,9 @@ Its model.yaml is the model that the run file must have. No GPU is needed, and l
 _VERIFY = """Compare two models, tensor by tensor and bit by bit, or by their logits.
 The exit status is 0 if they are equal, 1 if they differ by more than the tolerance, and 2 if one cannot be read."""
 
-_REPORT = """Print what a run did: steps, tokens of each data set, losses, speed, and where its results are."""
+_REPORT = """Print what a run did: steps, tokens of each data set, losses, speed, and where its results are.
+--html writes it as one page with charts, for a browser. Several runs are compared on it. A run writes the page at its
+end too."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -344,22 +346,37 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         commands,
         "report",
         "print what a run did",
-        "example:\n  %(prog)s runs/quickstart --plot curves.png",
+        "example:\n  %(prog)s runs/quickstart --html\n  %(prog)s runs/first runs/second --html comparison.html",
         _report,
         _REPORT,
     )
-    report.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="output_dir of the run")
-    report.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves too (.png, .svg or .pdf)")
+    report.add_argument("run_folders", type=Path, nargs="+", metavar="RUN_FOLDER", help="output_dir of a run")
+    report.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves of one run (.png, .svg or .pdf)")
+    report.add_argument(
+        "--html",
+        type=Path,
+        nargs="?",
+        const=_IN_THE_FOLDER,
+        metavar="FILE",
+        help="write a page with charts; default: report.html in the first RUN_FOLDER, which must stand before --html",
+    )
+
+
+_IN_THE_FOLDER = Path()  # what --html is without a name
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from jetmoe_megatron.monitor.report import report
+    from jetmoe_megatron.config.run_folder import RunFolder
+    from jetmoe_megatron.report.plot import draw_curves
+    from jetmoe_megatron.report.write import print_reports
 
-    print(report(arguments.run_folder))
+    folders = arguments.run_folders
+    if arguments.plot and len(folders) > 1:
+        raise UserError("--plot: draws one run; --html compares several")
+    page = RunFolder(folders[0]).report if arguments.html == _IN_THE_FOLDER else arguments.html
+    print_reports(folders, page)
     if arguments.plot:
-        from jetmoe_megatron.monitor.report_plot import draw_curves
-
-        draw_curves(arguments.run_folder, arguments.plot)
+        draw_curves(folders[0], arguments.plot)
         say(f"drawn: {arguments.plot}")
     return 0
 

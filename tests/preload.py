@@ -36,7 +36,7 @@ for name in (
     "jetmoe_megatron.doctor.here",
     "jetmoe_megatron.doctor.ranks",
     "jetmoe_megatron.model.experts.choose_backend",
-    "jetmoe_megatron.monitor.report",
+    "jetmoe_megatron.report.write",
     "jetmoe_megatron.training.loop",
     "jetmoe_megatron.training.ranks.process_groups",
     "jetmoe_megatron.training.preflight",

@@ -19,15 +19,17 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "runtime": set(),
     "model": {"config", "runtime"},
-    "data": {"config"},
+    "page": set(),
+    "data": {"config", "page"},
     "checkpoint": {"config", "runtime"},
     "resume": {"config", "runtime", "data", "checkpoint"},
     "convert": {"config", "checkpoint"},
-    "monitor": {"config", "checkpoint"},
+    "monitor": {"config"},
     "launch": {"config", "runtime", "checkpoint", "monitor"},
-    "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor"},
+    "report": {"config", "checkpoint", "monitor", "launch", "page"},
+    "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor", "report"},
     "doctor": {"config", "runtime", "model", "training", "launch"},
-    "plan": {"config", "runtime", "model", "data", "checkpoint", "training"},
+    "plan": {"config", "runtime", "model", "data", "checkpoint", "training", "page"},
     "dry_run": {
         "config",
         "runtime",
@@ -39,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
         "plan",
     },
-    "cli": {"config", "data", "checkpoint", "resume", "convert", "monitor", "launch", "doctor", "plan"},
+    "cli": {"config", "data", "checkpoint", "resume", "convert", "launch", "report", "doctor", "plan"},
 }
 
 

@@ -23,6 +23,7 @@ class RunFolder:
         self.starts = self.root / "starts.jsonl"
         self.launches = self.root / "launches"
         self.doctor = self.root / "doctor"
+        self.report = self.root / "report.html"
 
     @classmethod
     def of(cls, run: Run) -> RunFolder:

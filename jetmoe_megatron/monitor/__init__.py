@@ -1,1 +1,1 @@
-"""Where a run's numbers go: the terminal, metrics.jsonl, Weights & Biases, TensorBoard, and the report afterwards."""
+"""Where a run's numbers go: the terminal, metrics.jsonl, Weights & Biases, TensorBoard."""

@@ -144,10 +144,12 @@ def _each_line(path: Path, position: int = 0) -> Iterator[tuple[int, dict[str, A
             yield position, record if valid else None
 
 
-def _is_shallow(value: Any, levels: int = 4) -> bool:
+def _is_shallow(value: dict[str, Any] | list[Any], levels: int = 4) -> bool:
     """Whether the value is nested no deeper than what is written here. A deeper one could be read but not written."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return all(levels > 1 and _is_shallow(entry, levels - 1) for entry in inner)
+    inner = value.values() if isinstance(value, dict) else value
+    return not inner or (
+        levels > 1 and all(_is_shallow(entry, levels - 1) for entry in inner if isinstance(entry, (dict, list)))
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

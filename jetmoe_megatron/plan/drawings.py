@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from data_tools.units import shown
 from jetmoe_megatron.config.hardware import Hardware
+from jetmoe_megatron.page.markup import tag, words
 from jetmoe_megatron.plan.estimate import bytes_needed
-from jetmoe_megatron.plan.markup import tag, words
 from jetmoe_megatron.plan.plan import Plan
 from jetmoe_megatron.plan.rehearsal import Rehearsal
 from jetmoe_megatron.plan.tables import name

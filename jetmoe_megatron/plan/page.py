@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from jetmoe_megatron.config.hardware import Assumed, Hardware
+from jetmoe_megatron.page.markup import cards, page_of, table, tag, words
 from jetmoe_megatron.plan import tables
 from jetmoe_megatron.plan.drawings import memory_bars, schedule
-from jetmoe_megatron.plan.markup import page_of, tag, words
 from jetmoe_megatron.plan.plan import Plan
 from jetmoe_megatron.plan.tables import NO_MEASUREMENT, Table
 
@@ -52,26 +52,12 @@ def _figures(plan: Plan) -> str:
         (f"{estimate.days:,.1f} days", "the whole run"),
         (f"${estimate.dollars:,.0f}", f"at ${plan.hardware.dollars_per_gpu_hour:g} per GPU-hour"),
     ]
-    verdict = plan.verdict.replace(" ", "-")
-    return tag(
-        "div",
-        *(
-            tag("div", tag("b", words(value), kind=verdict if value == plan.verdict else ""), tag("span", words(what)))
-            for value, what in figures
-        ),
-        kind="figures",
-    )
+    return cards(figures, {plan.verdict: plan.verdict.replace(" ", "-")})
 
 
 def _table(one: Table) -> list[str]:
     kinds = ["number" if name in _NUMBERS else "long" if name in _LONG else "" for name in one.columns]
-
-    def row(element: str, cells: list[str]) -> str:
-        return tag("tr", *(tag(element, words(cell), kind=kind) for cell, kind in zip(cells, kinds, strict=True)))
-
-    body = tag("tbody", *(row("td", cells) for cells in one.rows))
-    whole = tag("table", tag("thead", row("th", one.columns)), body)
-    return [tag("p", words(one.title)), tag("div", whole, kind="scroll"), *_notes(one)]
+    return [tag("p", words(one.title)), table(one.columns, one.rows, kinds), *_notes(one)]
 
 
 def _notes(one: Table) -> list[str]:

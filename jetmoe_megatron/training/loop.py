@@ -17,6 +17,7 @@ from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.monitor.routers import line, summary
+from jetmoe_megatron.report.write import write_report
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.resume.rollback import roll_back
 from jetmoe_megatron.resume.start_point import find_start_point
@@ -49,6 +50,8 @@ def train(run: Run, layout: Layout) -> int:
         while (status := _train(run, layout, stop)) is None:
             forget_angles()
             gc.collect()  # the model from before the rollback: it and its hooks refer to each other
+        if torch.distributed.get_rank() == 0:
+            write_report(folder.root)
     if status == ExitStatus.RUN_ME_AGAIN and torch.distributed.get_rank() == 0:
         print(f"stopped at {newest(folder.checkpoints)}: run the same command again to continue", flush=True)
     return status

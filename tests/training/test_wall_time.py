@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jetmoe_megatron.monitor.report import report
+from jetmoe_megatron.report.table import report
 from jetmoe_megatron.training.wall_time import WallTime
 from tests.injected_faults import Fault, pretrain_with
 from tests.support import metrics, pretrain, small_run, training, write_run

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 from data_tools.printing import printable
 
@@ -26,19 +28,39 @@ def tag(name: str, /, *inside: str, **attributes: object) -> str:
     return f"<{start}/>" if name in _WITHOUT_END else f"<{start}>{''.join(inside)}</{name}>"
 
 
-def page_of(title: str, *body: str) -> str:
-    """A whole page: it loads nothing."""
+def cards(figures: Iterable[tuple[str, str]], kinds: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A card for each value and what it is. kinds: the classes of values that have one."""
+    shown = (
+        tag("div", tag("b", words(value), kind=kinds.get(value, "")), tag("span", words(what)))
+        for value, what in figures
+    )
+    return tag("div", *shown, kind="figures")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
+    """kinds: the class of each column's cells: `number`, `long` or nothing."""
+    kinds = kinds or [""] * len(columns)
+
+    def row(element: str, cells: Sequence[str]) -> str:
+        return tag("tr", *(tag(element, words(cell), kind=kind) for cell, kind in zip(cells, kinds, strict=True)))
+
+    body = tag("tbody", *(row("td", cells) for cells in rows))
+    return tag("div", tag("table", tag("thead", row("th", columns)), body), kind="scroll")
+
+
+def page_of(title: str, *body: str, style: str = "") -> str:
+    """A whole page: it loads nothing. style: rules besides those that all pages share."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", words(title)),
-        tag("style", _STYLE),
+        tag("style", _STYLE + style),
     )
     return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("main", *body)), lang="en") + "\n"
 
 
-# The classes c0 to c9 are colours that can be told apart on both grounds; what they stand for is in `drawings.py`.
+# The classes c0 to c9 are colours that can be told apart on both grounds; what they stand for, the page says.
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --ink: #1c2430; --dim: #5b6675; --line: #d8dde4; --card: #f5f7fa;
   --good: #1a7f45; --fair: #946200; --bad: #b3261e }
@@ -78,11 +100,9 @@ svg { display: block; font: 10px system-ui, sans-serif }
 svg .idle { fill: var(--card) } svg .tick { stroke: var(--line) } svg .axis { fill: var(--dim) }
 svg .left-out { fill: var(--dim); font-size: 11px }
 svg .on { fill: #fff; text-anchor: middle; pointer-events: none } svg .odd { fill-opacity: .68 }
-.c0 { background: #3f66cf; fill: #3f66cf } .c1 { background: #2f9a49; fill: #2f9a49 }
-.c2 { background: #e0a100; fill: #e0a100 } .c3 { background: #ef6a55; fill: #ef6a55 }
-.c4 { background: #9a5cf0; fill: #9a5cf0 } .c5 { background: #38b0a3; fill: #38b0a3 }
-.c6 { background: #86aef3; fill: #86aef3 } .c7 { background: #d264a8; fill: #d264a8 }
-.c8 { background: #97704f; fill: #97704f } .c9 { background: #8a929d; fill: #8a929d }
+.c0 { --own: #3f66cf } .c1 { --own: #2f9a49 } .c2 { --own: #e0a100 } .c3 { --own: #ef6a55 } .c4 { --own: #9a5cf0 }
+.c5 { --own: #38b0a3 } .c6 { --own: #86aef3 } .c7 { --own: #d264a8 } .c8 { --own: #97704f } .c9 { --own: #8a929d }
+.c0, .c1, .c2, .c3, .c4, .c5, .c6, .c7, .c8, .c9 { background: var(--own); fill: var(--own) }
 @media print { main { max-width: none; padding: 0 } .lanes { zoom: .6 } figure, .bar, tr { break-inside: avoid }
   .scroll { overflow: visible } table { font-size: .75rem } }
 """

@@ -8,7 +8,8 @@ from typing import Any
 
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError, printable
-from jetmoe_megatron.monitor.jsonl import each_record
+from jetmoe_megatron.page.picture import picture
+from jetmoe_megatron.report.lines import steps_of
 
 _POINTS = 2000  # of a curve at most: points between them are left out
 
@@ -19,16 +20,8 @@ def draw_curves(folder: Path, path: Path) -> None:
     Raises:
         UserError: matplotlib is not installed, there are no metrics of a run, or the file cannot be written.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError:
-        raise UserError("drawing needs matplotlib: pip install matplotlib") from None
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
     metrics = RunFolder(folder).metrics
-    records = [record for record in each_record(metrics) if isinstance(record.get("tokens"), int)]
+    records = list(steps_of(metrics))
     if not records:
         raise UserError(f"{metrics}: no steps recorded; is {folder} a run folder?")
     held_out = sorted({key for record in records for key in record if key.startswith("held_out_loss/")})
@@ -40,23 +33,17 @@ def draw_curves(folder: Path, path: Path) -> None:
         "busiest expert's load (1: even)": {"moa_load_imbalance": "attention", "moe_load_imbalance": "MLP"},
         "gradient norm": {"grad_norm": ""},
     }
-    figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, 9), sharex=True, layout="constrained")
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for key, label in curves.items():
-            x, y = _curve(records, key)
-            axis.plot(x, y, "o-" if key in held_out else "-", ms=3, lw=1, label=printable(label))
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.grid(alpha=0.3)
-        if len(curves) > 1:
-            axis.legend(fontsize=8)
-    axes[-1].set_yscale("log")
-    axes[-1].set_xlabel("tokens")
-    try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot draw there ({error})") from error
-    finally:
-        pyplot.close(figure)
+    with picture(path, 110, len(panels), figsize=(8, 9), sharex=True) as (_, axes):
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            for key, label in curves.items():
+                x, y = _curve(records, key)
+                axis.plot(x, y, "o-" if key in held_out else "-", ms=3, lw=1, label=printable(label))
+            axis.set_title(title, fontsize=9, loc="left")
+            axis.grid(alpha=0.3)
+            if len(curves) > 1:
+                axis.legend(fontsize=8)
+        axes[-1].set_yscale("log")
+        axes[-1].set_xlabel("tokens")
 
 
 def _curve(records: Iterable[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -1,0 +1,1 @@
+"""What the pages of `jetmoe plan` and `jetmoe report` share: their elements and one style."""
