@@ -254,8 +254,8 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = Run.model_validate(small_run(tmp_path, DATA, logging={"wandb": "offline"}))
     writer = WeightsAndBiases(run, tmp_path)
-    for step in (1, 2):
-        writer.write(record(step))
+    writer.write(record(1))
+    writer.write(record(2) | {"alarms": {"load/moe": "layer 3"}})
     writer.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     deadline = time.time() + 30  # wandb's own process may still be writing when finish() returns
@@ -270,6 +270,8 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step, entry in enumerate(history, start=1):
         assert {key: entry[key] for key in record(step)} == record(step)
     assert len(history) == 2
+    (alert,) = [entry.alert for entry in wandb_records(file) if entry.HasField("alert")]
+    assert (alert.title, alert.text) == ("load/moe at step 2", "layer 3")
 
 
 KEY = "0123456789" * 4
