@@ -249,7 +249,7 @@ class Alarms(Section):
     """Beyond which limits a run says that something is wrong. It continues ([monitoring.md](monitoring.md))."""
 
     dead_experts: bool = True
-    """An expert had no token since the line before of `routers.jsonl`."""
+    """An expert had no token in `logging.router_every_steps` steps."""
     load: Annotated[float, Field(gt=1)] | None = 3.0
     """How many times an even share of the assignments one expert takes. null: no alarm."""
     gate_entropy: Fraction | None = 0.05

@@ -21,7 +21,7 @@ class Alarms:
     """Judges the record of each step, and the line of routers.jsonl where there is one."""
 
     def __init__(self, run: Run) -> None:
-        self._limits = run.alarms
+        self._limits, self._steps_of_a_line = run.alarms, run.logging.router_every_steps
         self._raised = set[str]()
         self._recent = deque[Record](maxlen=_WINDOW)
         self._lowest_z = dict.fromkeys(KINDS, math.inf)  # mean of a window
@@ -43,7 +43,7 @@ class Alarms:
         if len(self._recent) == _WINDOW:
             found |= self._of_a_window()
             judged |= {"data_wait", *(f"z_loss/{kind}" for kind in KINDS)}
-        if routers is not None:
+        if routers is not None and routers["steps"] >= self._steps_of_a_line:  # fewer steps have too few tokens
             found |= self._of_routers(routers)
             judged |= {f"{name}/{kind}" for name in ("dead_expert", "load", "gate_entropy") for kind in KINDS}
         if "held_out_loss" in record:

@@ -17,8 +17,10 @@ from tests.parallel.test_equal_to_one_process import run_tree
 from tests.support import metrics, pretrain, small_run, write_run
 
 
-def alarms(**limits: Any) -> Alarms:
-    return Alarms(Run.model_validate(small_run(Path("unused"), {"code": "c", "prose": "p"}, alarms=limits)))
+def alarms(every: int = 20, **limits: Any) -> Alarms:
+    logging = {"router_every_steps": every}
+    tree = small_run(Path("unused"), {"code": "c", "prose": "p"}, alarms=limits, logging=logging)
+    return Alarms(Run.model_validate(tree))
 
 
 def record(step: int, **changes: Any) -> dict[str, Any]:
@@ -79,6 +81,7 @@ def test_of_routers(name: str, changes: dict[str, Any], said: str, off: dict[str
     assert found == [(40, name), (100, name)]
     assert alarms().judge(record(1), bad)[name] == said
     assert raised(alarms(**off), steps, lines) == []
+    assert raised(alarms(), steps, {40: bad | {"steps": 19}}) == []  # after a start, or at a stop
 
 
 def test_waits_for_data() -> None:
@@ -121,7 +124,7 @@ def leave_out_expert_0(model: list[Any]) -> None:
 def test_a_planted_dead_expert() -> None:
     tree = run_tree(model__num_experts=5)
     found = outcome(tree, ranks=2, steps=1, prepare=leave_out_expert_0).routers
-    said = alarms().judge(record(1), line(1, 256, found))
+    said = alarms(every=1).judge(record(1), line(1, 256, found))
     assert said == {"dead_expert/moe": "no token in 1 steps for expert 0 of layer 3"}
 
 
