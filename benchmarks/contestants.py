@@ -9,7 +9,9 @@ from unittest.mock import patch
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from transformers import JetMoeConfig, JetMoeForCausalLM
 
@@ -69,8 +71,7 @@ def random_batch(run: Run) -> MicroBatch:
 
 def our_step(run: Run, micro_batches: int = 1) -> Step:
     """What the training loop does in a step, including the reduction of its losses."""
-    model = wrap_for_data_parallel(run, _build(run))
-    optimizer, batch = build_optimizer(run, model), random_batch(run)
+    (model, optimizer), batch = our_model(run), random_batch(run)
 
     def step() -> dict[str, float]:
         losses, norm = compute_gradients(model, optimizer, [batch] * micro_batches)
@@ -79,6 +80,12 @@ def our_step(run: Run, micro_batches: int = 1) -> Step:
         return metrics.dump()
 
     return step
+
+
+def our_model(run: Run) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
+    """As the training loop has them, and its optimizer."""
+    model = wrap_for_data_parallel(run, _build(run))
+    return model, build_optimizer(run, model)
 
 
 def bare_step(run: Run) -> Step:

@@ -106,6 +106,21 @@ def test_cpu_step() -> None:
             assert f"| {precision} | {name} | " in result.stdout
 
 
+def test_monitor() -> None:
+    result = command(sys.executable, "-m", "benchmarks.monitor", "--tiny", "--steps", "20", timeout=120)
+    assert result.returncode == 0, result.stderr
+    for precision in ("fp32", "bf16"):
+        for part in (
+            "entropy_and_margin",
+            "sums of the routers",
+            "a line of routers.jsonl",
+            "alarms",
+            "all",
+            "the step",
+        ):
+            assert f"| {precision} | {part} | " in result.stdout
+
+
 def test_cpu_attention() -> None:
     result = command(sys.executable, "-m", "benchmarks.cpu_attention", "--tiny", "--rounds", "2", timeout=200)
     assert result.returncode == 0, result.stderr
