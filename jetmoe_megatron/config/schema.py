@@ -258,6 +258,9 @@ class Alarms(Section):
     """How many times its lowest value so far the z-loss may be, as means over 50 steps. null: no alarm."""
     data_wait: Fraction | None = 0.05
     """Share of the time of 50 steps in which ranks wait for data. null: no alarm."""
+    slow_rank: Annotated[float, Field(gt=1)] | None = 1.1
+    """How many times the median time of all ranks one rank may take, where no rank waits for another, as the mean of 50
+    steps in most of which it is the slowest. null: no alarm."""
     held_out_loss: bool = True
     """The held-out loss rises twice while the training loss falls twice."""
 

@@ -15,6 +15,7 @@ from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.monitor.routers import KINDS
 
 _WINDOW = 50  # steps whose mean is judged, so that a single step raises no alarm
+_MOSTLY = 0.8  # of these steps
 
 
 class Alarms:
@@ -42,7 +43,7 @@ class Alarms:
         judged = {"bad_step"}
         if len(self._recent) == _WINDOW:
             found |= self._of_a_window()
-            judged |= {"data_wait", *(f"z_loss/{kind}" for kind in KINDS)}
+            judged |= {"data_wait", "slow_rank", *(f"z_loss/{kind}" for kind in KINDS)}
         if routers is not None and routers["steps"] >= self._steps_of_a_line:  # fewer steps have too few tokens
             found |= self._of_routers(routers)
             judged |= {f"{name}/{kind}" for name in ("dead_expert", "load", "gate_entropy") for kind in KINDS}
@@ -64,6 +65,12 @@ class Alarms:
         waited, took = (sum(r[key] for r in self._recent) for key in ("data_wait_seconds", "step_seconds"))
         if limits.data_wait is not None and waited > limits.data_wait * took:
             yield "data_wait", f"{waited / took:.1%} of the last {_WINDOW} steps' time is waiting for data"
+        slowest = [r["slowest_rank"] for r in self._recent if "slowest_rank" in r]
+        if limits.slow_rank is not None and len(slowest) == _WINDOW:
+            rank = max(set(slowest), key=slowest.count)
+            ratio = sum(r["slowest_rank_ratio"] for r in self._recent) / _WINDOW
+            if slowest.count(rank) >= _MOSTLY * _WINDOW and ratio > limits.slow_rank:
+                yield "slow_rank", f"rank {rank} computes {ratio:.2f} times as long as the median of all ranks"
         for kind in KINDS:
             mean = sum(r[f"{kind}_z_loss"] for r in self._recent) / _WINDOW
             lowest = self._lowest_z[kind]

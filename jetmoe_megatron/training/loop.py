@@ -84,7 +84,9 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         micro_batches, waited = next(batches), clock.end("step_seconds")
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
         state.routers.add_step()
-        metrics, stopping = reduce_metrics(model, losses, grad_norm, waited, stop=stop.received is not None)
+        metrics, stopping = reduce_metrics(
+            model, losses, grad_norm, waited, stop.received is not None, state.speed.seconds()
+        )
         step += 1
         before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
         bad = guard.judge(step, phase, metrics.lm_loss, metrics.grad_norm)

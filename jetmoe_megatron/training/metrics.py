@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -35,13 +36,20 @@ class StepMetrics:
     moe_load_imbalance: float
     grad_norm: float  # before clipping; the mean over ranks, which differ only if something is wrong
     data_wait_seconds: float  # of the rank that waited longest
+    slowest_rank: int | None = None  # where it was timed (`rank_speed.py`)
+    slowest_rank_ratio: float | None = None  # its time over the median of all ranks
 
     def dump(self) -> dict[str, float]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def reduce_metrics(
-    model: list[DistributedDataParallel], losses: list[Tensor], grad_norm: float, data_wait: float, stop: bool
+    model: list[DistributedDataParallel],
+    losses: list[Tensor],
+    grad_norm: float,
+    data_wait: float,
+    stop: bool,
+    own_seconds: float = 0.0,
 ) -> tuple[StepMetrics, bool]:
     """What `compute_gradients` found, the same on all ranks, and whether any rank was asked to stop.
 
@@ -51,14 +59,19 @@ def reduce_metrics(
         losses: (loss sum, tokens) of each micro-batch, on the last pipeline stage.
         data_wait: seconds that this rank waited for the step's micro-batches.
         stop: this rank was asked to stop.
+        own_seconds: in which this rank computed what waits for no other; 0: not timed.
     """
-    own = torch.tensor([grad_norm, stop, data_wait], device=device(), dtype=torch.float64)
-    world = torch.distributed.get_world_size()
-    waits = torch.zeros(world, device=device(), dtype=torch.float64)  # a sum over ranks of one entry for each
-    waits[torch.distributed.get_rank()] = own[2]
-    wait_of_rank = {f"data_wait/{rank}": wait for rank, wait in enumerate(waits)}
-    sums = {**_loss_sums(losses), **_router_sums(model), "grad_norm": own[0], "stop": own[1], **wait_of_rank}
+    own = torch.tensor([grad_norm, stop, data_wait, own_seconds], device=device(), dtype=torch.float64)
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    of_ranks = torch.zeros(2, world, device=device(), dtype=torch.float64)  # a sum over ranks of one entry for each
+    of_ranks[:, rank] = own[2:]
+    numbers_of_ranks = {f"of rank/{number}": value for number, value in enumerate(of_ranks.flatten())}
+    sums = {**_loss_sums(losses), **_router_sums(model), "grad_norm": own[0], "stop": own[1], **numbers_of_ranks}
     total = _sum_over_ranks(sums)
+    values = [total[name] for name in numbers_of_ranks]
+    waits, seconds = values[:world], values[world:]
+    median = statistics.median_low(seconds)
+    is_timed = world > 1 and min(seconds) > 0
     of_routers = {
         f"{kind}_{name}": total[f"{kind}_{name}"] / total[f"{kind}_micro_batches"]
         for kind in KINDS
@@ -67,7 +80,9 @@ def reduce_metrics(
     metrics = StepMetrics(
         lm_loss=_mean_loss(total),
         grad_norm=total["grad_norm"] / world,
-        data_wait_seconds=max(total[wait] for wait in wait_of_rank),
+        data_wait_seconds=max(waits),
+        slowest_rank=seconds.index(max(seconds)) if is_timed else None,
+        slowest_rank_ratio=max(seconds) / median if is_timed else None,
         **of_routers,
     )
     return metrics, total["stop"] > 0

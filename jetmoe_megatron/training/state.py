@@ -31,6 +31,7 @@ from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.rank_speed import RankSpeed
 from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.save_points import SavePoints
 from jetmoe_megatron.training.wall_time import WallTime
@@ -48,6 +49,7 @@ class TrainingState:
     saver: Saver
     exports: Exports
     clock: WallTime
+    speed: RankSpeed
     routers: RouterSums
     monitor: Monitor
     router_lines: Monitor
@@ -82,6 +84,7 @@ class TrainingState:
             saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
             clock=clock,
+            speed=RankSpeed(model),
             routers=RouterSums(run, model),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
             router_lines=build_router_lines(run, rank, step),  # and so does this

@@ -90,6 +90,21 @@ def test_waits_for_data() -> None:
     assert raised(alarms(data_wait=None), steps) == []
 
 
+@pytest.mark.parametrize(
+    ("ranks", "ratio", "expected"),
+    [
+        ([3] * 100, 1.2, [(50, "slow_rank")]),
+        ([3] * 100, 1.05, []),
+        ([1, 2, 3, 0] * 25, 1.2, []),  # noise: now one and now another
+        ([3, 3, 3, 3, 3, 3, 3, 3, 3, 0] * 10, 1.2, [(50, "slow_rank")]),
+    ],
+)
+def test_a_slow_rank(ranks: list[int], ratio: float, expected: list[Any]) -> None:
+    steps = [record(step, slowest_rank=rank, slowest_rank_ratio=ratio) for step, rank in enumerate(ranks, start=1)]
+    assert raised(alarms(), steps) == expected
+    assert raised(alarms(slow_rank=None), steps) == []
+
+
 def test_z_loss_grows() -> None:
     steps = [record(step, moa_z_loss=math.exp(abs(step - 200) / 50)) for step in range(1, 401)]
     ((step, name),) = raised(alarms(), steps)
