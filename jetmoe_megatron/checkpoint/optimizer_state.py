@@ -50,7 +50,7 @@ def own_state(optimizer: MegatronOptimizer) -> State:
                     kind: torch.empty(parameter.shape, dtype=torch.float32, device="meta") for kind in kinds(parameter)
                 }
         else:
-            for parameter, main in _mains(part):
+            for parameter, main in main_weights(part):
                 own = part.optimizer.state[main]
                 state[parameter] = {kind: main if kind == MASTER else own[kind] for kind in kinds(parameter)}
     return state
@@ -110,7 +110,7 @@ def own_numbers(optimizer: MegatronOptimizer) -> Iterator[OwnNumbers]:
                     numbers_N = tensors["param" if kind == MASTER else kind].detach().view(-1)
                     yield OwnNumbers(parameter, kind, numbers_N, first, None)
         else:
-            for parameter, main in _mains(part):
+            for parameter, main in main_weights(part):
                 own = part.optimizer.state[main]
                 for kind in kinds(parameter):
                     numbers_N = (main if kind == MASTER else own[kind]).detach().view(-1)
@@ -144,8 +144,12 @@ def kinds(parameter: Tensor) -> tuple[str, ...]:
     return MOMENTS if parameter.dtype == torch.float32 else (*MOMENTS, MASTER)
 
 
-def _mains(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """(parameter, the tensor that the optimizer steps on)"""
+def main_weights(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """(parameter, the tensor that the optimizer steps on), which the distributed optimizer has of a part of it."""
+    if isinstance(part, DistributedOptimizer):
+        for parameter, (group, place) in part.model_param_group_index_map.items():
+            yield parameter, part.optimizer.param_groups[group]["params"][place]
+        return
     if isinstance(part, Float16OptimizerWithFloat16Params):
         for parameters, mains in zip(part.float16_groups, part.fp32_from_float16_groups, strict=True):
             yield from zip(parameters, mains, strict=True)

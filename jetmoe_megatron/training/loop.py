@@ -83,6 +83,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
+        norms = state.norms.of_gradients() if (step + 1) % run.logging.every_steps == 0 else {}
         state.routers.add_step()
         metrics, stopping = reduce_metrics(
             model, losses, grad_norm, waited, stop.received is not None, state.speed.seconds()
@@ -92,6 +93,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         bad = guard.judge(step, phase, metrics.lm_loss, metrics.grad_norm)
         if bad is None:
             update_weights(optimizer, grad_norm, lr)
+            norms |= state.norms.of_update() if norms else {}
         else:
             record_bad_step(folder.bad_steps, step, bad, guard, metrics, before, ledger.read)
             if guard.action != "skip":
@@ -103,6 +105,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             "tokens": step * tokens_per_step,
             "lr": lr,
             **metrics.dump(),
+            **norms,
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
             "tflops_per_rank": flops / seconds / layout.world / 1e12,

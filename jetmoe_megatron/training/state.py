@@ -30,6 +30,7 @@ from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
+from jetmoe_megatron.training.norms import Norms
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
 from jetmoe_megatron.training.rank_speed import RankSpeed
 from jetmoe_megatron.training.router_metrics import RouterSums
@@ -49,6 +50,7 @@ class TrainingState:
     saver: Saver
     exports: Exports
     clock: WallTime
+    norms: Norms
     speed: RankSpeed
     routers: RouterSums
     monitor: Monitor
@@ -84,6 +86,7 @@ class TrainingState:
             saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
             clock=clock,
+            norms=Norms(model, optimizer),
             speed=RankSpeed(model),
             routers=RouterSums(run, model),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
