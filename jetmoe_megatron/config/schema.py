@@ -237,6 +237,8 @@ class Logging(Section):
     """Steps between two progress lines."""
     router_every_steps: Count = 20
     """Steps between two lines of `routers.jsonl`: the load of each expert, and more of each router. 0: never."""
+    dollars_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of a rank's hour, for `dollars` in the metrics. null: not counted."""
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_on), _Also(type="boolean")] = "off"
     """Send metrics to Weights & Biases, or keep them on disk for a later upload (`offline`). `on` means `online`."""
     wandb_project: str = "jetmoe-megatron"

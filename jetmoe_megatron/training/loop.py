@@ -28,7 +28,7 @@ from jetmoe_megatron.stopping import ExitStatus
 from jetmoe_megatron.training.announce import announce
 from jetmoe_megatron.training.bad_step_log import record_bad_step
 from jetmoe_megatron.training.held_out_loss import is_due, is_owed
-from jetmoe_megatron.training.metrics import reduce_metrics
+from jetmoe_megatron.training.metrics import reduce_metrics, speed
 from jetmoe_megatron.training.optimizer import settle_weights
 from jetmoe_megatron.training.ranks.replicas import check_ranks_agree
 from jetmoe_megatron.training.ranks.run_lock import claimed
@@ -108,7 +108,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **norms,
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
-            "tflops_per_rank": flops / seconds / layout.world / 1e12,
+            **speed(run, flops / seconds / layout.world / 1e12),
             **peak_memory(),
             **samples.tokens_read(ledger.read),
         }
@@ -128,6 +128,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             clock.end("evaluation_seconds")
         # The line comes before the save, so that a published checkpoint has the lines of all its steps.
         record |= clock.new_line(metrics.data_wait_seconds, useful=bad is None)
+        if run.logging.dollars_per_gpu_hour is not None:
+            record["dollars"] = clock.rank_hours * run.logging.dollars_per_gpu_hour
         record |= {"alarms": raised} if (raised := alarms.judge(record, router_line)) else {}
         state.monitor.log(record)
         clock.end("other_seconds")

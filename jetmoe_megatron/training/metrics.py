@@ -12,9 +12,11 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
+from jetmoe_megatron.config.flops import peak_tflops
+from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.router import routers
 from jetmoe_megatron.monitor.routers import KINDS
-from jetmoe_megatron.runtime.device import device
+from jetmoe_megatron.runtime.device import device, has_gpu
 
 _OF_A_ROUTER = ("balance_loss", "z_loss", "load_imbalance")
 
@@ -86,6 +88,12 @@ def reduce_metrics(
         **of_routers,
     )
     return metrics, total["stop"] > 0
+
+
+def speed(run: Run, tflops: float) -> dict[str, float]:
+    """Of one rank, with attention and without recomputation (`config/flops.py`)."""
+    peak = peak_tflops(torch.cuda.get_device_name()) if has_gpu() and run.precision == "bf16" else None
+    return {"tflops_per_rank": tflops, **({"mfu": tflops / peak} if peak else {})}
 
 
 def reduce_loss(losses: list[Tensor]) -> float:

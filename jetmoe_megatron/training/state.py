@@ -60,7 +60,7 @@ class TrainingState:
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
         """All ranks call it. step: the number of steps that are done."""
         folder, rank = RunFolder.of(run), torch.distributed.get_rank()
-        clock = _clock(folder.metrics, step)
+        clock = _clock(folder.metrics, step, layout.world)
         cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=start.checkpoint is None))
         optimizer = build_optimizer(run, model)
@@ -107,13 +107,13 @@ class TrainingState:
         self.exports.wait()
 
 
-def _clock(metrics: Path, step: int) -> WallTime:
+def _clock(metrics: Path, step: int, ranks: int) -> WallTime:
     """That of rank 0, which writes the lines, goes on from those of earlier starts. All ranks call it."""
-    clock = WallTime.of((), step)
+    clock = WallTime.of((), step, ranks)
 
     def read() -> None:
         nonlocal clock
-        clock = WallTime.of(each_record(metrics), step)
+        clock = WallTime.of(each_record(metrics), step, ranks)
 
     decided_by_rank_0(read)
     return clock

@@ -29,6 +29,8 @@ def check_sums(records: list[dict[str, Any]]) -> None:
     useful = sum(r["step_seconds"] - r["data_wait_seconds"] for r in records if "skipped" not in r)
     wall = sum(r["wall_seconds"] for r in records)
     assert wall == pytest.approx(records[-1]["run_seconds"], abs=0.01)  # `time` has milliseconds
+    hours = [r["rank_hours"] for r in records]
+    assert hours == sorted(hours) and hours[0] > 0
     assert records[-1]["goodput"] == pytest.approx(useful / wall, rel=1e-2)
 
 
@@ -57,6 +59,9 @@ def test_a_run_with_two_restarts(restarted: tuple[Path, float]) -> None:
     assert len(starts) == 3 and starts[0] == 1
     assert all(record["start_seconds"] > 1.0 for record in records if record["step"] in starts[1:])
     assert [record["step"] for record in records if "evaluation_seconds" in record] == [3, 6, 8]
+    held = 3600 * records[-1]["rank_hours"] / 2  # two ranks
+    between_starts = sum(record["wall_seconds"] - record.get("start_seconds", 0.0) for record in records)
+    assert between_starts < held < records[-1]["run_seconds"] - 2.0  # in the queue
 
 
 def test_the_report_says_where_the_time_went(restarted: tuple[Path, float]) -> None:
@@ -76,6 +81,7 @@ def test_a_rollback_counts_what_it_lost(tmp_path: Path, data: dict[str, str]) ->
     records = metrics(tmp_path / "run")
     check_sums(records)
     assert [record["step"] for record in records if "start_seconds" in record] == [1, 6]
+    assert 3600 * records[-1]["rank_hours"] == pytest.approx(records[-1]["run_seconds"], rel=0.02, abs=0.1)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint(tmp_path: Path, data: dict[str, str]) -> None:
