@@ -31,6 +31,7 @@ from jetmoe_megatron.monitor import routers
 from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.jsonl import JsonLines
 from jetmoe_megatron.training.metrics import reduce_metrics
+from jetmoe_megatron.training.norms import Norms
 from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.step import compute_gradients, update_weights
 
@@ -59,8 +60,8 @@ def main() -> int:
 
 `{command}`, {provenance()}, load {load:.1f} at the start.
 
-The shapes are those of [cpu_step.md](cpu_step.md). A time is the mean over the steps; that of a line of `routers.jsonl`
-is spread over the steps that it counts. How long the collectives take between ranks is not measured.
+The shapes are those of [cpu_step.md](cpu_step.md). A time is the mean over the steps; those of norms and of a line of
+`routers.jsonl` are spread over the steps between two of them. How long the collectives take between ranks is not measured.
 
 """ + "\n".join(rows)
     print(text)
@@ -78,18 +79,26 @@ def measure(run: Run, steps: int) -> tuple[dict[str, float], float]:
         timed(router, "entropy_and_margin", "entropy and margin of tokens", spent),
     ):
         model, optimizer = our_model(run)
-        batch, sums, alarms = random_batch(run), RouterSums(run, model), Alarms(run)
+        batch, sums, norms, alarms = random_batch(run), RouterSums(run, model), Norms(model, optimizer), Alarms(run)
         metrics_file, routers_file = (JsonLines(Path(folder) / name, 0) for name in ("metrics.jsonl", "routers.jsonl"))
         for step in range(1, WARM_UP + steps + 1):
             if step == WARM_UP + 1:
                 spent.clear()
                 began = time.perf_counter()
             losses, norm = compute_gradients(model, optimizer, [batch])
+            of_parts = {}
+            is_shown = (step - WARM_UP) % run.logging.every_steps == 0
+            if is_shown:
+                with part("norms", spent):
+                    of_parts = norms.of_gradients()
             with part("sums of the routers", spent):
                 sums.add_step()
             metrics, _ = reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)
             update_weights(optimizer, norm, 1e-4)
-            record, line = {"step": step, "step_seconds": 1.0, **metrics.dump()}, None
+            if is_shown:
+                with part("norms", spent):
+                    of_parts |= norms.of_update()
+            record, line = {"step": step, "step_seconds": 1.0, **metrics.dump(), **of_parts}, None
             if sums.is_due(step - WARM_UP, last=False) and step > WARM_UP:
                 with part("a line of routers.jsonl", spent):
                     of_routers = sums.reduce()
