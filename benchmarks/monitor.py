@@ -61,7 +61,7 @@ def main() -> int:
 `{command}`, {provenance()}, load {load:.1f} at the start.
 
 The shapes are those of [cpu_step.md](cpu_step.md). A time is the mean over the steps; those of norms and of a line of
-`routers.jsonl` are spread over the steps between two of them. How long the collectives take between ranks is not measured.
+`routers.jsonl` are spread over the steps between two of them. How long collectives take between ranks is not measured.
 
 """ + "\n".join(rows)
     print(text)
@@ -87,7 +87,7 @@ def measure(run: Run, steps: int) -> tuple[dict[str, float], float]:
                 began = time.perf_counter()
             losses, norm = compute_gradients(model, optimizer, [batch])
             of_parts = {}
-            is_shown = (step - WARM_UP) % run.logging.every_steps == 0
+            is_shown = (step - WARM_UP) % run.logging.router_every_steps == 0
             if is_shown:
                 with part("norms", spent):
                     of_parts = norms.of_gradients()

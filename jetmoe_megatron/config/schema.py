@@ -236,7 +236,8 @@ class Logging(Section):
     every_steps: Positive = 10
     """Steps between two progress lines."""
     router_every_steps: Count = 20
-    """Steps between two lines of `routers.jsonl`: the load of each expert, and more of each router. 0: never."""
+    """Steps between two lines of `routers.jsonl`, with the load of each expert, and between two norms by part of the
+    model. 0: neither."""
     dollars_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of a rank's hour, for `dollars` in the metrics. null: not counted."""
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_on), _Also(type="boolean")] = "off"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from megatron.core.optimizer import MegatronOptimizer, clip_grads
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -29,15 +31,21 @@ def _l2_norm(chunk_size: int, flag: Tensor, tensors: list[list[Tensor]], per_ten
     """Replaces the one that Megatron has without Transformer Engine and Apex, which waits once per tensor.
 
     Source: megatron/core/utils.py, `local_multi_tensor_l2_norm`.
-
-    On a CPU, torch adds squares one by one in fp32: the sum of ten million is wrong in the fourth digit.
     """
-    parts = [part for t in tensors[0] for part in ([t] if t.is_cuda else _in_parts(t.flatten()))]
-    return torch.nn.utils.get_total_norm(parts).unsqueeze(0), None
+    return norm(tensors[0]).unsqueeze(0), None
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Of all numbers of the tensors together, in fp32."""
+    parts = [part for t in tensors for part in ([t] if t.is_cuda else _in_parts(t.flatten()))]
+    return torch.nn.utils.get_total_norm(parts)
 
 
 def _in_parts(x: Tensor) -> list[Tensor]:
-    """Few numbers whose norm is that of the vector `x`: the norms of equal parts of it, and its remaining numbers."""
+    """Few numbers whose norm is that of the vector `x`: the norms of equal parts of it, and its remaining numbers.
+
+    On a CPU, torch adds squares one by one in fp32: the sum of ten million is wrong in the fourth digit.
+    """
     whole = len(x) - len(x) % _SUMMED_AT_ONCE
     return [torch.linalg.vector_norm(x[:whole].view(-1, _SUMMED_AT_ONCE), dim=1), x[whole:]]
 

@@ -83,7 +83,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
-        norms = state.norms.of_gradients() if (step + 1) % run.logging.every_steps == 0 else {}
+        norms = state.norms.of_gradients() if state.routers.is_due(step + 1, last=False) else {}
         state.routers.add_step()
         metrics, stopping = reduce_metrics(
             model, losses, grad_norm, waited, stop.received is not None, state.speed.seconds()

@@ -19,9 +19,11 @@ from torch import Tensor
 from jetmoe_megatron.checkpoint.optimizer_state import main_weights
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.runtime.device import device
+from jetmoe_megatron.training.gradient_clipping import norm
 
 PARTS = ("embedding", "moa", "moe", "routers", "norms")
-_Value = Callable[[Tensor, dict[str, Any], dict[str, Any]], Tensor | None]  # of a weight, its group and its state
+# Of a weight, its group and its state: numbers, and a factor for them.
+_Value = Callable[[Tensor, dict[str, Any], dict[str, Any]], tuple[Tensor, float] | None]
 
 
 class Norms:
@@ -33,12 +35,12 @@ class Norms:
 
     def of_gradients(self) -> Record:
         """`grad_norm/<part>`, before clipping: to be called after `compute_gradients`."""
-        squares = self._squares(lambda main, group, state: main.grad)
+        squares = self._squares(lambda main, group, state: None if main.grad is None else (main.grad, 1.0))
         return {f"grad_norm/{part}": math.sqrt(square) for part, square in squares.items()}
 
     def of_update(self) -> Record:
         """`param_norm` and `update_norm`, what the step added to the weights: to be called after `update_weights`."""
-        weights, updates = self._squares(lambda main, group, state: main), self._squares(_update)
+        weights, updates = self._squares(lambda main, group, state: (main, 1.0)), self._squares(_update)
         return {
             "param_norm": math.sqrt(sum(weights.values())),
             "update_norm": math.sqrt(sum(updates.values())),
@@ -50,9 +52,9 @@ class Norms:
         for optimizer, weights in self._weights:
             own = torch.zeros_like(total)
             for main, part, group in weights:
-                x = value(main, group, optimizer.optimizer.state[main])
-                if x is not None:
-                    own[part] += torch.linalg.vector_norm(x, dtype=torch.float64).square()
+                if found := value(main, group, optimizer.optimizer.state[main]):
+                    x, factor = found
+                    own[part] += (factor * norm([x]).double()).square()
             torch.distributed.all_reduce(own, group=optimizer.get_grad_stats_parallel_group())
             total += own
         return dict(zip(PARTS, total.tolist(), strict=True))
@@ -73,13 +75,18 @@ def _counted(optimizer: Any, part_of: dict[int, int]) -> Iterator[tuple[Tensor, 
                 yield main, part_of_main[id(main)], group
 
 
-def _update(main: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor | None:
-    """What the step just made has added: AdamW's formula backwards, without a copy of the weights before."""
-    if "exp_avg" not in state:
+def _update(main: Tensor, group: dict[str, Any], state: dict[str, Any]) -> tuple[Tensor, float] | None:
+    """What the step just made has added, from AdamW's formula backwards, without a copy of the weights before:
+
+    a = lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
+    after = (1 - lr * decay) * before - a
+    """
+    if "exp_avg" not in state or not group["lr"]:
         return None
     beta1, beta2 = group["betas"]
     steps = float(state.get("step", group.get("step", 0)))
-    lr, decay = group["lr"], group["lr"] * group["weight_decay"]
-    root = (state["exp_avg_sq"].float() / (1 - beta2**steps)).sqrt_().add_(group["eps"])
-    adam = state["exp_avg"].float().div(root).mul_(lr / (1 - beta1**steps))
-    return adam if not decay else adam.add_(main + adam, alpha=decay / (1 - decay))
+    root_of_bias = math.sqrt(1 - beta2**steps)
+    factor, decay = group["lr"] * root_of_bias / (1 - beta1**steps), group["lr"] * group["weight_decay"]
+    a = state["exp_avg"] / state["exp_avg_sq"].sqrt().add_(group["eps"] * root_of_bias)
+    factor /= 1 - decay
+    return a.add_(main, alpha=decay / (1 - decay) / factor), factor
