@@ -111,7 +111,7 @@ def test_monitor() -> None:
     assert result.returncode == 0, result.stderr
     for precision in ("fp32", "bf16"):
         for part in (
-            "entropy_and_margin",
+            "entropy and margin of tokens",
             "sums of the routers",
             "a line of routers.jsonl",
             "alarms",

@@ -262,6 +262,7 @@ while True:
     pathlib.Path("started" + os.environ["RANK"]).touch()
     time.sleep(0.05)
 dist.barrier()
+dist.destroy_process_group()  # else gloo's threads may abort the process at its end
 sys.exit(75)
 """
     options = f"--nnodes 2 --rdzv-backend c10d --rdzv-endpoint localhost:{free_port()} --rdzv-id x"
