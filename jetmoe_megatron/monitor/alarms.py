@@ -26,9 +26,8 @@ class Alarms:
         self._raised = set[str]()
         self._recent = deque[Record](maxlen=_WINDOW)
         self._lowest_z = dict.fromkeys(KINDS, math.inf)  # mean of a window
-        self._held_out: list[
-            tuple[float, float]
-        ] = []  # the last three: held-out loss, training loss since the one before
+        # The last three: held-out loss, training loss since the one before.
+        self._held_out: list[tuple[float, float]] = []
         self._since_held_out: list[float] = []
 
     def judge(self, record: Record, routers: dict[str, Any] | None) -> dict[str, str]:
@@ -76,7 +75,8 @@ class Alarms:
             lowest = self._lowest_z[kind]
             if limits.z_loss is not None and mean > limits.z_loss * lowest:
                 yield f"z_loss/{kind}", f"its mean over {_WINDOW} steps is {mean:.3g} and has been {lowest:.3g}"
-            self._lowest_z[kind] = min(mean, lowest)
+            if mean < lowest:  # not if it is NaN
+                self._lowest_z[kind] = mean
 
     def _of_routers(self, routers: dict[str, Any]) -> Iterator[tuple[str, str]]:
         limits, steps = self._limits, routers["steps"]

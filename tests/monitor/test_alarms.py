@@ -110,6 +110,8 @@ def test_z_loss_grows() -> None:
     ((step, name),) = raised(alarms(), steps)
     assert name == "z_loss/moa" and 250 < step < 320
     assert raised(alarms(z_loss=None), steps) == []
+    steps[229] |= {"moa_z_loss": math.nan, "skipped": "moa_z_loss is nan"}
+    assert raised(alarms(), steps) == [(230, "bad_step"), (step, "z_loss/moa")]
 
 
 @pytest.mark.parametrize(("training", "expected"), [(-0.01, [(150, "held_out_loss")]), (0.01, [])])
