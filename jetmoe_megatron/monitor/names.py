@@ -1,0 +1,38 @@
+"""Names of metrics in groups, as trackers draw them. `metrics.jsonl` has the names without groups."""
+
+from __future__ import annotations
+
+from jetmoe_megatron.monitor.monitor import Record
+
+GROUPS = ("train", "held_out", "routers", "data", "speed", "time", "memory")
+_GROUP = {
+    "tokens_per_second": "speed",
+    "tflops_per_rank": "speed",
+    "mfu": "speed",
+    "slowest_rank": "speed",
+    "slowest_rank_ratio": "speed",
+    "time": "time",
+    "rank_hours": "time",
+    "dollars": "time",
+    "goodput": "time",
+    "peak_memory_gb": "memory",
+}
+
+
+def grouped(record: Record) -> Record:
+    """The record with a group before each name: `train/lm_loss`, `routers/moa/balance_loss`, `held_out/<name>`."""
+    return {_grouped(key): value for key, value in record.items()}
+
+
+def _grouped(key: str) -> str:
+    first, _, rest = key.partition("/")
+    if rest and first in GROUPS:
+        return key
+    if rest and first in ("dataset_tokens", "dataset_epochs"):
+        return f"data/{rest}_{first.removeprefix('dataset_')}"
+    if rest and first == "held_out_loss":  # the mean of all sets, `held_out_loss`, is beside the training loss
+        return f"held_out/{rest}"
+    kind, _, name = key.partition("_")
+    if kind in ("moa", "moe"):
+        return f"routers/{kind}/{name}"
+    return f"{_GROUP.get(key, 'time' if key.endswith('_seconds') else 'train')}/{key}"
