@@ -27,9 +27,9 @@ from benchmarks.cpu_step import SHAPE, TINY, WARM_UP
 from benchmarks.provenance import REPO, provenance
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model import router
-from jetmoe_megatron.monitor import routers
 from jetmoe_megatron.monitor.alarms import Alarms
-from jetmoe_megatron.monitor.jsonl import JsonLines
+from jetmoe_megatron.monitor.jsonl import MetricsLines, RouterLines
+from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.training.metrics import reduce_metrics
 from jetmoe_megatron.training.norms import Norms
 from jetmoe_megatron.training.router_metrics import RouterSums
@@ -80,7 +80,8 @@ def measure(run: Run, steps: int) -> tuple[dict[str, float], float]:
     ):
         model, optimizer = our_model(run)
         batch, sums, norms, alarms = random_batch(run), RouterSums(run, model), Norms(model, optimizer), Alarms(run)
-        metrics_file, routers_file = (JsonLines(Path(folder) / name, 0) for name in ("metrics.jsonl", "routers.jsonl"))
+        metrics_file = MetricsLines(Path(folder) / "metrics.jsonl", 0)
+        routers_file = RouterLines(Path(folder) / "routers.jsonl", 0)
         for step in range(1, WARM_UP + steps + 1):
             if step == WARM_UP + 1:
                 spent.clear()
@@ -98,15 +99,13 @@ def measure(run: Run, steps: int) -> tuple[dict[str, float], float]:
             if is_shown:
                 with part("norms", spent):
                     of_parts |= norms.of_update()
-            record, line = {"step": step, "step_seconds": 1.0, **metrics.dump(), **of_parts}, None
+            record: Record = {"step": step, "step_seconds": 1.0, **metrics.dump(), **of_parts}
             if sums.is_due(step - WARM_UP, last=False) and step > WARM_UP:
                 with part("a line of routers.jsonl", spent):
-                    of_routers = sums.reduce()
-                    record |= routers.summary(of_routers)
-                    line = routers.line(step, step * run.batch.global_tokens, of_routers)
-                    routers_file.write(line)
+                    record |= sums.record(step, step * run.batch.global_tokens)
+                    routers_file.write(record)
             with part("alarms", spent):
-                alarms.judge(record, line)
+                alarms.judge(record)
             with part("a line of metrics.jsonl", spent):
                 metrics_file.write(record)
         whole = time.perf_counter() - began

@@ -19,7 +19,7 @@ _MOSTLY = 0.8  # of these steps
 
 
 class Alarms:
-    """Judges the record of each step, and the line of routers.jsonl where there is one."""
+    """Judges the record of each step."""
 
     def __init__(self, run: Run) -> None:
         self._limits, self._steps_of_a_line = run.alarms, run.logging.router_every_steps
@@ -30,13 +30,12 @@ class Alarms:
         self._held_out: list[tuple[float, float]] = []
         self._since_held_out: list[float] = []
 
-    def judge(self, record: Record, routers: dict[str, Any] | None) -> dict[str, str]:
+    def judge(self, record: Record) -> dict[str, str]:
         """Alarms that are raised now: name and what is wrong. The condition of others is remembered.
 
-        Args:
-            record: of a step, with all that was measured after it.
-            routers: the line of routers.jsonl that counts this step and those before it.
+        record: of a step, with all that was measured after it.
         """
+        routers = record.get("routers")
         self._recent.append(record)
         found = dict(self._of_the_step(record))
         judged = {"bad_step"}

@@ -1,4 +1,4 @@
-"""metrics.jsonl: never two lines for a step, also after kills and resumes."""
+"""metrics.jsonl and routers.jsonl: never two lines for a step, also after kills and resumes."""
 
 from __future__ import annotations
 
@@ -90,6 +90,24 @@ class JsonLines:
             with contextlib.suppress(OSError):
                 self.file.truncate(whole)  # removes half a line
             raise
+
+
+class MetricsLines(JsonLines):
+    """metrics.jsonl: all but the line of routers.jsonl."""
+
+    def write(self, record: Record) -> None:
+        super().write({key: value for key, value in record.items() if key != "routers"})
+
+
+class RouterLines(JsonLines):
+    """routers.jsonl."""
+
+    def write(self, record: Record) -> None:
+        if "routers" in record:
+            super().write(record["routers"])
+
+    def amend(self, step: int, values: Record) -> None:
+        """Nothing is added to these lines."""
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from data_tools.printing import say
 
-Record = dict[str, Any]  # values are numbers and words; `alarms` is a dict of words; in routers.jsonl also lists
+Record = dict[str, Any]  # numbers and words; `alarms` is a dict of words, `routers` a line of routers.jsonl
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 3600.0  # seconds before a tracker is tried again; doubled after each failure
 _TIMES_AS_LONG = 100  # as the attempt took, so that trying takes at most 1% of the time

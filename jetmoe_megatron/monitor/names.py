@@ -20,8 +20,8 @@ _GROUP = {
 
 
 def grouped(record: Record) -> Record:
-    """The record with a group before each name: `train/lm_loss`, `routers/moa/balance_loss`, `held_out/<name>`."""
-    return {_grouped(key): value for key, value in record.items()}
+    """Numbers and words, with a group before each name: `train/lm_loss`, `routers/moa/balance_loss`."""
+    return {_grouped(key): value for key, value in record.items() if isinstance(value, int | float | str)}
 
 
 def _grouped(key: str) -> str:

@@ -12,7 +12,7 @@ from jetmoe_megatron.config import dump_run
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
-from jetmoe_megatron.monitor.jsonl import JsonLines
+from jetmoe_megatron.monitor.jsonl import MetricsLines, RouterLines
 from jetmoe_megatron.monitor.mlflow import MLflow
 from jetmoe_megatron.monitor.monitor import Monitor, Tracker
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
@@ -36,16 +36,11 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
     _write_config(folder.config, run)
     builders: list[Callable[[], Tracker]] = [
         partial(Terminal, min(layout.steps, run.debug.max_steps or layout.steps), run.logging.every_steps),
-        partial(JsonLines, folder.metrics, step),
+        partial(MetricsLines, folder.metrics, step),
+        partial(RouterLines, folder.routers, step),
     ]
     builders += [partial(OPTIONAL[name], run, step) for name in switched_on(run)]
     return Monitor(builders)
-
-
-def build_router_lines(run: Run, rank: int, step: int) -> Monitor:
-    """Of routers.jsonl, written by rank 0. The run continues after `step`."""
-    builders: list[Callable[[], Tracker]] = [partial(JsonLines, RunFolder.of(run).routers, step)]
-    return Monitor(builders if rank == 0 and run.logging.router_every_steps else [])
 
 
 def switched_on(run: Run) -> list[str]:

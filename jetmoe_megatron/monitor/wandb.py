@@ -7,11 +7,14 @@ import inspect
 import io
 from collections.abc import Iterator
 
+import numpy as np
+
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.monitor.names import grouped
+from jetmoe_megatron.monitor.routers import KINDS
 from jetmoe_megatron.monitor.run_id import run_id
 
 
@@ -31,8 +34,7 @@ class WeightsAndBiases:
         )
 
     def write(self, record: Record) -> None:
-        numbers = {key: value for key, value in record.items() if key != "alarms"}
-        self.run.log(grouped(numbers), step=int(record["step"]))
+        self.run.log({**grouped(record), **_histograms(record.get("routers", {}))}, step=int(record["step"]))
         for name, message in record.get("alarms", {}).items():
             self.run.alert(title=f"{name} at step {record['step']}", text=message)
 
@@ -41,6 +43,17 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+def _histograms(line: Record) -> Record:
+    """`routers/moe/load/layer_0`: over the steps, wandb draws a heatmap of the load of each expert."""
+    from wandb import Histogram
+
+    return {
+        f"routers/{kind}/load/layer_{layer}": Histogram(np_histogram=(np.array(load_E), np.arange(len(load_E) + 1)))
+        for kind in KINDS
+        for layer, load_E in enumerate(line.get(f"{kind}_load", ()))
+    }
 
 
 @contextlib.contextmanager

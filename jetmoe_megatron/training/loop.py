@@ -16,7 +16,6 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.rotary import forget_angles
 from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.monitor import Record
-from jetmoe_megatron.monitor.routers import line, summary
 from jetmoe_megatron.report.write import write_report
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
 from jetmoe_megatron.resume.rollback import roll_back
@@ -113,12 +112,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **samples.tokens_read(ledger.read),
         }
         ending = stopping or step == last_step
-        router_line = None
         if state.routers.is_due(step, ending):
-            of_routers = state.routers.reduce()
-            record |= summary(of_routers)
-            router_line = line(step, step * tokens_per_step, of_routers)
-            state.router_lines.log(router_line)
+            record |= state.routers.record(step, step * tokens_per_step)
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
@@ -130,7 +125,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         record |= clock.new_line(metrics.data_wait_seconds, useful=bad is None)
         if run.logging.dollars_per_gpu_hour is not None:
             record["dollars"] = clock.rank_hours * run.logging.dollars_per_gpu_hour
-        record |= {"alarms": raised} if (raised := alarms.judge(record, router_line)) else {}
+        record |= {"alarms": raised} if (raised := alarms.judge(record)) else {}
         state.monitor.log(record)
         clock.end("other_seconds")
         if ending or state.save_points.is_due(step):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.router import Router, routers
-from jetmoe_megatron.monitor.routers import KINDS, RouterMetrics
+from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.monitor.routers import KINDS, RouterMetrics, line, summary
 from jetmoe_megatron.runtime.device import device
 
 _SUMS = ("gate_entropy", "top1_margin", "balance_loss", "z_loss", "micro_batches")
@@ -36,6 +37,11 @@ class RouterSums:
     def is_due(self, step: int, last: bool) -> bool:
         """Whether to reduce after `step` steps. last: of this start."""
         return self._every > 0 and (last or step % self._every == 0)
+
+    def record(self, step: int, tokens: int) -> Record:
+        """After `step` steps: a summary, and as `routers` the line of routers.jsonl. All ranks call it."""
+        metrics = self.reduce()
+        return {**summary(metrics), "routers": line(step, tokens, metrics)}
 
     def reduce(self) -> dict[str, RouterMetrics]:
         """By kind, the same on all ranks. One collective. The next sums begin at zero."""

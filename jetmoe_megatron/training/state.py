@@ -24,7 +24,7 @@ from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.monitor import Monitor
-from jetmoe_megatron.monitor.trackers import build_monitor, build_router_lines
+from jetmoe_megatron.monitor.trackers import build_monitor
 from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
@@ -54,7 +54,6 @@ class TrainingState:
     speed: RankSpeed
     routers: RouterSums
     monitor: Monitor
-    router_lines: Monitor
 
     @classmethod
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
@@ -90,7 +89,6 @@ class TrainingState:
             speed=RankSpeed(model),
             routers=RouterSums(run, model),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
-            router_lines=build_router_lines(run, rank, step),  # and so does this
         )
 
     def batches(self, run: Run, layout: Layout, steps: range) -> Iterator[list[MicroBatch]]:
@@ -103,7 +101,6 @@ class TrainingState:
         """Wait for the work that runs beside the training."""
         self.saver.poll(wait=True)
         self.monitor.close()
-        self.router_lines.close()
         self.exports.wait()
 
 

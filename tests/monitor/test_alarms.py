@@ -38,8 +38,8 @@ def routers(**changes: Any) -> dict[str, Any]:
 
 def raised(judge: Alarms, records: list[dict[str, Any]], lines: dict[int, dict[str, Any]] | None = None) -> list[Any]:
     """(step, alarm) in their order."""
-    lines = lines or {}
-    return [(r["step"], name) for r in records for name in judge.judge(r, lines.get(r["step"]))]
+    with_lines = [{**r, "routers": line} if (line := (lines or {}).get(r["step"])) else r for r in records]
+    return [(r["step"], name) for r in with_lines for name in judge.judge(r)]
 
 
 def test_a_healthy_run_raises_none() -> None:
@@ -79,7 +79,7 @@ def test_of_routers(name: str, changes: dict[str, Any], said: str, off: dict[str
     steps = [record(step) for step in range(1, 101)]
     found = raised(alarms(), steps, lines)
     assert found == [(40, name), (100, name)]
-    assert alarms().judge(record(1), bad)[name] == said
+    assert alarms().judge(record(1, routers=bad))[name] == said
     assert raised(alarms(**off), steps, lines) == []
     assert raised(alarms(), steps, {40: bad | {"steps": 19}}) == []  # after a start, or at a stop
 
@@ -141,7 +141,7 @@ def leave_out_expert_0(model: list[Any]) -> None:
 def test_a_planted_dead_expert() -> None:
     tree = run_tree(model__num_experts=5)
     found = outcome(tree, ranks=2, steps=1, prepare=leave_out_expert_0).routers
-    said = alarms(every=1).judge(record(1), line(1, 256, found))
+    said = alarms(every=1).judge(record(1, routers=line(1, 256, found)))
     assert said == {"dead_expert/moe": "no token in 1 steps for expert 0 of layer 3"}
 
 

@@ -256,7 +256,8 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run.model_validate(small_run(tmp_path, DATA, logging={"wandb": "offline"}))
     writer = WeightsAndBiases(run, 0)
     writer.write(record(1))
-    writer.write(record(2) | {"alarms": {"load/moe": "layer 3"}})
+    loads = {"moa_load": [[1.0, 1.0]], "moe_load": [[0.5, 1.5], [2.0, 0.0]]}
+    writer.write(record(2) | {"alarms": {"load/moe": "layer 3"}, "routers": {"step": 2, **loads}})
     writer.close()
     (file,) = tmp_path.glob("run/logs/wandb/offline-run-*/*.wandb")
     deadline = time.time() + 30  # wandb's own process may still be writing when finish() returns
@@ -264,7 +265,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert time.time() < deadline
         time.sleep(0.1)
     history = [
-        {item.key or item.nested_key[0]: json.loads(item.value_json) for item in entry.history.item}
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item}
         for entry in wandb_records(file)
         if entry.HasField("history")
     ]
@@ -272,6 +273,9 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         sent = grouped(record(step))
         assert {key: entry[key] for key in sent} == sent
     assert len(history) == 2
+    layer = "routers/moe/load/layer_1."  # a histogram by expert
+    assert [history[1][layer + key] for key in ("_type", "values", "bins")] == ["histogram", [2.0, 0.0], [0, 1, 2]]
+    assert len(history[1]) == len(history[0]) + 3 * 3
     (alert,) = [entry.alert for entry in wandb_records(file) if entry.HasField("alert")]
     assert (alert.title, alert.text) == ("load/moe at step 2", "layer 3")
 
