@@ -29,11 +29,15 @@ from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model import router
 from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.jsonl import MetricsLines, RouterLines
+from jetmoe_megatron.monitor.memory_growth import MemoryGrowth
 from jetmoe_megatron.monitor.monitor import Record
+from jetmoe_megatron.runtime.memory import grown_memory
 from jetmoe_megatron.training.metrics import reduce_metrics
 from jetmoe_megatron.training.norms import Norms
+from jetmoe_megatron.training.rank_speed import RankSpeed
 from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.step import compute_gradients, update_weights
+from jetmoe_megatron.training.step_times import StepTimes
 
 RESULT = REPO / "benchmarks/results/monitor.md"
 
@@ -80,12 +84,14 @@ def measure(run: Run, steps: int) -> tuple[dict[str, float], float]:
     ):
         model, optimizer = our_model(run)
         batch, sums, norms, alarms = random_batch(run), RouterSums(run, model), Norms(model, optimizer), Alarms(run)
+        times, speed, growth = StepTimes(model), RankSpeed(model), MemoryGrowth()
         metrics_file = MetricsLines(Path(folder) / "metrics.jsonl", 0)
         routers_file = RouterLines(Path(folder) / "routers.jsonl", 0)
         for step in range(1, WARM_UP + steps + 1):
             if step == WARM_UP + 1:
                 spent.clear()
                 began = time.perf_counter()
+            times.begin()
             losses, norm = compute_gradients(model, optimizer, [batch])
             of_parts = {}
             is_shown = (step - WARM_UP) % run.logging.router_every_steps == 0
@@ -100,6 +106,11 @@ def measure(run: Run, steps: int) -> tuple[dict[str, float], float]:
                 with part("norms", spent):
                     of_parts |= norms.of_update()
             record: Record = {"step": step, "step_seconds": 1.0, **metrics.dump(), **of_parts}
+            with part("times and memory", spent):
+                speed.seconds()
+                record |= times.seconds()
+                grown_memory()
+                record |= growth.add(record)
             if sums.is_due(step - WARM_UP, last=False) and step > WARM_UP:
                 with part("a line of routers.jsonl", spent):
                     record |= sums.record(step, step * run.batch.global_tokens)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from data_tools.errors import InputError
+from data_tools.token_bytes import bytes_of_ids, bytes_of_piece
 from data_tools.tokenizer import load_tokenizer, vocabulary_size
 
 EngineName = Literal["tokenizers", "fastokens", "sentencepiece"]
@@ -98,6 +99,9 @@ class Tokenizers:
         """The text of ids, special tokens spelled out."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
+    def bytes_of_ids(self) -> np.ndarray | None:
+        return bytes_of_ids(self._tokenizer)
+
 
 class SentencePiece:
     """A SentencePiece model. Its end-of-sentence piece ends documents."""
@@ -120,6 +124,11 @@ class SentencePiece:
 
     def decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
+
+    def bytes_of_ids(self) -> np.ndarray:
+        ids = range(self.vocab_size)
+        silent = [self._model.is_control(i) or self._model.is_unknown(i) for i in ids]
+        return np.array([0 if silent[i] else bytes_of_piece(self._model.id_to_piece(i)) for i in ids], np.int64)
 
 
 class Fastokens:

@@ -269,6 +269,8 @@ class Alarms(Section):
     slow_rank: Annotated[float, Field(gt=1)] | None = 1.1
     """How many times the median time of all ranks one rank may take, where no rank waits for another, as the mean of 50
     steps in most of which it is the slowest. null: no alarm."""
+    memory: Fraction | None = 0.02
+    """Share of a rank's memory, of its host or its GPU, by which it grows in 1,000 steps. null: no alarm."""
     held_out_loss: bool = True
     """The held-out loss rises twice while the training loss falls twice."""
 

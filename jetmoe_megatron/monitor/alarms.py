@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.monitor.memory_growth import MEMORY, slope_of
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.monitor.routers import KINDS
 
@@ -45,6 +46,9 @@ class Alarms:
         if routers is not None and routers["steps"] >= self._steps_of_a_line:  # fewer steps have too few tokens
             found |= self._of_routers(routers)
             judged |= {f"{name}/{kind}" for name in ("dead_expert", "load", "gate_entropy") for kind in KINDS}
+        if measured := {f"memory/{name}" for name in MEMORY if slope_of(name) in record}:
+            found |= self._of_memory(record)
+            judged |= measured
         if "held_out_loss" in record:
             found |= self._of_held_out(float(record["held_out_loss"]))
             judged.add("held_out_loss")
@@ -57,6 +61,13 @@ class Alarms:
             yield "bad_step", f"this step changes no weight: {record['skipped']}"
         else:
             self._since_held_out.append(float(record["lm_loss"]))
+
+    def _of_memory(self, record: Record) -> Iterator[tuple[str, str]]:
+        for name in MEMORY:
+            limit = self._limits.memory
+            if limit is not None and record.get(slope_of(name), 0.0) > limit * record[name]:
+                slope = record[slope_of(name)]
+                yield f"memory/{name}", f"{record[name]:.3f} now, and it grows by {slope:.3f} every 1,000 steps"
 
     def _of_a_window(self) -> Iterator[tuple[str, str]]:
         limits = self._limits

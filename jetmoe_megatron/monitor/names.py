@@ -15,7 +15,6 @@ _GROUP = {
     "rank_hours": "time",
     "dollars": "time",
     "goodput": "time",
-    "peak_memory_gb": "memory",
 }
 
 
@@ -32,6 +31,10 @@ def _grouped(key: str) -> str:
         return f"data/{rest}_{first.removeprefix('dataset_')}"
     if rest and first == "held_out_loss":  # the mean of all sets, `held_out_loss`, is beside the training loss
         return f"held_out/{rest}"
+    if rest and first == "bits_per_byte":
+        return f"held_out/{rest}_bits_per_byte"
+    if "_memory_gb" in key:
+        return f"memory/{key}"
     kind, _, name = key.partition("_")
     if kind in ("moa", "moe"):
         return f"routers/{kind}/{name}"

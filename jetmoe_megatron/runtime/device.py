@@ -33,6 +33,11 @@ def peak_memory() -> dict[str, float]:
     return {"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9} if has_gpu() else {}
 
 
+def held_memory() -> int:
+    """Bytes of this rank's tensors on its GPU now; 0 on a CPU."""
+    return torch.cuda.memory_allocated() if has_gpu() else 0
+
+
 @contextlib.contextmanager
 def process_group(timeout_minutes: float = 30, judge: Judge = first_difference) -> Iterator[None]:
     """Join the world of ranks: NCCL on GPUs, gloo through the CPU adapter elsewhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,23 @@ def available_memory() -> int:
     found = re.search(r"^MemAvailable: +(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE)
     assert found, "Linux has it since 3.14"
     return int(found[1]) * 1024
+
+
+def grown_memory() -> int:
+    """Bytes that this process and the processes it started hold, without files that they have mapped.
+
+    Pages that a child has in common with its parent are counted for both.
+    """
+    pids = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
+    return sum(map(_private, pids))
+
+
+def _private(pid: str) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")  # resident, without what is shared
 
 
 def own_memory() -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
+import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
+from data_tools.engines import open_reference
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
@@ -42,13 +47,18 @@ class HeldOutLoss:
     def __init__(self, run: Run, layout: Layout, cache: IndexCache) -> None:
         self.run, self.layout = run, layout
         self.samples = {d.name: HeldOutSamples(d, run, layout, cache) for d in run.evaluation.data}
+        self.bytes_per_token = _bytes_per_token(run, self.samples) if torch.distributed.get_rank() == 0 else {}
 
     def measure(self, model: list[DistributedDataParallel]) -> Record:
-        """`held_out_loss/<name>` in nats per token of each set, and `held_out_loss`, the mean of all."""
+        """`held_out_loss/<name>` in nats per token of each set, and `held_out_loss`, the mean of all.
+
+        On rank 0 also `bits_per_byte/<name>`, if the tokenizer's tokens spell their text.
+        """
         losses = {name: self._loss(model, samples) for name, samples in self.samples.items()}
         return {
             "held_out_loss": sum(losses.values()) / len(losses),
             **{f"held_out_loss/{name}": loss for name, loss in losses.items()},
+            **{f"bits_per_byte/{name}": losses[name] / math.log(2) / b for name, b in self.bytes_per_token.items()},
         }
 
     def _loss(self, model: list[DistributedDataParallel], samples: HeldOutSamples) -> float:
@@ -62,3 +72,18 @@ class HeldOutLoss:
             rank,
         )
         return evaluate(model, next(iter(batches)))
+
+
+def _bytes_per_token(run: Run, samples: dict[str, HeldOutSamples]) -> dict[str, float]:
+    """Of each set, over the tokens whose loss is measured."""
+    table_V = open_reference(Path(run.tokenizer)).bytes_of_ids() if run.tokenizer and samples else None
+    if table_V is None:
+        return {}
+    found = {}
+    for name, of_set in samples.items():
+        items = [of_set[number] for number in range(of_set.real)]
+        labels_T = torch.cat([item["labels"][item["loss_mask"] > 0] for item in items]).numpy()
+        whole = int(table_V[labels_T[labels_T < len(table_V)]].sum())
+        if whole:
+            found[name] = whole / len(labels_T)
+    return found

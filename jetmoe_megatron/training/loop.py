@@ -81,6 +81,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     while step < last_step and not stopping:  # a stop counts only after all ranks agreed on it
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
+        state.times.begin()
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
         norms = state.norms.of_gradients() if state.routers.is_due(step + 1, last=False) else {}
         state.routers.add_step()
@@ -91,7 +92,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
         bad = guard.judge(step, phase, metrics.lm_loss, metrics.grad_norm)
         if bad is None:
-            update_weights(optimizer, grad_norm, lr)
+            with state.times.optimizer():
+                update_weights(optimizer, grad_norm, lr)
             norms |= state.norms.of_update() if norms else {}
         else:
             record_bad_step(folder.bad_steps, step, bad, guard, metrics, before, ledger.read)
@@ -108,6 +110,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
             **speed(run, flops / seconds / layout.world / 1e12),
+            **state.times.seconds(),
             **peak_memory(),
             **samples.tokens_read(ledger.read),
         }
@@ -125,6 +128,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         record |= clock.new_line(metrics.data_wait_seconds, useful=bad is None)
         if run.logging.dollars_per_gpu_hour is not None:
             record["dollars"] = clock.rank_hours * run.logging.dollars_per_gpu_hour
+        record |= state.growth.add(record)
         record |= {"alarms": raised} if (raised := alarms.judge(record)) else {}
         state.monitor.log(record)
         clock.end("other_seconds")

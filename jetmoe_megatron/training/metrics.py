@@ -16,7 +16,8 @@ from jetmoe_megatron.config.flops import peak_tflops
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.router import routers
 from jetmoe_megatron.monitor.routers import KINDS
-from jetmoe_megatron.runtime.device import device, has_gpu
+from jetmoe_megatron.runtime.device import device, has_gpu, held_memory
+from jetmoe_megatron.runtime.memory import grown_memory
 
 _OF_A_ROUTER = ("balance_loss", "z_loss", "load_imbalance")
 
@@ -38,6 +39,8 @@ class StepMetrics:
     moe_load_imbalance: float
     grad_norm: float  # before clipping; the mean over ranks, which differ only if something is wrong
     data_wait_seconds: float  # of the rank that waited longest
+    host_memory_gb: float  # of the rank that holds most, after forward and backward (`runtime/memory.py`)
+    device_memory_gb: float | None = None
     slowest_rank: int | None = None  # where it was timed (`rank_speed.py`)
     slowest_rank_ratio: float | None = None  # its time over the median of all ranks
 
@@ -63,15 +66,17 @@ def reduce_metrics(
         stop: this rank was asked to stop.
         own_seconds: in which this rank computed what waits for no other; 0: not timed.
     """
-    own = torch.tensor([grad_norm, stop, data_wait, own_seconds], device=device(), dtype=torch.float64)
+    own = torch.tensor(
+        [grad_norm, stop, data_wait, own_seconds, grown_memory(), held_memory()], device=device(), dtype=torch.float64
+    )
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    of_ranks = torch.zeros(2, world, device=device(), dtype=torch.float64)  # a sum over ranks of one entry for each
+    of_ranks = torch.zeros(4, world, device=device(), dtype=torch.float64)  # a sum over ranks of one entry for each
     of_ranks[:, rank] = own[2:]
     numbers_of_ranks = {f"of rank/{number}": value for number, value in enumerate(of_ranks.flatten())}
     sums = {**_loss_sums(losses), **_router_sums(model), "grad_norm": own[0], "stop": own[1], **numbers_of_ranks}
     total = _sum_over_ranks(sums)
     values = [total[name] for name in numbers_of_ranks]
-    waits, seconds = values[:world], values[world:]
+    waits, seconds, host, held = (values[first : first + world] for first in range(0, 4 * world, world))
     median = statistics.median_low(seconds)
     is_timed = world > 1 and min(seconds) > 0
     of_routers = {
@@ -83,6 +88,8 @@ def reduce_metrics(
         lm_loss=_mean_loss(total),
         grad_norm=total["grad_norm"] / world,
         data_wait_seconds=max(waits),
+        host_memory_gb=max(host) / 1e9,
+        device_memory_gb=max(held) / 1e9 if has_gpu() else None,
         slowest_rank=seconds.index(max(seconds)) if is_timed else None,
         slowest_rank_ratio=max(seconds) / median if is_timed else None,
         **of_routers,

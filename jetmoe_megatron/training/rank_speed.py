@@ -9,15 +9,11 @@ Letters: S sequence, B micro-batch, G query heads, N kv heads, C channels, D = G
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from jetmoe_megatron.model.attention import MixtureOfAttention
-from jetmoe_megatron.runtime.device import has_gpu
+from jetmoe_megatron.runtime.moments import Moment, moment, seconds_between
 
 
 class RankSpeed:
@@ -25,32 +21,20 @@ class RankSpeed:
 
     def __init__(self, model: list[DistributedDataParallel]) -> None:
         first = next(module for chunk in model for module in chunk.modules() if isinstance(module, MixtureOfAttention))
-        self._now: list[tuple[Any, Any]] = []  # when a call began and ended: events on a GPU, else seconds
-        self._before: list[tuple[Any, Any]] = []
+        self._now: list[tuple[Moment, Moment]] = []  # when a call began and ended
+        self._before: list[tuple[Moment, Moment]] = []
         self._attend = first.core_attention
         if first.config.context_parallel_size == 1:
             first.core_attention = self._timed
 
     def seconds(self) -> float:
         """Of a call, on average over the step before; 0 if there was none. Call it once after each step."""
-        took = [_between(*moments) for moments in self._before]
+        took = [seconds_between(*moments) for moments in self._before]
         self._before, self._now = self._now, []
         return sum(took) / len(took) if took else 0.0
 
     def _timed(self, q_SBGC: Tensor, k_SBNC: Tensor, v_SBNC: Tensor, mask: Tensor | None) -> Tensor:
-        began = _moment()
+        began = moment()
         a_SBD = self._attend(q_SBGC, k_SBNC, v_SBNC, mask)
-        self._now.append((began, _moment()))
+        self._now.append((began, moment()))
         return a_SBD
-
-
-def _moment() -> Any:
-    if not has_gpu():
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(began: Any, ended: Any) -> float:
-    return began.elapsed_time(ended) / 1e3 if has_gpu() else ended - began

@@ -23,6 +23,7 @@ from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
 from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import each_record
+from jetmoe_megatron.monitor.memory_growth import MemoryGrowth
 from jetmoe_megatron.monitor.monitor import Monitor
 from jetmoe_megatron.monitor.trackers import build_monitor
 from jetmoe_megatron.resume.start_point import StartPoint
@@ -35,6 +36,7 @@ from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_pa
 from jetmoe_megatron.training.rank_speed import RankSpeed
 from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.save_points import SavePoints
+from jetmoe_megatron.training.step_times import StepTimes
 from jetmoe_megatron.training.wall_time import WallTime
 
 
@@ -53,6 +55,8 @@ class TrainingState:
     norms: Norms
     speed: RankSpeed
     routers: RouterSums
+    times: StepTimes
+    growth: MemoryGrowth
     monitor: Monitor
 
     @classmethod
@@ -88,6 +92,8 @@ class TrainingState:
             norms=Norms(model, optimizer),
             speed=RankSpeed(model),
             routers=RouterSums(run, model),
+            times=StepTimes(model),
+            growth=MemoryGrowth(),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
         )
 

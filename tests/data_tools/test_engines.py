@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from data_tools import engines
@@ -28,7 +28,7 @@ WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n
 def train(folder: Path, corpus: Path, change: Callable[[Tokenizer], None]) -> Path:
     """A Hugging Face folder with a byte-level BPE of 600 ids, changed before it is trained."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     change(tokenizer)
     special = [AddedToken(name, special=True, normalized=False) for name in ("<unk>", "<s>", "</s>")]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -106,6 +106,48 @@ def model(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
         minloglevel=2,
     )
     return folder / "tokenizer.model"
+
+
+def pieces(tokenizer: Tokenizer) -> None:
+    """As SentencePiece's."""
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+
+
+@pytest.mark.parametrize("kind", [split_words, prefix_space, add_tokens, pieces], ids=lambda kind: kind.__name__)
+def test_bytes_of_ids(tmp_path: Path, corpus: Path, kind: Callable[[Tokenizer], None]) -> None:
+    folder = train(tmp_path / "bpe", corpus, kind)
+    engine = Tokenizers(folder)
+    assert_bytes(engine, prefix=kind in (prefix_space, pieces), texts=odd_texts(100) if kind != pieces else TEXTS)
+    of_ids = engine.bytes_of_ids()
+    assert of_ids is not None and of_ids[engine.eod] == 0
+
+
+def test_bytes_of_ids_of_sentencepiece(model: Path) -> None:
+    assert_bytes(
+        open_reference(model), prefix=True, texts=[text for text in odd_texts(100) if text and "\u2581" not in text]
+    )  # it means a space
+
+
+def test_words_do_not_spell_their_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordPiece({"<unk>": 0, "</s>": 1, "a": 2, "##b": 3}, unk_token="<unk>"))
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    assert Tokenizers(tmp_path).bytes_of_ids() is None
+
+
+TEXTS = ["def f(x): return x", " a  b", "import numpy\nprint(1)"]
+
+
+def assert_bytes(engine: engines.Tokenizers | engines.SentencePiece, prefix: bool, texts: list[str]) -> None:
+    """prefix: the tokenizer puts a space before a text that begins with none, or before each (SentencePiece)."""
+    of_ids = engine.bytes_of_ids()
+    assert of_ids is not None
+    for text in texts:
+        ids, _ = engine.encode([text])
+        space = prefix and (isinstance(engine, engines.SentencePiece) or not text.startswith(" "))
+        assert of_ids[ids].sum() == len(text.encode()) + bool(space and text), text
 
 
 @pytest.mark.parametrize("kind", KINDS)

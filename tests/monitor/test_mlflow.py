@@ -120,6 +120,8 @@ def test_groups() -> None:
         "slowest_rank_ratio": "speed/slowest_rank_ratio",
         "rank_hours": "time/rank_hours",
         "routers/moa/load_max": "routers/moa/load_max",
+        "bits_per_byte/web": "held_out/web_bits_per_byte",
+        "host_memory_gb_per_1000_steps": "memory/host_memory_gb_per_1000_steps",
         "peak_memory_gb": "memory/peak_memory_gb",
         "memory/weights": "memory/weights",
     }

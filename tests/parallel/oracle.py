@@ -139,7 +139,8 @@ def train_step(model: list[Any], optimizer: Any, batches: Any, learning_rate: fl
 
     losses, norm = compute_gradients(model, optimizer, batches)
     update_weights(optimizer, norm, learning_rate)
-    return reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)[0].dump()
+    metrics = reduce_metrics(model, losses, norm, data_wait=0.0, stop=False)[0].dump()
+    return {name: value for name, value in metrics.items() if "memory" not in name}
 
 
 def _initial_weights(tree: dict[str, Any]) -> list[_Piece]:

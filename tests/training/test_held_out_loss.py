@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +13,14 @@ from unittest.mock import patch
 
 import pytest
 
+from data_tools.engines import open_reference
+from data_tools.tokenize import tokenize
+from data_tools.tokenizer import train_bpe
 from jetmoe_megatron.checkpoint.folder import published
+from jetmoe_megatron.config import Run
+from jetmoe_megatron.config.layout import resolve_layout
+from jetmoe_megatron.data.index_cache import IndexCache
+from jetmoe_megatron.data.step_batches import HeldOutSamples
 from tests.support import losses, metrics, small_run, training, write_run
 
 
@@ -99,3 +108,26 @@ def test_no_line_is_lost(
     assert held_out(tmp_path) == held_out(whole)
     assert published(tmp_path / "run/checkpoints")[-1].name == "tokens_2048"
     assert "nothing left to do" in training(run).run().stdout
+
+
+def test_bits_per_byte(tmp_path: Path, data: dict[str, str]) -> None:
+    """Of the tokens whose loss was measured, as their text says."""
+    lines = [json.dumps({"text": f"{letter} quick brown fox jumps " * 5}) + "\n" for letter in "abcdefghij" * 8]
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    train_bpe([tmp_path / "texts.jsonl"], 270, tmp_path / "tokenizer")
+    tokenize([tmp_path / "texts.jsonl"], tmp_path / "set", tmp_path / "tokenizer")
+    sets = [{"name": "fox", "path": str(tmp_path / "set")}]
+    tree = small_run(tmp_path, data, tokenizer=str(tmp_path / "tokenizer"), model__vocab_size=300)
+    tree |= {"evaluation": {"sequences": 4, "data": sets}, "data": {"mask_loss": True}}
+    assert training(write_run(tmp_path, tree), "debug.max_steps=2").run().returncode == 0
+    last = metrics(tmp_path / "run")[-1]
+
+    run = Run.model_validate(tree)
+    samples = HeldOutSamples(
+        run.evaluation.data[0], run, resolve_layout(run, 1), IndexCache(tmp_path / "run/data_index")
+    )
+    labels = [item["labels"][item["loss_mask"] > 0].tolist() for item in map(samples.__getitem__, range(4))]
+    text = "".join(map(open_reference(tmp_path / "tokenizer").decode, labels))
+    whole = len(text.replace("</s>", "").encode())
+    bits = last["held_out_loss/fox"] * sum(map(len, labels)) / math.log(2)
+    assert last["bits_per_byte/fox"] == pytest.approx(bits / whole, rel=1e-12)

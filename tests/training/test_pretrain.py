@@ -49,12 +49,15 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     assert [r["phase"] for r in records] == ["stable"] * 5 + ["decay"] * 3
     assert [r["tokens"] for r in records] == [256 * step for step in range(1, 9)]
     expected = {"lm_loss", "moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss", "grad_norm"}
-    expected |= {"moa_load_imbalance", "moe_load_imbalance", "tflops_per_rank"}
+    expected |= {"moa_load_imbalance", "moe_load_imbalance", "tflops_per_rank", "host_memory_gb"}
     expected |= {"time", "step", "phase", "tokens", "lr", "tokens_per_second", "data_wait_seconds"}
     expected |= {"start_seconds", "step_seconds", "wall_seconds", "run_seconds", "goodput", "rank_hours"}
     assert expected | {f"dataset_{unit}/{name}" for unit in ("tokens", "epochs") for name in ("code", "prose")} == set(
         records[0]
     )
+    for record in records[1:]:
+        parts = [record[f"{part}_seconds"] for part in ("forward_backward", "gradient_reduction", "optimizer")]
+        assert min(parts) > 0
     assert [r["step"] for r in records if "held_out_loss" in r] == [4, 8]
     assert records[4]["dataset_tokens/code"] == 3 * 5 * 64
     assert records[0]["lr"] == pytest.approx(1e-3) and records[2]["lr"] == 1e-2
