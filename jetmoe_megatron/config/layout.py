@@ -24,6 +24,7 @@ class Layout:
     data: int
     global_sequences: int  # per step
     micro_batches: int  # per step and data-parallel rank
+    micro_batch_group: int  # how many pass a virtual stage in a row; 1 without virtual stages
     phase_steps: tuple[int, ...]
 
     @property
@@ -99,10 +100,10 @@ def resolve_layout(run: Run, world: int) -> Layout:
             f"{data} data-parallel ranks x {batch.micro_sequences} micro_sequences"
         )
     micro_batches = sequences // (data * batch.micro_sequences)
-    if parallel.virtual_pipeline > 1 and micro_batches % parallel.pipeline:
+    if parallel.virtual_pipeline > 1 and micro_batches < parallel.pipeline:
         raise UserError(
-            f"parallel.virtual_pipeline: {micro_batches} micro-batches per step are not a multiple of "
-            f"parallel.pipeline ({parallel.pipeline})"
+            f"parallel.virtual_pipeline: a step has {micro_batches} micro-batches, fewer than parallel.pipeline "
+            f"({parallel.pipeline}) stages"
         )
     return Layout(
         world=world,
@@ -116,8 +117,19 @@ def resolve_layout(run: Run, world: int) -> Layout:
         data=data,
         global_sequences=sequences,
         micro_batches=micro_batches,
+        micro_batch_group=_group(micro_batches, parallel.pipeline) if parallel.virtual_pipeline > 1 else 1,
         phase_steps=phase_steps(run),
     )
+
+
+def _group(micro_batches: int, stages: int) -> int:
+    """The smallest that Megatron takes, because each stage keeps what so many have computed: a last group with fewer
+    than all has at least as many as there are stages.
+
+    Source: megatron/core/pipeline_parallel/schedules.py, `forward_backward_pipelining_with_interleaving`.
+    """
+    sizes = range(stages, micro_batches + 1)
+    return next(size for size in sizes if micro_batches % size == 0 or micro_batches % size >= stages)
 
 
 def phase_steps(run: Run) -> tuple[int, ...]:

@@ -118,9 +118,8 @@ class HeldOutSamples(Dataset[Sample]):
         self.sequences = Sequences(held_out.path, run, cache, HELD_OUT_SEED)
         build_epochs({self.sequences: range(1)}, run.data.build_limit_tokens)
         self.real = min(self.sequences.per_epoch, run.evaluation.sequences)
-        # Interleaved pipeline stages need whole rounds of micro-batches.
-        rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
-        self.micro_batches = rounds * -(-self.real // (rounds * layout.data * run.batch.micro_sequences))
+        group = layout.micro_batch_group  # virtual stages need whole ones
+        self.micro_batches = group * -(-self.real // (group * layout.data * run.batch.micro_sequences))
 
     def __getitem__(self, sample: int) -> Sample:
         item = self.sequences[sample % self.real]

@@ -110,6 +110,7 @@ def transformer_config(run: Run, layout: Layout) -> JetMoEConfig:
         sequence_parallel=layout.sequence_parallel,
         pipeline_model_parallel_size=layout.pipeline,
         virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        microbatch_group_size_per_vp_stage=layout.micro_batch_group if layout.virtual_pipeline > 1 else None,
         # Batched transfers confuse a stage's two neighbours if both are the same rank, as with two interleaved stages.
         overlap_p2p_comm=layout.virtual_pipeline > 1,
         batch_p2p_comm=layout.virtual_pipeline == 1,

@@ -120,12 +120,12 @@ def _rehearse(run: Run, layout: Layout, rank: int, device: Device, imbalance: fl
 
 
 def _shortest_steps(layout: Layout) -> tuple[int, int]:
-    """Micro-batches of two steps that differ by what each further micro-batch adds; twice all of them if they are few.
+    """Micro-batches of two steps that differ by what each further group adds; twice all of them if they are few.
 
-    In the shorter step, the pipeline is full for a while.
+    In the shorter step, the pipeline is full for a while. Its last group is as large as in the whole step.
     """
-    at_once = layout.pipeline if layout.virtual_pipeline > 1 else 1
-    few = layout.pipeline * (2 if layout.virtual_pipeline > 1 else 1)
+    at_once = layout.micro_batch_group
+    few = 2 * at_once + layout.micro_batches % at_once if layout.virtual_pipeline > 1 else layout.pipeline
     if few + at_once >= layout.micro_batches:
         return layout.micro_batches, layout.micro_batches
     return few, few + at_once

@@ -104,11 +104,11 @@ def no_whole_steps(run: Run, tokens: int, layout: Layout | None) -> str | None:
     batch = run.batch
     if tokens % batch.global_tokens == 0:
         return None
-    unit = batch.sequence_length
+    unit, least = batch.sequence_length, 1
     if layout is not None:
-        rounds = layout.pipeline if layout.virtual_pipeline > 1 else 1
-        unit *= layout.data * batch.micro_sequences * rounds
-    fitting = [unit * size for size in _divisors(tokens // unit)] if tokens % unit == 0 else []
+        unit *= layout.data * batch.micro_sequences
+        least = layout.pipeline if layout.virtual_pipeline > 1 else 1  # micro-batches
+    fitting = [unit * size for size in _divisors(tokens // unit) if size >= least] if tokens % unit == 0 else []
     below = [size for size in fitting if size < batch.global_tokens][-1:]
     above = [size for size in fitting if size > batch.global_tokens][:1]
     nearest = " and ".join(map(str, below + above))

@@ -34,6 +34,20 @@ def test_published_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (jetmoe.pipeline, jetmoe.data, jetmoe.micro_batches) == (3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("stages", "micro_batches", "group"),
+    [(2, 4, 2), (2, 3, 3), (2, 5, 3), (3, 32, 4), (3, 16, 4), (3, 11, 4), (3, 5, 5), (4, 6, 6), (4, 4, 4)],
+)
+def test_groups_of_micro_batches_in_virtual_stages(stages: int, micro_batches: int, group: int) -> None:
+    found = layout(
+        stages,
+        model__num_layers=2 * stages,
+        parallel={"pipeline": stages, "virtual_pipeline": 2},
+        batch={"sequence_length": 32, "micro_sequences": 1, "global_tokens": 32 * micro_batches},
+    )
+    assert (found.micro_batches, found.micro_batch_group) == (micro_batches, group)
+
+
 def test_phases_are_rounded_up_to_whole_steps() -> None:
     assert layout(1, phases__0__tokens=5 * 256 + 1).phase_steps == (6, 3)
 
@@ -58,6 +72,11 @@ REFUSED: list[tuple[int, dict[str, Any], str]] = [
     (2, {**OVERLAP, "precision": "bf16", "recompute": "full"}, "needs recompute: none or selective"),
     (2, {**OVERLAP, "precision": "bf16", "parallel__pipeline": 2}, "needs parallel.virtual_pipeline > 1 if"),
     (3, {}, "8 sequences per step (global_tokens / sequence_length) do not divide into 3 data-parallel ranks"),
+    (
+        2,
+        {"model__num_layers": 4, "parallel__pipeline": 2, "parallel__virtual_pipeline": 2, "batch__micro_sequences": 8},
+        "parallel.virtual_pipeline: a step has 1 micro-batches, fewer than parallel.pipeline (2) stages",
+    ),
     (1, {"batch__micro_sequences": 3}, "do not divide into 1 data-parallel ranks x 3 micro_sequences"),
 ]
 

@@ -43,6 +43,7 @@ LAYOUTS: dict[str, Layout] = {
     "pp2, layers 1 and 3": (2, 6, {"pipeline": 2, "layers_per_stage": [1, 3]}, {}),
     "pp2 vpp2 dp2, overlap": (4, 6, {"pipeline": 2, "virtual_pipeline": 2, **OVERLAP}, BF16),
     "tp2 etp2 dp2, overlap": (4, 6, {"tensor": 2, "expert_tensor": 2, **OVERLAP}, BF16),
+    "pp2 vpp2, a group of 3": (2, 8, {"pipeline": 2, "virtual_pipeline": 2}, {}),
     "ep4, no distributed optimizer": (4, 3, {"expert": 4, "distributed_optimizer": False}, BF16),
     "ep2 dp2, attention experts sharded, overlap": (4, 6, {"expert": 2, **SHARDED, **OVERLAP}, {}),
     "tp2 etp2 ep2, attention experts sharded": (

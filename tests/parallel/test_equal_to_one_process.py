@@ -29,6 +29,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "tp2 etp2": (2, {"tensor": 2, "expert_tensor": 2}, {}),
     "pp2, layers 1 and 3": (2, {"pipeline": 2, "layers_per_stage": [1, 3]}, {}),
     "pp2 vpp2": (2, {"pipeline": 2, "virtual_pipeline": 2}, {}),
+    "pp2 vpp2, a group of 3 micro-batches": (2, {"pipeline": 2, "virtual_pipeline": 2}, {"batch__global_tokens": 192}),
+    "pp2 vpp2, groups of 3 and 2": (2, {"pipeline": 2, "virtual_pipeline": 2}, {"batch__global_tokens": 320}),
     "ep2": (2, {"expert": 2}, {}),
     "ep2, attention experts sharded": (2, {"expert": 2, "attention_experts": "sharded"}, {}),
     "recompute full": (1, {}, {"recompute": "full"}),
@@ -90,12 +92,11 @@ def _one_process(changes: str) -> Outcome:
 
 def one_process(changes: dict[str, Any]) -> Outcome:
     """What no split may change: of the further changes only the losses, within one micro-batch for the global scope,
-    and what is masked."""
+    what is masked, and the tokens of a step."""
     plain: dict[str, Any] = {}
     if "losses" in changes:
         plain = {"losses": {**changes["losses"], "scope": "micro_batch"}, "batch__micro_sequences": 8}
-    if "data" in changes:
-        plain["data"] = changes["data"]
+    plain |= {key: changes[key] for key in ("data", "batch__global_tokens") if key in changes}
     return _one_process(json.dumps(plain))
 
 

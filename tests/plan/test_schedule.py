@@ -55,10 +55,14 @@ def real_order(tree: dict[str, Any]) -> Seen:
         pytest.param(4, {"pipeline": 4, "overlap_grad_reduce": True}, id="pp4"),
         pytest.param(2, {"pipeline": 2, "virtual_pipeline": 2}, id="pp2 vpp2"),
         pytest.param(4, {"pipeline": 2, "tensor": 2, "virtual_pipeline": 2}, id="tp2 pp2 vpp2"),
+        pytest.param(
+            3, {"pipeline": 3, "virtual_pipeline": 2, "layers_per_stage": [1] * 6}, id="pp3 vpp2, groups of 4"
+        ),
     ],
 )
 def test_the_order_is_that_of_real_ranks(ranks: int, parallel: dict[str, Any]) -> None:
     tree = run_tree(parallel=parallel, batch__micro_sequences=1)
+    tree["model"]["num_layers"] = sum(parallel.get("layers_per_stage", [4]))
     run = Run.model_validate(tree)
     layout = resolve_layout(run, ranks)
     found = [[(one.direction, one.chunk, one.micro_batch) for one in order.passes] for order in orders(run, layout)]

@@ -19,6 +19,11 @@ from tests.ranks import run_ranks
 BEYOND: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     **LAYOUTS,
     "pp2 vpp2, 8 micro-batches": (2, {"pipeline": 2, "virtual_pipeline": 2}, {"batch__micro_sequences": 1}),
+    "pp2 vpp2, groups of 3": (
+        2,
+        {"pipeline": 2, "virtual_pipeline": 2},
+        {"batch__micro_sequences": 1, "batch__global_tokens": 352},
+    ),
     "pp2 dp2, bf16": (4, {"pipeline": 2}, {"precision": "bf16"}),
 }
 # The rest is slow.
@@ -45,7 +50,8 @@ def test_rehearsal_is_what_real_ranks_do(name: str, imbalance: float, tmp_path: 
     ranks, parallel, changes = BEYOND[name]
     # Wide enough that workspaces within operations, and states of random numbers, do not count.
     shape = {"model__hidden_size": 64, "model__kv_channels": 16, "model__ffn_hidden_size": 96}
-    tree = run_tree(parallel=parallel, batch__sequence_length=64, batch__global_tokens=512, **shape, **changes)
+    batch = {"batch__sequence_length": 64, "batch__global_tokens": 2 * changes.get("batch__global_tokens", 256)}
+    tree = run_tree(parallel=parallel, **shape, **changes | batch)
     sizes = run_ranks(ranks, real_sizes, tree, imbalance)
     with store_of_ranks() as port:
         work = run_ranks(ranks, real_work, tree, imbalance, tmp_path / "traces", port)
