@@ -30,6 +30,7 @@ from jetmoe_megatron.training.bad_step_log import record_bad_step
 from jetmoe_megatron.training.held_out_loss import is_due, is_owed
 from jetmoe_megatron.training.metrics import reduce_metrics, speed
 from jetmoe_megatron.training.optimizer import settle_weights
+from jetmoe_megatron.training.profiler import Profiler
 from jetmoe_megatron.training.ranks.replicas import check_ranks_agree
 from jetmoe_megatron.training.ranks.run_lock import claimed
 from jetmoe_megatron.training.ranks.same_run import check_ranks_read_the_same, check_ranks_share
@@ -78,10 +79,12 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         state.monitor.amend(step, state.held_out.measure(model))
     batches, stopping, alarms = state.batches(run, layout, range(step, last_step)), False, Alarms(run)
     bad: str | None = None
+    profiler = Profiler(run, model, optimizer)
     clock.end("start_seconds")
     while step < last_step and not stopping:  # a stop counts only after all ranks agreed on it
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
+        profiler.begin(step + 1)
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
         norms = state.norms.of_gradients() if state.routers.is_due(step + 1, last=False) else {}
         state.routers.add_step()
@@ -99,6 +102,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             if guard.action != "skip":
                 break
         seconds = waited + clock.end("step_seconds")
+        profiler.end(step)
         record: Record = {
             "step": step,
             "phase": phase,
@@ -142,6 +146,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         clock.end("save_stall_seconds")
         if step == first_step:
             shorten_time_limits(run)
+    profiler.close()
     state.close()
     if bad and guard.action == "stop":
         return ExitStatus.BAD_STEPS
