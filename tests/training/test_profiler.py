@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from jetmoe_megatron.training import profile_table as parts
 from jetmoe_megatron.training.profile_table import OF_MODEL, STEP, times_of
+from tests.parallel.oracle import training
+from tests.parallel.test_equal_to_one_process import run_tree
+from tests.ranks import run_ranks
 from tests.support import losses, pretrain, small_run, write_run
 
 FOR_ALL = {*OF_MODEL, parts.ACCUMULATION, parts.REDUCTIONS, parts.OPTIMIZER, parts.REST}
@@ -117,3 +122,41 @@ def test_a_folder_that_cannot_be_made_ends_no_run(tmp_path: Path, data: dict[str
     ended = pretrain(1, write_run(tmp_path, small_run(tmp_path, data, profile={"steps": [1, 1]})))
     assert ended.returncode == 0, ended.stderr
     assert f"warning: profile: {tmp_path / 'run/logs/profile'}: not written: " in ended.stdout
+
+
+def installed(tree: dict[str, Any], overlap: bool) -> tuple[list[bool], set[tuple[str, bool]]]:
+    """Whether model, optimizer and functions are as before, within the ranges and after them; what a step then has."""
+    with training(tree, 1) as (run, model, (batches,)):
+        from jetmoe_megatron.model import attention
+        from jetmoe_megatron.training import metrics, profiler, step
+        from jetmoe_megatron.training.optimizer import build_optimizer
+
+        model[0].config.overlap_moe_expert_parallel_comm = overlap
+        optimizer = build_optimizer(run, model)
+        watched = [module for chunk in model for module in chunk.modules()]
+        dispatchers = [module.token_dispatcher for module in watched if hasattr(module, "token_dispatcher")]
+
+        def now() -> list[tuple[Any, ...]]:
+            hooks = [(*module._forward_hooks.values(), *module._forward_pre_hooks.values()) for module in watched]
+            owners = [attention, metrics, step, profiler.P2PCommunicator, optimizer, model[0].config]
+            owners += [*dispatchers, *watched]
+            return [*hooks, *(tuple(v for v in vars(owner).values() if callable(v)) for owner in owners)]
+
+        before = now()
+        with profiler._ranges(model, optimizer), profile(activities=[ProfilerActivity.CPU]) as recorded:
+            same = [now() == before]
+            with record_function(f"{STEP}1"):
+                step.compute_gradients(model, optimizer, batches)
+        same.append(now() == before)
+        with tempfile.TemporaryDirectory() as folder:
+            recorded.export_chrome_trace(f"{folder}/trace.json")
+            times = times_of(json.loads(Path(folder, "trace.json").read_bytes()))
+        return same, {place for place, micros in times.of.items() if micros > 0}
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["no overlap", "overlap of the experts' exchange"])
+def test_nothing_stays(overlap: bool) -> None:
+    for same, found in run_ranks(2, installed, run_tree(parallel={"expert": 2}), overlap):
+        assert same == [False, True]
+        missing = {part for part in OF_MODEL for way in (False, True) if (part, way) not in found}
+        assert missing == ({parts.RESIDUALS} if overlap else set())  # no layer is called as a whole
