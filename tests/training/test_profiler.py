@@ -43,8 +43,8 @@ def test_layouts(layout: str, tmp_path: Path, data: dict[str, str]) -> None:
     last = ranks - 1
     changes |= {"model__num_layers": 4, "logging__router_every_steps": 2}
     runs = []
-    for name, profile in (("off", {}), ("on", {"steps": [3, 4], "ranks": [last]})):
-        tree = small_run(tmp_path / name, data, profile=profile, **changes)
+    for name, section in (("off", {}), ("on", {"steps": [3, 4], "ranks": [last]})):
+        tree = small_run(tmp_path / name, data, profile=section, **changes)
         ended = pretrain(ranks, write_run(tmp_path / name, tree), "debug.max_steps=5")
         assert ended.returncode == 0, ended.stderr
         runs.append(tmp_path / name / "run")
@@ -127,6 +127,8 @@ def test_a_folder_that_cannot_be_made_ends_no_run(tmp_path: Path, data: dict[str
 def installed(tree: dict[str, Any], overlap: bool) -> tuple[list[bool], set[tuple[str, bool]]]:
     """Whether model, optimizer and functions are as before, within the ranges and after them; what a step then has."""
     with training(tree, 1) as (run, model, (batches,)):
+        from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+
         from jetmoe_megatron.model import attention
         from jetmoe_megatron.training import metrics, profiler, step
         from jetmoe_megatron.training.optimizer import build_optimizer
@@ -138,7 +140,7 @@ def installed(tree: dict[str, Any], overlap: bool) -> tuple[list[bool], set[tupl
 
         def now() -> list[tuple[Any, ...]]:
             hooks = [(*module._forward_hooks.values(), *module._forward_pre_hooks.values()) for module in watched]
-            owners = [attention, metrics, step, profiler.P2PCommunicator, optimizer, model[0].config]
+            owners = [attention, metrics, step, P2PCommunicator, optimizer, model[0].config]
             owners += [*dispatchers, *watched]
             return [*hooks, *(tuple(v for v in vars(owner).values() if callable(v)) for owner in owners)]
 
