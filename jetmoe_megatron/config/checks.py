@@ -20,6 +20,7 @@ def check_run(run: Run) -> None:
     _check_checkpoints(run)
     _check_may_change(run)
     _check_schedule(run)
+    _check_profile(run)
     for name in ("losses", "parallel", "optimizer", "schedule", "guard"):
         _check_finite(name, getattr(run, name))
 
@@ -122,3 +123,8 @@ def _check_schedule(run: Run) -> None:
             f"schedule.warmup_tokens: {run.schedule.warmup_tokens} is more than the {constant_tokens} tokens of the "
             "constant phases that the run begins with"
         )
+
+
+def _check_profile(run: Run) -> None:
+    if run.profile.steps and (steps := run.profile.steps)[0] > steps[1]:
+        raise UserError(f"profile.steps: the last step ({steps[1]}) is before the first ({steps[0]})")

@@ -20,6 +20,7 @@ class RunFolder:
         self.rollbacks = self.checkpoints / "rollbacks.json"
         self.exports = self.root / "hf"
         self.logs = self.root / "logs"
+        self.profile = self.logs / "profile"
         self.starts = self.root / "starts.jsonl"
         self.launches = self.root / "launches"
         self.doctor = self.root / "doctor"

@@ -275,6 +275,15 @@ class Alarms(Section):
     """The held-out loss rises twice while the training loss falls twice."""
 
 
+class Profile(Section):
+    """Traces of some steps, with the time of each part of the model ([profiling.md](profiling.md))."""
+
+    steps: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """First and last step that are recorded. null: none."""
+    ranks: Annotated[list[Count], Field(min_length=1)] = [0]
+    """Ranks that record."""
+
+
 class Debug(Section):
     """For short trials and for the search of faults."""
 
@@ -395,6 +404,7 @@ class Run(Section):
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
     alarms: Alarms = Alarms()
+    profile: Profile = Profile()
     debug: Debug = Debug()
     phases: list[Annotated[Phase, _FILE_NAME]] = Field(min_length=1)
     """The phases in order."""

@@ -82,6 +82,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
         state.times.begin()
+        state.profiler.begin(step + 1)
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
         norms = state.norms.of_gradients() if state.routers.is_due(step + 1, last=False) else {}
         state.routers.add_step()
@@ -100,6 +101,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             if guard.action != "skip":
                 break
         seconds = waited + clock.end("step_seconds")
+        state.profiler.end(step)
         record: Record = {
             "step": step,
             "phase": phase,

@@ -35,6 +35,7 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
             "bash scripts/install_gpu.sh --te, or set it to 1"
         )
     check_data(run, look_inside=rank == 0)
+    _check_profile(run, layout)
     folder = RunFolder.of(run)
     check_output(run)
     if run.checkpoint.resume == "never" and (own := newest_whole(folder.checkpoints)):
@@ -55,6 +56,14 @@ def check_run_can_start(run: Run, layout: Layout, rank: int) -> None:
                 "fp32 ones: set it to fp32",
                 flush=True,
             )
+
+
+def _check_profile(run: Run, layout: Layout) -> None:
+    steps, last = run.profile.steps, min(layout.steps, run.debug.max_steps or layout.steps)
+    if steps and steps[1] > last:
+        raise UserError(f"profile.steps: {steps[1]} is after the last step of the run, {last}")
+    if steps and max(run.profile.ranks) >= layout.world:
+        raise UserError(f"profile.ranks: there is no rank {max(run.profile.ranks)} among {layout.world} ranks")
 
 
 def _check_trackers(run: Run) -> None:

@@ -33,6 +33,7 @@ from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
 from jetmoe_megatron.training.norms import Norms
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
+from jetmoe_megatron.training.profiler import Profiler
 from jetmoe_megatron.training.rank_speed import RankSpeed
 from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.save_points import SavePoints
@@ -57,6 +58,7 @@ class TrainingState:
     routers: RouterSums
     times: StepTimes
     growth: MemoryGrowth
+    profiler: Profiler
     monitor: Monitor
 
     @classmethod
@@ -94,6 +96,7 @@ class TrainingState:
             routers=RouterSums(run, model),
             times=StepTimes(model),
             growth=MemoryGrowth(),
+            profiler=Profiler(run, model, optimizer),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
         )
 
@@ -105,6 +108,7 @@ class TrainingState:
 
     def close(self) -> None:
         """Wait for the work that runs beside the training."""
+        self.profiler.close()
         self.saver.poll(wait=True)
         self.monitor.close()
         self.exports.wait()

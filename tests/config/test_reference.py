@@ -29,7 +29,7 @@ def test_every_section_and_key_has_a_description(name: str) -> None:
 
 
 def test_every_section_has_a_table_and_every_key_a_row() -> None:
-    assert len(SECTIONS) == reference().count("\n| key | ") == 17
+    assert len(SECTIONS) == reference().count("\n| key | ") == 18
     keys = [key for section in SECTIONS.values() for key in section["properties"]]
     rows = [line for line in reference().splitlines() if line.startswith("| `")]
     assert len(rows) == len(keys) > 80

@@ -255,6 +255,8 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["parallel.context=2", "--dry-run", "--world=2"],
         "parallel.context: context parallelism needs Transformer Engine, which is not installed",
     ),
+    "profile after the end": (["profile.steps=[4,9]"], "profile.steps: 9 is after the last step of the run, 8"),
+    "profile of no rank": (["profile.steps=[1,2]", "profile.ranks=[0,1]"], "profile.ranks: there is no rank 1 among 1"),
     "output": (["output_dir=setup.py/run"], "output_dir: setup.py is a file"),
     "never resume": (["checkpoint.resume=never", "output_dir=OTHER"], "checkpoint.resume: never, but"),
     "another model": (
