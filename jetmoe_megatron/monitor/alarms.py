@@ -63,10 +63,10 @@ class Alarms:
             self._since_held_out.append(float(record["lm_loss"]))
 
     def _of_memory(self, record: Record) -> Iterator[tuple[str, str]]:
+        limit = self._limits.memory
         for name in MEMORY:
-            limit = self._limits.memory
-            if limit is not None and record.get(slope_of(name), 0.0) > limit * record[name]:
-                slope = record[slope_of(name)]
+            slope = record.get(slope_of(name))
+            if limit is not None and slope is not None and slope > limit * record[name]:
                 yield f"memory/{name}", f"{record[name]:.3f} now, and it grows by {slope:.3f} every 1,000 steps"
 
     def _of_a_window(self) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 
-from data_tools.engines import open_reference
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
@@ -76,7 +75,11 @@ class HeldOutLoss:
 
 def _bytes_per_token(run: Run, samples: dict[str, HeldOutSamples]) -> dict[str, float]:
     """Of each set, over the tokens whose loss is measured."""
-    table_V = open_reference(Path(run.tokenizer)).bytes_of_ids() if run.tokenizer and samples else None
+    if not run.tokenizer or not samples:
+        return {}
+    from data_tools.engines import open_reference  # its packages are not needed without a tokenizer
+
+    table_V = open_reference(Path(run.tokenizer)).bytes_of_ids()
     if table_V is None:
         return {}
     found = {}

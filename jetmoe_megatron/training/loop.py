@@ -14,7 +14,6 @@ from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model.rotary import forget_angles
-from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.report.write import write_report
 from jetmoe_megatron.resume.damage import refuse_damaged_source, set_damaged_aside
@@ -75,50 +74,40 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
     model, optimizer, samples, guard, clock = state.model, state.optimizer, state.samples, state.guard, state.clock
     if owed:
         state.monitor.amend(step, state.held_out.measure(model))
-    batches, stopping, alarms = state.batches(run, layout, range(step, last_step)), False, Alarms(run)
+    batches, stopping = state.batches(run, layout, range(step, last_step)), False
     bad: str | None = None
     clock.end("start_seconds")
     while step < last_step and not stopping:  # a stop counts only after all ranks agreed on it
         phase, lr = run.phases[layout.phase_at(step)].name, state.learning_rate(step * tokens_per_step)
         micro_batches, waited = next(batches), clock.end("step_seconds")
-        state.times.begin()
-        state.profiler.begin(step + 1)
+        state.observers.begin(step + 1)
         losses, grad_norm = compute_gradients(model, optimizer, micro_batches)
-        norms = state.norms.of_gradients() if state.routers.is_due(step + 1, last=False) else {}
-        state.routers.add_step()
-        metrics, stopping = reduce_metrics(
-            model, losses, grad_norm, waited, stop.received is not None, state.speed.seconds()
-        )
+        own_seconds = state.observers.gradients()
+        metrics, stopping = reduce_metrics(model, losses, grad_norm, waited, stop.received is not None, own_seconds)
         step += 1
         before, ledger = ledger.read, replace(ledger, read=samples.advance(ledger.read, layout.global_sequences))
         bad = guard.judge(step, phase, metrics.lm_loss, metrics.grad_norm)
         if bad is None:
-            with state.times.optimizer():
+            with state.observers.update():
                 update_weights(optimizer, grad_norm, lr)
-            norms |= state.norms.of_update() if norms else {}
         else:
             record_bad_step(folder.bad_steps, step, bad, guard, metrics, before, ledger.read)
             if guard.action != "skip":
                 break
-        seconds = waited + clock.end("step_seconds")
-        state.profiler.end(step)
+        seconds, ending = waited + clock.end("step_seconds"), stopping or step == last_step
         record: Record = {
             "step": step,
             "phase": phase,
             "tokens": step * tokens_per_step,
             "lr": lr,
             **metrics.dump(),
-            **norms,
             **({"skipped": bad} if bad else {}),
             "tokens_per_second": tokens_per_step / seconds,
             **speed(run, flops / seconds / layout.world / 1e12),
-            **state.times.seconds(),
             **peak_memory(),
             **samples.tokens_read(ledger.read),
+            **state.observers.end(step * tokens_per_step, ending),
         }
-        ending = stopping or step == last_step
-        if state.routers.is_due(step, ending):
-            record |= state.routers.record(step, step * tokens_per_step)
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)
@@ -128,10 +117,8 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             clock.end("evaluation_seconds")
         # The line comes before the save, so that a published checkpoint has the lines of all its steps.
         record |= clock.new_line(metrics.data_wait_seconds, useful=bad is None)
-        if run.logging.dollars_per_gpu_hour is not None:
-            record["dollars"] = clock.rank_hours * run.logging.dollars_per_gpu_hour
         record |= state.growth.add(record)
-        record |= {"alarms": raised} if (raised := alarms.judge(record)) else {}
+        record |= {"alarms": raised} if (raised := state.alarms.judge(record)) else {}
         state.monitor.log(record)
         clock.end("other_seconds")
         if ending or state.save_points.is_due(step):

@@ -22,6 +22,7 @@ from jetmoe_megatron.data.index_cache import IndexCache
 from jetmoe_megatron.data.mixture import RunSamples
 from jetmoe_megatron.data.step_batches import MicroBatch, StepBatches
 from jetmoe_megatron.model.build import build_model
+from jetmoe_megatron.monitor.alarms import Alarms
 from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.memory_growth import MemoryGrowth
 from jetmoe_megatron.monitor.monitor import Monitor
@@ -31,13 +32,9 @@ from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
 from jetmoe_megatron.training.learning_rate import LearningRate
 from jetmoe_megatron.training.loss_guard import Guard
-from jetmoe_megatron.training.norms import Norms
+from jetmoe_megatron.training.observers import Observers
 from jetmoe_megatron.training.optimizer import build_optimizer, wrap_for_data_parallel
-from jetmoe_megatron.training.profiler import Profiler
-from jetmoe_megatron.training.rank_speed import RankSpeed
-from jetmoe_megatron.training.router_metrics import RouterSums
 from jetmoe_megatron.training.save_points import SavePoints
-from jetmoe_megatron.training.step_times import StepTimes
 from jetmoe_megatron.training.wall_time import WallTime
 
 
@@ -53,19 +50,16 @@ class TrainingState:
     saver: Saver
     exports: Exports
     clock: WallTime
-    norms: Norms
-    speed: RankSpeed
-    routers: RouterSums
-    times: StepTimes
+    observers: Observers
     growth: MemoryGrowth
-    profiler: Profiler
+    alarms: Alarms
     monitor: Monitor
 
     @classmethod
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
         """All ranks call it. step: the number of steps that are done."""
         folder, rank = RunFolder.of(run), torch.distributed.get_rank()
-        clock = _clock(folder.metrics, step, layout.world)
+        clock = _clock(run, folder.metrics, step, layout.world)
         cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=start.checkpoint is None))
         optimizer = build_optimizer(run, model)
@@ -91,12 +85,9 @@ class TrainingState:
             saver=Saver(folder.checkpoints, run, is_kept, exports.checkpoint_published),
             exports=exports,
             clock=clock,
-            norms=Norms(model, optimizer),
-            speed=RankSpeed(model),
-            routers=RouterSums(run, model),
-            times=StepTimes(model),
+            observers=Observers(run, model, optimizer),
             growth=MemoryGrowth(),
-            profiler=Profiler(run, model, optimizer),
+            alarms=Alarms(run),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
         )
 
@@ -108,13 +99,13 @@ class TrainingState:
 
     def close(self) -> None:
         """Wait for the work that runs beside the training."""
-        self.profiler.close()
+        self.observers.close()
         self.saver.poll(wait=True)
         self.monitor.close()
         self.exports.wait()
 
 
-def _clock(metrics: Path, step: int, ranks: int) -> WallTime:
+def _clock(run: Run, metrics: Path, step: int, ranks: int) -> WallTime:
     """That of rank 0, which writes the lines, goes on from those of earlier starts. All ranks call it."""
     clock = WallTime.of((), step, ranks)
 
@@ -123,4 +114,5 @@ def _clock(metrics: Path, step: int, ranks: int) -> WallTime:
         clock = WallTime.of(each_record(metrics), step, ranks)
 
     decided_by_rank_0(read)
+    clock.dollars_per_hour = run.logging.dollars_per_gpu_hour
     return clock

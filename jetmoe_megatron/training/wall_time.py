@@ -31,6 +31,7 @@ class WallTime:
     useful: float = 0.0  # seconds of computing up to that line
     ranks: int = 1
     rank_hours: float = 0.0  # up to that line
+    dollars_per_hour: float | None = None  # of a rank
     held_since: float = field(default_factory=process_began)  # what `rank_hours` does not have yet
     parts: dict[str, float] = field(default_factory=dict)  # since that line
 
@@ -50,7 +51,7 @@ class WallTime:
         line = began if line is None else line
         ahead = max(line - steady_time(), 0.0)  # of this machine's clock: another one's may have written the line
         held_since = max(process_began(), min(held_since, steady_time()))  # after a rollback: since the line before it
-        return cls(began - ahead, line - ahead, useful, ranks, rank_hours, held_since)
+        return cls(began - ahead, line - ahead, useful, ranks, rank_hours, held_since=held_since)
 
     def end(self, part: str) -> float:
         """Count the time since the part before ended, or since the line before, as `part`. Returns it."""
@@ -80,6 +81,7 @@ class WallTime:
             "run_seconds": run,
             "goodput": self.useful / run,
             "rank_hours": self.rank_hours,
+            **({} if self.dollars_per_hour is None else {"dollars": self.dollars_per_hour * self.rank_hours}),
         }
 
 
