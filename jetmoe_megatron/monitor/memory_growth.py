@@ -37,5 +37,5 @@ class MemoryGrowth:
 
 def _slope(of_steps: list[float]) -> float:
     length = len(of_steps) // _PARTS
-    means = [statistics.fmean(of_steps[first : first + length]) for first in range(0, length * _PARTS, length)]
-    return statistics.median(b - a for a, b in pairwise(means)) * _PARTS
+    medians = [statistics.median(of_steps[first : first + length]) for first in range(0, length * _PARTS, length)]
+    return statistics.median(b - a for a, b in pairwise(medians)) * _PARTS
