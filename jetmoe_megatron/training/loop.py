@@ -136,6 +136,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             record["dollars"] = clock.rank_hours * run.logging.dollars_per_gpu_hour
         record |= {"alarms": raised} if (raised := alarms.judge(record, router_line)) else {}
         state.monitor.log(record)
+        state.reports.step_done(step)
         clock.end("other_seconds")
         if ending or state.save_points.is_due(step):
             settle_weights(model)

@@ -25,6 +25,7 @@ from jetmoe_megatron.model.build import build_model
 from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.monitor import Monitor
 from jetmoe_megatron.monitor.trackers import build_monitor, build_router_lines
+from jetmoe_megatron.report.while_training import Reports
 from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
@@ -54,6 +55,7 @@ class TrainingState:
     speed: RankSpeed
     routers: RouterSums
     monitor: Monitor
+    reports: Reports
     router_lines: Monitor
 
     @classmethod
@@ -89,6 +91,7 @@ class TrainingState:
             norms=Norms(model, optimizer),
             speed=RankSpeed(model),
             routers=RouterSums(run, model),
+            reports=Reports(run.logging.report_every_steps if rank == 0 else 0, folder.root),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
             router_lines=build_router_lines(run, rank, step),  # and so does this
         )
@@ -104,6 +107,7 @@ class TrainingState:
         self.saver.poll(wait=True)
         self.monitor.close()
         self.router_lines.close()
+        self.reports.close()
         self.exports.wait()
 
 

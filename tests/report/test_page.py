@@ -81,7 +81,7 @@ NEWER = {
 @pytest.mark.parametrize("key", NEWER)
 def test_a_key_that_some_runs_lack(key: str, tmp_path: Path) -> None:
     """In its chart, and without it there is no such chart."""
-    without, found = read(folder_of(tmp_path, "without")), read(folder_of(tmp_path, "with", **{key: 0.25}))
+    without, found = read(folder_of(tmp_path, "without")), read(folder_of(tmp_path, "with", 8, **{key: 0.25}))
     (curve,) = found.curves(key)
     assert curve["mean"] == [0.25] * 8 and not without.curves(key)
     titles = without.texts.count(NEWER[key])
