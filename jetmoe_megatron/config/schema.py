@@ -238,6 +238,8 @@ class Logging(Section):
     router_every_steps: Count = 20
     """Steps between two lines of `routers.jsonl`, with the load of each expert, and between two norms by part of the
     model. 0: neither."""
+    report_every_steps: Count = 0
+    """Steps between two writings of `report.html`, beside the training. 0: only at its end."""
     dollars_per_gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of a rank's hour, for `dollars` in the metrics. null: not counted."""
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(_off_on), _Also(type="boolean")] = "off"

@@ -14,12 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data_tools.printing import say
-from jetmoe_megatron.stopping import STOP_SIGNALS
-
-# An export ignores the signals that stop a run, because a batch system sends them to every process of the job.
-_NAMES = " ".join(number.name.removeprefix("SIG") for number in STOP_SIGNALS)
-_UNSTOPPED = ["/bin/sh", "-c", f'trap "" {_NAMES}; exec "$@"', "sh"]
-_ROOT = Path(__file__).parents[2]  # the folder of the package, also if it is not installed
+from jetmoe_megatron.runtime.beside import start_beside
 
 
 class Exports:
@@ -47,10 +42,7 @@ class Exports:
         out = self._root / checkpoint.name
         try:
             _begun(out).mkdir(parents=True)
-            command = [*_UNSTOPPED, sys.executable, "-m", "jetmoe_megatron.convert.export", str(checkpoint), str(out)]
-            path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-            alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-            self._processes[tokens] = subprocess.Popen(command, env={**os.environ, **alone}, start_new_session=True)
+            self._processes[tokens] = start_beside("jetmoe_megatron.convert.export", checkpoint, out)
         except OSError as error:
             _warn(out, error)
 

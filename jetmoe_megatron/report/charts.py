@@ -48,6 +48,9 @@ LOSSES = [
     ),
     Chart("Learning rate", {"lr": "learning rate"}),
     Chart("Gradient norm, before clipping", {"grad_norm": "whole model", "grad_norm/*": "*"}, log=True),
+    Chart("Norm of all weights", {"param_norm": "weights"}),
+    Chart("Norm of what a step changed in the weights", {"update_norm": "update"}, log=True),
+    Chart("Held-out loss, bits per byte", {"bits_per_byte/*": "*"}),
 ]
 ROUTER_LOSSES = [
     Chart("Balance loss, mean over layers (1: even)", _of_kinds("balance_loss")),
@@ -68,10 +71,29 @@ SPEED = [
     Chart("Tokens per second, all ranks", {"tokens_per_second": "tokens/s"}),
     Chart("TFLOP/s per rank", {"tflops_per_rank": "TFLOP/s"}),
     Chart("MFU", {"mfu": "MFU"}),
-    Chart("Seconds of a step", {"step_seconds": "step", "data_wait_seconds": "of it, waiting for data"}),
+    Chart(
+        "Seconds of a step",
+        {
+            "step_seconds": "step",
+            "forward_backward_seconds": "of it, forward and backward",
+            "gradient_reduction_seconds": "of it, reduction of gradients",
+            "optimizer_seconds": "of it, optimizer",
+            "data_wait_seconds": "of it, waiting for data",
+        },
+    ),
+    Chart("Time of the slowest rank over the median", {"slowest_rank_ratio": "ratio"}),
     Chart("Goodput since the first start", {"goodput": "goodput"}),
+    Chart("Rank-hours since the first start", {"rank_hours": "rank-hours"}),
+    Chart("Dollars since the first start", {"dollars": "dollars"}),
 ]
-MEMORY = [Chart("Memory, rank 0", {"peak_memory*": "peak_memory*", "memory/*": "*"})]
+MEMORY = [
+    Chart("Memory of the GPU, GB", {"peak_memory_gb": "most so far, rank 0", "device_memory_gb": "fullest rank"}),
+    Chart("Memory of the host, GB", {"host_memory_gb": "fullest rank"}),
+    Chart(
+        "Growth of memory, GB in 1,000 steps",
+        {"device_memory_gb_per_1000_steps": "GPU", "host_memory_gb_per_1000_steps": "host"},
+    ),
+]
 
 
 class Drawings:

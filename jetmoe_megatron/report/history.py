@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +61,7 @@ class History:
         self.phases: list[Stretch] = []
         self.marks = {kind: Marks() for kind in MARKS}
         self.alarms: list[Line] = []
+        self.slowest = Counter[int]()  # in how many steps each rank was the slowest
         self.summary = Summary.of(folder, self._each_line())
         self.routers = Routers.read(self.files.routers, share)
         self.bad_steps = list(each_record(self.files.bad_steps))
@@ -74,6 +75,8 @@ class History:
             self.curves.add_line(line)
             if not self.phases and line["step"] > 1:  # it continues another run: what that has read does not count
                 before = {key: value for key, value in line.items() if key != "step"}
+            if type(rank := line.get("slowest_rank")) is int:
+                self.slowest[rank] += 1
             for part, seconds in spent_in(line):
                 self.curves.add(f"{PART}{part}", seconds, seconds, seconds)
             if "skipped" in line:

@@ -22,6 +22,7 @@ _CARDS = ("steps", "tokens", "last loss", "held-out loss", "goodput", "tokens/s"
 _MOST_CELLS = 1600  # of a table of loads
 _SCALE = (*range(LEAST, MOST + 1, 42), DEAD)  # codes that the legend of a heatmap shows
 _MOST_ROWS = 200  # of a table of events
+_MOST_SLOW = 8  # ranks that were the slowest most often
 _HERE = Path(__file__).parent
 
 
@@ -44,7 +45,7 @@ def page(runs: Sequence[History], left_out: Sequence[str] = ()) -> str:
         *_section("Losses", _charts(drawings, charts.LOSSES, runs) + _marks(runs)),
         *_section("Alarms and bad steps", [part for run in runs for part in _events(run)]),
         *_section("Routers", _charts(drawings, charts.ROUTER_LOSSES, runs) + _routers(drawings, runs)),
-        *_section("Speed and time", _charts(drawings, charts.SPEED, runs) + _time(drawings, runs)),
+        *_section("Speed and time", _charts(drawings, charts.SPEED, runs) + _slowest(runs) + _time(drawings, runs)),
         *_section("Data", _mixtures(drawings, runs)),
         *_section("Memory", _charts(drawings, charts.MEMORY, runs)),
         *_section("Configuration", _configs(runs)),
@@ -164,6 +165,18 @@ def _cell(load: np.float64, code: np.uint8, layer: int, expert: int) -> str:
 def _time(drawings: Drawings, runs: Sequence[History]) -> list[str]:
     title = "Time by part, share of the wall time"
     return [part for run in runs for part in _per_run(runs, run, drawings.stack(title, run, time_by_part(run.curves)))]
+
+
+def _slowest(runs: Sequence[History]) -> list[str]:
+    return [part for run in runs for part in _per_run(runs, run, list(_slow_ranks(run)))]
+
+
+def _slow_ranks(run: History) -> Iterator[str]:
+    if total := run.slowest.total():
+        rows = [[str(rank), f"{n:,}", f"{n / total:.1%}"] for rank, n in run.slowest.most_common(_MOST_SLOW)]
+        last = f", {_MOST_SLOW} of {len(run.slowest)} ranks" if len(run.slowest) > _MOST_SLOW else ""
+        yield tag("p", words(f"Steps in which a rank was the slowest{last}:"))
+        yield table(["rank", "steps", "share"], rows, ["", "number", "number"])
 
 
 def _mixtures(drawings: Drawings, runs: Sequence[History]) -> list[str]:

@@ -120,6 +120,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
         record |= state.growth.add(record)
         record |= {"alarms": raised} if (raised := state.alarms.judge(record)) else {}
         state.monitor.log(record)
+        state.reports.step_done(step)
         clock.end("other_seconds")
         if ending or state.save_points.is_due(step):
             settle_weights(model)

@@ -27,6 +27,7 @@ from jetmoe_megatron.monitor.jsonl import each_record
 from jetmoe_megatron.monitor.memory_growth import MemoryGrowth
 from jetmoe_megatron.monitor.monitor import Monitor
 from jetmoe_megatron.monitor.trackers import build_monitor
+from jetmoe_megatron.report.while_training import Reports
 from jetmoe_megatron.resume.start_point import StartPoint
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.training.held_out_loss import HeldOutLoss
@@ -54,6 +55,7 @@ class TrainingState:
     growth: MemoryGrowth
     alarms: Alarms
     monitor: Monitor
+    reports: Reports
 
     @classmethod
     def build(cls, run: Run, layout: Layout, start: StartPoint, step: int) -> TrainingState:
@@ -88,6 +90,7 @@ class TrainingState:
             observers=Observers(run, model, optimizer),
             growth=MemoryGrowth(),
             alarms=Alarms(run),
+            reports=Reports(run.logging.report_every_steps if rank == 0 else 0, folder.root),
             monitor=build_monitor(run, layout, rank, step),  # removes the lines of later steps
         )
 
@@ -102,6 +105,7 @@ class TrainingState:
         self.observers.close()
         self.saver.poll(wait=True)
         self.monitor.close()
+        self.reports.close()
         self.exports.wait()
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from jetmoe_megatron.checkpoint.folder import published, retain
-from jetmoe_megatron.convert import export
 from jetmoe_megatron.convert.export import Exports
 from jetmoe_megatron.convert.verify import compare_tensors
+from jetmoe_megatron.runtime import beside
 from tests.convert.conftest import Saved
 from tests.support import REPO, pretrain, small_run, write_run
 
@@ -105,7 +105,7 @@ def test_a_checkpoint_stays_while_it_is_read(saved: Saved, tmp_path: Path, monke
 
     exports = Exports(1000, tmp_path / "hf")
     with monkeypatch.context() as patch:
-        patch.setattr(export, "subprocess", types.SimpleNamespace(Popen=start))
+        patch.setattr(beside, "subprocess", types.SimpleNamespace(Popen=start))
         exports.checkpoint_published(checkpoint_at(saved, tmp_path, 1000))
     assert exports.is_reading(1000) and not exports.is_reading(2000)
     for tokens in (1100, 1200):

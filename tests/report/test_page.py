@@ -42,7 +42,7 @@ def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
     folder = folder_of(tmp_path)
     lines = [metrics_line(step) for step in range(1, 9)]
     lines[3] |= {"held_out_loss": 4.0, "held_out_loss/code": 3.9, "lm_loss": math.nan, "mfu": 0.4}
-    lines[7] |= {"held_out_loss": 3.5, "held_out_loss/code": 3.4, "peak_memory_gb": 61.5, "memory/cache": 1.5}
+    lines[7] |= {"held_out_loss": 3.5, "held_out_loss/code": 3.4, "peak_memory_gb": 61.5, "host_memory_gb": 1.5}
     write_lines(folder / "metrics.jsonl", lines)
     found = read(folder)
     (axis,) = found.data["axes"]
@@ -52,11 +52,54 @@ def test_numbers_are_those_of_the_file(tmp_path: Path) -> None:
         assert curve["mean"] == [line[key] for line in lines] and "at" not in curve, key
     (loss,) = found.curves("lm_loss")
     assert loss["mean"] == [None if step == 3 else line["lm_loss"] for step, line in enumerate(lines)]
-    for key, at in (("held_out_loss/code", [3, 7]), ("held_out_loss", [3, 7]), ("mfu", [3]), ("memory/cache", [7])):
+    for key, at in (("held_out_loss/code", [3, 7]), ("held_out_loss", [3, 7]), ("mfu", [3]), ("host_memory_gb", [7])):
         (curve,) = found.curves(key)
         assert (curve["at"], curve["mean"]) == (at, [lines[i][key] for i in at])
     assert [chart["curves"][0]["key"] for chart in found.data["charts"]][:3] == ["lm_loss", "lr", "grad_norm"]
     assert found.curves("peak_memory_gb") and not found.curves("moa_gate_entropy")
+
+
+NEWER = {
+    "param_norm": "Norm of all weights",
+    "update_norm": "Norm of what a step changed in the weights",
+    "grad_norm/moa": "Gradient norm, before clipping",
+    "bits_per_byte/code": "Held-out loss, bits per byte",
+    "forward_backward_seconds": "Seconds of a step",
+    "gradient_reduction_seconds": "Seconds of a step",
+    "optimizer_seconds": "Seconds of a step",
+    "slowest_rank_ratio": "Time of the slowest rank over the median",
+    "rank_hours": "Rank-hours since the first start",
+    "dollars": "Dollars since the first start",
+    "peak_memory_gb": "Memory of the GPU, GB",
+    "device_memory_gb": "Memory of the GPU, GB",
+    "host_memory_gb": "Memory of the host, GB",
+    "host_memory_gb_per_1000_steps": "Growth of memory, GB in 1,000 steps",
+    "device_memory_gb_per_1000_steps": "Growth of memory, GB in 1,000 steps",
+}
+
+
+@pytest.mark.parametrize("key", NEWER)
+def test_a_key_that_some_runs_lack(key: str, tmp_path: Path) -> None:
+    """In its chart, and without it there is no such chart."""
+    without, found = read(folder_of(tmp_path, "without")), read(folder_of(tmp_path, "with", 8, **{key: 0.25}))
+    (curve,) = found.curves(key)
+    assert curve["mean"] == [0.25] * 8 and not without.curves(key)
+    titles = without.texts.count(NEWER[key])
+    assert found.texts.count(NEWER[key]) == 1
+    assert titles == (NEWER[key] in ("Seconds of a step", "Gradient norm, before clipping"))
+
+
+def test_which_rank_is_slow(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    slowest = [3, 3, 1, 3, None, 1.5, True, 3]
+    write_lines(folder / "metrics.jsonl", [metrics_line(i, slowest_rank=rank) for i, rank in enumerate(slowest, 1)])
+    found = read(folder)
+    at = found.cells.index("rank")
+    assert found.cells[at : at + 9] == ["rank", "steps", "share", "3", "4", "80.0%", "1", "1", "20.0%"]
+    assert "Steps in which a rank was the slowest:" in found.text
+    assert "was the slowest" not in read(folder_of(tmp_path, "other")).text
+    write_lines(folder / "metrics.jsonl", [metrics_line(step, slowest_rank=step) for step in range(1, 10)])
+    assert "Steps in which a rank was the slowest, 8 of 9 ranks:" in read(folder).text
 
 
 def test_it_says_its_numbers_without_javascript(tmp_path: Path) -> None:
