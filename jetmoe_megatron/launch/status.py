@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from data_tools.units import duration
 from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.run_folder import RunFolder
@@ -19,7 +20,6 @@ from jetmoe_megatron.launch.queued import can_ask, queued
 from jetmoe_megatron.launch.starts import events, job_of
 from jetmoe_megatron.monitor.jsonl import last_records
 from jetmoe_megatron.monitor.table import two_columns
-from jetmoe_megatron.monitor.terminal import duration
 
 _RATE_OF = 100  # steps
 _WARNINGS = 5  # lines, the last ones

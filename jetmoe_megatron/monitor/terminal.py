@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from data_tools.units import duration
 from jetmoe_megatron.monitor.monitor import Record
 
 
@@ -35,14 +36,3 @@ class Terminal:
 
     def close(self) -> None:
         pass
-
-
-def duration(seconds: float) -> str:
-    """`2d 03h`, `3h 05m`, `4m 10s` or `9s`."""
-    whole = round(seconds)
-    days, hours, minutes, rest = whole // 86400, whole // 3600 % 24, whole // 60 % 60, whole % 60
-    if days:
-        return f"{days}d {hours:02}h"
-    if hours:
-        return f"{hours}h {minutes:02}m"
-    return f"{minutes}m {rest:02}s" if minutes else f"{rest}s"

@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data_tools.units import duration
 from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.table import two_columns
-from jetmoe_megatron.monitor.terminal import duration
 from jetmoe_megatron.report.lines import Line, number, steps_of
 
 Rows = list[tuple[str, str]]

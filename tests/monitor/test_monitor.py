@@ -16,12 +16,13 @@ from unittest.mock import patch
 import pytest
 
 import jetmoe_megatron.monitor.monitor
+from data_tools.units import duration
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
 from jetmoe_megatron.monitor.monitor import Monitor, Record
 from jetmoe_megatron.monitor.names import grouped
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
-from jetmoe_megatron.monitor.terminal import Terminal, duration
+from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
 from tests.support import REPO, environment, small_run, training, write_run
 
