@@ -49,7 +49,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 class _Bar:
-    """Made late: what is written above a bar shows it, however new it is (tqdm/std.py, `external_write_mode`)."""
+    """Made late: what is written above a bar shows it, however new it is."""
 
     def __init__(self, what: str, unit: str) -> None:
         self._options: dict[str, Any] = {"desc": printable(what), "unit": unit if unit == "B" else f" {unit}"}

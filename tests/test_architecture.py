@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"config", "runtime"},
     "resume": {"config", "runtime", "data", "checkpoint"},
     "convert": {"config", "checkpoint"},
-    "monitor": {"config"},
+    "monitor": {"config", "checkpoint"},
     "launch": {"config", "runtime", "checkpoint", "monitor"},
     "report": {"config", "checkpoint", "monitor", "launch", "page"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor", "report"},

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_tools.atomic import replacing
 from data_tools.errors import reading
+from data_tools.progress import above
 from jetmoe_megatron.monitor.monitor import Record
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,7 +69,7 @@ class JsonLines:
             if error.errno not in _NO_ROOM:
                 raise
             if not self._warned:
-                print(f"warning: {self.path}: {error.strerror}: lines wait in memory", file=sys.stderr, flush=True)
+                above(f"warning: {self.path}: {error.strerror}: lines wait in memory", sys.stderr)
             self._warned = True
 
     def _flush(self) -> None:
