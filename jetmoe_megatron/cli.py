@@ -22,6 +22,7 @@ from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch import command as launch
 from jetmoe_megatron.plan import command as plan
 from jetmoe_megatron.stopping import ExitStatus
+from jetmoe_megatron.watch import command as watch
 
 _DESCRIPTION = """Plan runs of JetMoE, start them and print how they are doing, explain their run files, prepare their
 data, convert their checkpoints, and examine machines."""
@@ -33,6 +34,7 @@ _EXAMPLE = """examples:
   %(prog)s plan configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
   %(prog)s launch local configs/quickstart/run.yaml --ranks 2
   %(prog)s status runs/quickstart
+  %(prog)s watch runs/quickstart
   %(prog)s report runs/quickstart
   %(prog)s doctor configs/quickstart/run.yaml
 each command explains itself: %(prog)s data tokenize --help"""
@@ -95,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
     launch.add_commands(commands)
+    _add_watch(commands)
     _add_report(commands)
     _add_doctor(commands)
     _add_plan(commands)
@@ -364,6 +367,10 @@ def _report(arguments: argparse.Namespace) -> int:
         draw_curves(folders[0], arguments.plot)
         say(f"drawn: {arguments.plot}")
     return 0
+
+
+def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    watch.add_arguments(add_command(commands, "watch", watch.SUMMARY, watch.EXAMPLE, watch.run, watch.DESCRIPTION))
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
