@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "monitor": {"config", "checkpoint"},
     "launch": {"config", "runtime", "checkpoint", "monitor"},
     "report": {"config", "checkpoint", "monitor", "launch", "page"},
-    "watch": {"config", "checkpoint", "launch", "report"},
+    "watch": {"config", "checkpoint", "monitor", "launch", "report"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor", "report"},
     "doctor": {"config", "runtime", "model", "training", "launch"},
     "plan": {"config", "runtime", "model", "data", "checkpoint", "training", "page"},

@@ -13,7 +13,7 @@ _COLOURS = ("blue", "blue", "cyan", "green", "green", "yellow", "red", "red")
 
 
 def curve(values: Sequence[float], columns: int, rows: int) -> list[str]:
-    """Lines of characters, from the top. Each has two bins beside each other, drawn from their least value to their most.
+    """Lines of characters, from the top. A character has two bins beside each other, drawn from the least to the most.
 
     Values that are not finite leave gaps.
     """
@@ -41,5 +41,5 @@ def cell(load: float) -> tuple[str, str]:
         return NO_NUMBER, "magenta"
     if load <= 0:
         return DEAD, "bold red"
-    level = min(max(round((math.log2(load) + 2) / 4 * 7), 0), 7)
+    level = round((min(max(math.log2(load), -2.0), 2.0) + 2) / 4 * 7)
     return _LEVELS[level], _COLOURS[level]

@@ -32,12 +32,8 @@ def frame(watched: Watched, width: int) -> RenderableType:
     panels: list[RenderableType] = [_panel("speed", _speed(watched)), _panel("time", _time(watched))]
     panels = [training, Group(*panels)] if beside == 2 else [training, *panels]
     routers = list(_routers(watched))
-    return Group(
-        _head(watched, width),
-        *_rows_of(panels, beside),
-        *_messages(watched),
-        *_rows_of(routers, 2 if width >= _NARROW else 1),
-    )
+    rows = [*_rows_of(panels, beside), *_messages(watched), *_rows_of(routers, min(beside, 2))]
+    return Group(_head(watched, width), *rows)
 
 
 def _head(watched: Watched, width: int) -> Panel:

@@ -20,9 +20,7 @@ class Tail:
         self._inode, self._end, self._step = 0, 0, -1  # of the last line that was read
 
     def lines(self, progress: OnProgress) -> Iterator[Line]:
-        """The lines since the last call, with `step` and `tokens`, as `report.lines.steps_of`.
-
-        A line without its end is left for the next call.
+        """As `report.lines.steps_of`, of what was written since the last call. Half a line is left for the next call.
 
         progress: gets the bytes of the file, read and in all.
 
@@ -36,11 +34,14 @@ class Tail:
         if self._end and (status.st_ino != self._inode or status.st_size < self._end):
             raise TakenBack
         self._inode = status.st_ino
+        known = self._step
         for end, line in lines_from(self._path, self._end):
             if line is None or not is_usable(line):
                 continue
-            if line["step"] <= self._step:
+            if line["step"] <= known:
                 raise TakenBack
-            self._end, self._step = end, line["step"]
-            yield line
+            self._end = end
+            if line["step"] > self._step:
+                self._step = line["step"]
+                yield line
             progress(end, status.st_size)
