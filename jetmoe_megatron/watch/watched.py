@@ -60,7 +60,7 @@ class Watched:
             self._read_lines(progress)
         except TakenBack:
             self._begin()
-            self._read_lines(progress)
+            self._read_lines(no_progress)  # from the beginning, where no line is taken back
         files = self.files
         self.plan = load_sections(files.config, Plan) if files.config.exists() else None
         self.history = list(events(files.starts))
