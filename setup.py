@@ -55,7 +55,8 @@ setup(
         "zstandard>=0.23",  # .zst files; Python has its own from 3.14 on
         "pyarrow>=16",  # Parquet files
         "safetensors>=0.5",  # the weights of an exported model
-        "tqdm>=4.66",  # progress of a conversion
+        "tqdm>=4.66",  # progress of long work
+        "rich>=13",  # jetmoe watch
         "pydantic>=2.7,<3",  # the typed YAML schema
         "PyYAML>=6,<7",
         "numpy>=1.26",

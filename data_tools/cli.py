@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.printing import say, spell_what_the_terminal_lacks
+from data_tools.progress import above, progress
 
 if TYPE_CHECKING:
     from data_tools.partial import Stats
@@ -204,26 +205,24 @@ def _tokenize(args: argparse.Namespace) -> int:
 
     part = Part.parse(args.part) if args.part is not None else None
     prefix = part.prefix(args.output) if part else args.output
-    line = _ProgressLine()
     try:
-        stats = tokenize(
-            args.input,
-            args.output,
-            args.tokenizer,
-            text_key=args.text_key,
-            workers=args.workers,
-            engine=args.engine,
-            on_error=args.on_error,
-            overwrite=args.overwrite,
-            part=part,
-            report=line.report,
-            progress=line.show,
-        )
+        with progress("tokenizing") as show:
+            stats = tokenize(
+                args.input,
+                args.output,
+                args.tokenizer,
+                text_key=args.text_key,
+                workers=args.workers,
+                engine=args.engine,
+                on_error=args.on_error,
+                overwrite=args.overwrite,
+                part=part,
+                report=lambda message: above(message, sys.stderr),
+                progress=show,
+            )
     except PartIsComplete as complete:
         say(complete)
         return 0
-    finally:
-        line.clear()
     broken = f"{stats.skipped} broken" + (f" (see {skipped_path(prefix)})" if stats.skipped else "")
     say(f"{prefix}: {_describe(stats)}; left out: {stats.empty} empty, {broken}")
     return 0
@@ -233,7 +232,10 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     from data_tools.tokenizer import train_bpe
 
     start = time.perf_counter()
-    size = train_bpe(args.input, args.vocab_size, args.output, text_key=args.text_key, overwrite=args.overwrite)
+    with progress("reading texts") as show:
+        size = train_bpe(
+            args.input, args.vocab_size, args.output, args.text_key, overwrite=args.overwrite, progress=show
+        )
     fewer = f" (not {args.vocab_size}: the text has no more pairs to merge)" if size < args.vocab_size else ""
     say(f"{args.output}: vocabulary of {size}{fewer}, {time.perf_counter() - start:.1f} s")
     return 0
@@ -244,7 +246,8 @@ def _merge(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     prefixes = [name.removesuffix(".idx") if Path(name).is_file() else name for name in args.input]
-    merged = merge(prefixes, args.output, overwrite=args.overwrite)
+    with progress("merging") as show:
+        merged = merge(prefixes, args.output, overwrite=args.overwrite, progress=show)
     seconds = time.perf_counter() - start
     say(f"{args.output}: {merged.documents} documents, {merged.tokens} tokens in {seconds:.1f} s")
     return 0
@@ -254,9 +257,8 @@ def _split(args: argparse.Namespace) -> int:
     from data_tools.split import split
 
     start = time.perf_counter()
-    sides = split(
-        args.input, args.train, args.held_out, fraction=args.fraction, seed=args.seed, overwrite=args.overwrite
-    )
+    with progress("splitting") as show:
+        sides = split(args.input, args.train, args.held_out, args.fraction, args.seed, args.overwrite, progress=show)
     for prefix, side in zip((args.train, args.held_out), sides, strict=True):
         say(f"{prefix}: {side.documents} documents, {side.tokens} tokens")
     print(f"{time.perf_counter() - start:.1f} s")
@@ -266,7 +268,8 @@ def _split(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from data_tools.inspect import inspect
 
-    report = inspect(args.input, args.tokenizer, document=args.document, check=args.check)
+    with progress("checking") as show:
+        report = inspect(args.input, args.tokenizer, document=args.document, check=args.check, progress=show)
     if text := json.dumps(report.to_json(), indent=2) if args.json else str(report):
         _show(text)
     for warning in report.warnings:
@@ -290,24 +293,3 @@ def _describe(stats: "Stats") -> str:
         f"{stats.documents} documents, {stats.tokens} tokens, {megabytes:.1f} MB of text "
         f"in {stats.seconds:.1f} s ({megabytes / max(stats.seconds, 1e-9):.1f} MB/s)"
     )
-
-
-class _ProgressLine:
-    """One line on a terminal's stderr, rewritten at most twice a second; nothing if stderr is not a terminal."""
-
-    def __init__(self) -> None:
-        self._shown_at = 0.0
-
-    def show(self, stats: "Stats") -> None:
-        now = time.monotonic()
-        if sys.stderr.isatty() and now - self._shown_at > 0.5:
-            self._shown_at = now
-            print(f"\r\x1b[K{_describe(stats)}", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._shown_at:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def report(self, message: str) -> None:
-        self.clear()
-        say(message, sys.stderr)

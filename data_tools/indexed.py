@@ -15,7 +15,7 @@ Most datasets have one sequence per document; datasets that were split into sent
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +141,11 @@ class IndexedWriter:
         self._add_bounds(self._sequences + np.cumsum(counts))
         self._add_lengths(sizes.astype(np.int32))
 
-    def add_index(self, index: "Index") -> None:
-        """Append a whole dataset of the same dtype, as Megatron's `add_index` does."""
+    def add_index(self, index: "Index", report: Callable[[int], None] = lambda written: None) -> None:
+        """Append a whole dataset of the same dtype, as Megatron's `add_index` does.
+
+        report: gets the bytes of the .bin so far.
+        """
         if index.dtype != self.dtype:
             raise ValueError(f"{index.prefix} holds {index.dtype}, not {self.dtype}")
         source = bin_path(index.prefix)
@@ -151,6 +154,7 @@ class IndexedWriter:
             while block := stream.read(_COPY_BYTES):
                 with writing(self._bin_path):
                     self._bin.write(block)
+                report(self._bin.tell())
         if self._bin.tell() - start != index.tokens * self.dtype.itemsize:
             raise InputError(f"{source}: changed while it was read; run this again when it is whole")
         self.tokens += index.tokens

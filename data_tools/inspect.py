@@ -10,6 +10,7 @@ from data_tools.engines import open_reference
 from data_tools.errors import InputError
 from data_tools.indexed import Fault, Index, bin_path, idx_path, open_index, read_index
 from data_tools.printing import printable, printable_lines
+from data_tools.progress import OnProgress, no_progress
 
 _BAR = 40
 
@@ -95,12 +96,17 @@ class Report:
 
 
 def inspect(
-    prefix: str | Path, tokenizer_dir: str | Path | None = None, document: int | None = None, check: bool = False
+    prefix: str | Path,
+    tokenizer_dir: str | Path | None = None,
+    document: int | None = None,
+    check: bool = False,
+    progress: OnProgress = no_progress,
 ) -> Report:
     """Summarize a dataset, or decode one document of it.
 
     document: its number, from 0; negative numbers count from the end. check: read all token ids too, and report all
     damage; with a tokenizer, also whether its vocabulary has the ids and its end-of-document token ends documents.
+    progress: of this reading, gets the bytes of token ids, read and in all.
 
     Raises:
         InputError: the dataset is damaged (without check); there is no such document; the tokenizer is unusable.
@@ -117,7 +123,7 @@ def inspect(
             return report
         report.problems.extend(index.problems())
         if not report.problems:
-            _check_tokens(index, vocabulary, report)
+            _check_tokens(index, vocabulary, report, progress)
         if report.problems:
             return report
     else:
@@ -169,7 +175,7 @@ def _vocabulary(tokenizer_dir: str | Path) -> tuple[int, int]:
     return tokenizer.vocab_size, tokenizer.eod
 
 
-def _check_tokens(index: Index, vocabulary: tuple[int, int] | None, report: Report) -> None:
+def _check_tokens(index: Index, vocabulary: tuple[int, int] | None, report: Report, progress: OnProgress) -> None:
     """Read every token id once. vocabulary: its size, and the id that ends documents."""
     data = bin_path(index.prefix)
     size, eod = vocabulary or (2**63, None)
@@ -186,6 +192,7 @@ def _check_tokens(index: Index, vocabulary: tuple[int, int] | None, report: Repo
             wrong = filled.copy()
             wrong[filled] = tokens[offsets[1:][filled] - 1] != eod
             unended.add(first, wrong)
+        progress(int(offsets[-1]) * index.dtype.itemsize, tokens.nbytes)
 
     if outside.count:
         limit = f"the vocabulary of {size}" if vocabulary else "any vocabulary"

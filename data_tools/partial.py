@@ -39,7 +39,7 @@ class Stats:
     """What was done so far.
 
     documents: written; tokens: including end-of-document tokens; bytes: of UTF-8 text; empty: texts without tokens,
-    left out; skipped: broken lines, rows and files, left out; seconds: of all runs together.
+    left out; skipped: broken lines, rows and files, left out; seconds: of all runs together; read: bytes of the inputs.
     """
 
     documents: int = 0
@@ -48,6 +48,7 @@ class Stats:
     empty: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,7 @@ class Partial:
             empty=state.empty + part.empty,
             skipped=state.skipped + part.skipped,
             problems=state.problems + part.problems,
+            read=state.read + part.shard.size,
             list_bytes=skipped.tell(),
         )
         return after, first

@@ -18,11 +18,15 @@ SHARD_BYTES = 1 << 24
 
 @dataclass(frozen=True)
 class Shard:
-    """Bytes start to end of JSON lines, or row groups start to end of a Parquet file; None: to the file's end."""
+    """Bytes start to end of JSON lines, or row groups start to end of a Parquet file; None: to the file's end.
+
+    size: its bytes in the file, estimated for row groups. Those of all shards add up to the file's.
+    """
 
     path: Path
     start: int = 0
     end: int | None = None
+    size: int = 0
 
 
 def cut(files: Iterable[Path]) -> Iterator[Shard]:
@@ -38,11 +42,18 @@ def cut(files: Iterable[Path]) -> Iterator[Shard]:
         if kind == "parquet":
             yield from _cut_parquet(path)
         elif kind == "text" or _is_packed(path):
-            yield Shard(path)
+            yield Shard(path, size=bytes_in(path))
         else:
-            size = path.stat().st_size
+            size = bytes_in(path)
             for start in range(0, max(size, 1), SHARD_BYTES):
-                yield Shard(path, start, min(start + SHARD_BYTES, size))
+                end = min(start + SHARD_BYTES, size)
+                yield Shard(path, start, end, end - start)
+
+
+def bytes_in(path: Path) -> int:
+    """Raises InputError if the file cannot be read."""
+    with reading(path):
+        return path.stat().st_size
 
 
 def compression(head: bytes) -> Literal["gzip", "zstd"] | None:
@@ -60,16 +71,19 @@ def _is_packed(path: Path) -> bool:
 
 
 def _cut_parquet(path: Path) -> Iterator[Shard]:
+    in_file = bytes_in(path)
     try:
         metadata = open_table(path).metadata
     except (BrokenTable, OSError):
-        yield Shard(path)  # reading it reports what is wrong
+        yield Shard(path, size=in_file)  # reading it reports what is wrong
         return
-    start = size = 0
-    for group in range(metadata.num_row_groups):
-        size += metadata.row_group(group).total_byte_size
-        if size >= SHARD_BYTES:
-            yield Shard(path, start, group + 1)
-            start, size = group + 1, 0
+    sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    start = before = size = told = 0
+    for group, own in enumerate(sizes):
+        size += own
+        if size - before >= SHARD_BYTES:
+            share = in_file * size // sum(sizes) - told
+            yield Shard(path, start, group + 1, share)
+            start, before, told = group + 1, size, told + share
     if start < metadata.num_row_groups or not metadata.num_row_groups:
-        yield Shard(path, start, metadata.num_row_groups)
+        yield Shard(path, start, metadata.num_row_groups, in_file - told)

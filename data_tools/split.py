@@ -14,6 +14,7 @@ import numpy as np
 from data_tools.errors import InputError
 from data_tools.indexed import Index, IndexedWriter, bin_path, read_index
 from data_tools.outputs import check_output
+from data_tools.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ def split(
     fraction: float,
     seed: int = 0,
     overwrite: bool = False,
+    progress: OnProgress = no_progress,
 ) -> tuple[Side, Side]:
     """Write every document to one of two datasets, in its order. Returns what train and held-out got.
 
     fraction: the held-out share of all distinct documents; a smaller one with the same seed holds out a subset.
+    progress: gets the bytes of token ids, read and in all.
 
     Raises:
         InputError: the dataset is damaged, an option is out of range, a side would be empty, or an output
@@ -64,6 +67,7 @@ def split(
                     lengths[np.repeat(side, np.diff(bounds))],
                     np.diff(bounds)[side],
                 )
+            progress(int(offsets[-1]) * index.dtype.itemsize, tokens.nbytes)
         _refuse_empty(index, train, held_out)
         for writer in (train, held_out):  # both are complete before either gets its name
             writer.complete()

@@ -21,6 +21,7 @@ from data_tools.parallel import ordered_map
 from data_tools.partial import Partial, State, Stats
 from data_tools.parts import Part, PartIsComplete, agree
 from data_tools.printing import say
+from data_tools.progress import OnProgress, no_progress
 
 # How many broken lines, and how many notes, are reported one by one; the file lists all broken lines.
 _REPORTED = 20
@@ -47,7 +48,7 @@ def tokenize(
     overwrite: bool = False,
     part: Part | None = None,
     report: Report = report_to_stderr,
-    progress: Callable[[Stats], None] = lambda stats: None,
+    progress: OnProgress = no_progress,
 ) -> Stats:
     """Write the texts of files to `out_prefix`.bin and .idx, in input order.
 
@@ -58,7 +59,8 @@ def tokenize(
     inputs: files, folders, patterns; see `find_files`. tokenizer: a Hugging Face folder or a SentencePiece model.
     engine: auto takes the fast one if its ids equal those of `tokenizers`. report: gets one line for each broken
     line that is skipped (the first 20; all are in `out_prefix`.skipped.txt) and for each oddity that is not an error.
-    progress: gets the stats so far. part: take only this part of the files, and add its name to `out_prefix`; such a
+    progress: gets the bytes of the inputs, read and in all.
+    part: take only this part of the files, and add its name to `out_prefix`; such a
     part may have no documents.
 
     Raises:
@@ -146,12 +148,13 @@ def _append_shards(
     files: list[Path],
     workers: int,
     report: Report,
-    progress: Callable[[Stats], None],
+    progress: OnProgress,
 ) -> State:
     """Encode all shards after those of a state. Returns the last state."""
     folder = partial.open(state)
     encoder = replace(encoder, engine=state.engine, folder=folder)
     start = committed = time.perf_counter()
+    total = sum(map(shards.bytes_in, files))
     seconds, notes = state.seconds, 0
     try:
         todo = islice(enumerate(shards.cut(files)), state.shards, None)
@@ -167,7 +170,7 @@ def _append_shards(
                 notes += len(part.notes)
                 now = time.perf_counter()
                 state = replace(after, seconds=seconds + now - start)
-                progress(state)
+                progress(state.read, total)
                 if now - committed >= _COMMIT_SECONDS:
                     partial.commit(state)
                     committed = time.perf_counter()

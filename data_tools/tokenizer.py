@@ -13,8 +13,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from data_tools.atomic import temporary_path
 from data_tools.errors import InputError
 from data_tools.inputs import find_files
+from data_tools.progress import OnProgress, no_progress
 from data_tools.reading import locate, read_texts
-from data_tools.shards import cut
+from data_tools.shards import bytes_in, cut
 
 _UNKNOWN, _BEGIN = "<unk>", "<s>"
 _LARGEST = 2**24  # ids: the trainer allocates memory for all of them at once
@@ -27,12 +28,15 @@ def train_bpe(
     text_key: str = "text",
     end_of_document: str = "</s>",
     overwrite: bool = False,
+    progress: OnProgress = no_progress,
 ) -> int:
     """Train on texts (see `find_files`) and save a folder that `AutoTokenizer.from_pretrained` loads.
 
     Ids 0, 1 and 2 are <unk>, <s> and the end of document, as in JetMoE's own tokenizer; padding is the end of
     document; no token is put before a text. Every byte has an id, so decoding gives back any text exactly.
     The same files give the same tokenizer.
+
+    progress: gets the bytes of the files, read and in all. Pairs are merged after that.
 
     Returns the size of the vocabulary: less than `vocab_size` if the files have too few pairs to merge.
 
@@ -61,7 +65,7 @@ def train_bpe(
         show_progress=False,
     )
     stopped = threading.Event()
-    texts = _texts(find_files(files), text_key, stopped)
+    texts = _texts(find_files(files), text_key, stopped, progress)
     with ThreadPoolExecutor(1) as elsewhere:  # because the trainer blocks Ctrl-C in the thread that calls it
         training = elsewhere.submit(tokenizer.train_from_iterator, texts, trainer)
         try:
@@ -103,7 +107,8 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def _texts(files: list[Path], text_key: str, stopped: threading.Event) -> Iterator[list[str]]:
+def _texts(files: list[Path], text_key: str, stopped: threading.Event, progress: OnProgress) -> Iterator[list[str]]:
+    done, total = 0, sum(map(bytes_in, files))
     for path in files:
         before = 0  # lines of the earlier shards
         for shard in cut([path]):
@@ -116,6 +121,8 @@ def _texts(files: list[Path], text_key: str, stopped: threading.Event) -> Iterat
                 yield batch.texts
                 lines += batch.lines
             before += lines
+            done += shard.size
+            progress(done, total)
 
 
 def _save(tokenizer: Tokenizer, folder: Path, end_of_document: str) -> None:

@@ -9,20 +9,20 @@ end_without_traceback()
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import data_tools.cli
 from data_tools.cli import add_command, add_group
 from data_tools.errors import InputError, one_line
 from data_tools.printing import Parser, say
+from data_tools.progress import above, progress
 from jetmoe_megatron import __version__
 from jetmoe_megatron.doctor import command as doctor
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.launch import command as launch
 from jetmoe_megatron.plan import command as plan
 from jetmoe_megatron.stopping import ExitStatus
+from jetmoe_megatron.watch import command as watch
 
 _DESCRIPTION = """Plan runs of JetMoE, start them and print how they are doing, explain their run files, prepare their
 data, convert their checkpoints, and examine machines."""
@@ -34,6 +34,7 @@ _EXAMPLE = """examples:
   %(prog)s plan configs/jetmoe_8b/run.yaml --gpus 96 --hardware h100
   %(prog)s launch local configs/quickstart/run.yaml --ranks 2
   %(prog)s status runs/quickstart
+  %(prog)s watch runs/quickstart
   %(prog)s report runs/quickstart
   %(prog)s doctor configs/quickstart/run.yaml
 each command explains itself: %(prog)s data tokenize --help"""
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(data_tools.cli.add_parser(commands))
     _add_convert(commands)
     launch.add_commands(commands)
+    _add_watch(commands)
     _add_report(commands)
     _add_doctor(commands)
     _add_plan(commands)
@@ -215,7 +217,7 @@ def _data_prepare(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.data.prepare import prepare
     from jetmoe_megatron.resume.start_point import find_start_point
 
-    prepare(run, IndexCache(data_cache(run), report=say), find_start_point(run).ledger.began)
+    prepare(run, IndexCache(data_cache(run), report=above), find_start_point(run).ledger.began)
     say(f"{data_cache(run)}: all indices of {run.name} are there")
     return 0
 
@@ -280,8 +282,8 @@ def _convert_to_hf(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.convert.to_hf import convert_to_hf
 
     checkpoint = _checkpoint(arguments.checkpoint)
-    with _progress_bar() as progress:
-        convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer, progress=progress)
+    with progress("converting") as show:
+        convert_to_hf(checkpoint, arguments.out, arguments.dtype, arguments.tokenizer, progress=show)
     say(f"{checkpoint} -> {arguments.out}")
     return 0
 
@@ -289,8 +291,8 @@ def _convert_to_hf(arguments: argparse.Namespace) -> int:
 def _convert_from_hf(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.convert.from_hf import convert_from_hf
 
-    with _progress_bar() as progress:
-        convert_from_hf(arguments.folder, arguments.out, arguments.dtype, progress)
+    with progress("converting") as show:
+        convert_from_hf(arguments.folder, arguments.out, arguments.dtype, show)
     say(f"{arguments.folder} -> {arguments.out}")
     return 0
 
@@ -303,8 +305,8 @@ def _convert_verify(arguments: argparse.Namespace) -> int:
         comparison = compare_logits(a, b, _token_ids(arguments.tokens))
         tolerance = 1e-5
     else:
-        with _progress_bar() as progress:
-            comparison = compare_tensors(a, b, progress)
+        with progress("comparing") as show:
+            comparison = compare_tensors(a, b, show)
         tolerance = 0.0
     say(comparison)
     return 0 if comparison.within(tolerance if arguments.tolerance is None else arguments.tolerance) else 1
@@ -325,20 +327,6 @@ def _token_ids(text: str | None) -> list[int] | None:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--tokens: write ids as 1,2,3, not {text!r}") from None
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar that is shown only on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(unit="B", unit_scale=True, leave=False, disable=None) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -379,6 +367,10 @@ def _report(arguments: argparse.Namespace) -> int:
         draw_curves(folders[0], arguments.plot)
         say(f"drawn: {arguments.plot}")
     return 0
+
+
+def _add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    watch.add_arguments(add_command(commands, "watch", watch.SUMMARY, watch.EXAMPLE, watch.run, watch.DESCRIPTION))
 
 
 def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

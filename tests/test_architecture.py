@@ -24,9 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": {"config", "runtime"},
     "resume": {"config", "runtime", "data", "checkpoint"},
     "convert": {"config", "runtime", "checkpoint"},
-    "monitor": {"config"},
+    "monitor": {"config", "checkpoint"},
     "launch": {"config", "runtime", "checkpoint", "monitor"},
     "report": {"config", "runtime", "checkpoint", "monitor", "launch", "page"},
+    "watch": {"config", "checkpoint", "monitor", "launch", "report"},
     "training": {"config", "runtime", "model", "data", "checkpoint", "resume", "convert", "monitor", "report"},
     "doctor": {"config", "runtime", "model", "training", "launch"},
     "plan": {"config", "runtime", "model", "data", "checkpoint", "training", "page"},
@@ -41,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
         "plan",
     },
-    "cli": {"config", "data", "checkpoint", "resume", "convert", "launch", "report", "doctor", "plan"},
+    "cli": {"config", "data", "checkpoint", "resume", "convert", "launch", "report", "watch", "doctor", "plan"},
 }
 
 

@@ -43,7 +43,7 @@ def test_ctrl_c_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_all_are_looked_at() -> None:
     wanted = {"jetmoe data tokenize", "jetmoe data mix", "jetmoe convert to-hf", "jetmoe convert", "jetmoe report"}
-    assert wanted < PARSERS.keys() and len(PARSERS) == 26
+    assert wanted < PARSERS.keys() and len(PARSERS) == 27
 
 
 @pytest.mark.parametrize("name", PARSERS)

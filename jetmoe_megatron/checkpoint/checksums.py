@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from data_tools.progress import OnProgress, no_progress
 from jetmoe_megatron.checkpoint.folder import newest, published
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError
@@ -30,12 +31,13 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _List = TypeAdapter(dict[_Name, tuple[Annotated[int, Field(ge=0)], str]])
 
 
-def checksum(path: Path) -> tuple[int, str]:
-    """(bytes, sha256)"""
+def checksum(path: Path, read: Callable[[int], None] = lambda count: None) -> tuple[int, str]:
+    """(bytes, sha256). read: gets the bytes of each block that was read."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
+            read(len(block))
         return stream.tell(), digest.hexdigest()
 
 
@@ -70,12 +72,15 @@ def listed_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
         raise ValueError(f"{CHECKSUMS} is missing or damaged") from None
 
 
-def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool = False) -> str | None:
+def find_damage(
+    checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool = False, progress: OnProgress = no_progress
+) -> str | None:
     """What is wrong with the first bad file, in a few words; None if there is none.
 
     Args:
         share: (n, of): look at every `of`-th file from the n-th on, so that ranks can divide the work.
         quick: names, sizes and small files only.
+        progress: gets the bytes of the share, read and in all.
 
     Raises:
         OSError: a file cannot be read, which says nothing about its content.
@@ -88,14 +93,22 @@ def find_damage(checkpoint: Path, share: tuple[int, int] = (0, 1), quick: bool =
         return f"{METADATA} is not in {CHECKSUMS}"
     if wrong := _unlisted(checkpoint, files):
         return wrong
-    for name, (size, digest) in sorted(files.items())[share[0] :: share[1]]:
+    own = sorted(files.items())[share[0] :: share[1]]
+    done, total = 0, sum(size for _, (size, _) in own)
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for name, (size, digest) in own:
         path = checkpoint / name
         try:
             if not _is_plain(path):
                 return f"{name} is not a file"
             if (found := path.stat().st_size) != size:
                 return f"{name} has {found} bytes instead of {size}"
-            if not (quick and size > _SMALL) and checksum(path) != (size, digest):
+            if not (quick and size > _SMALL) and checksum(path, read) != (size, digest):
                 return f"{name} is not what was written (its checksum differs)"
         except OSError as error:
             if not isinstance(error, _ABSENT) and error.errno != errno.ENAMETOOLONG:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
 from data_tools.printing import printable
+from data_tools.progress import OnProgress, progress
 from jetmoe_megatron.checkpoint.common_state import COMMON, read_optimizer_steps
 from jetmoe_megatron.checkpoint.model_state import sharded_model
 from jetmoe_megatron.checkpoint.optimizer_state import own_numbers, replicas, set_steps
@@ -33,8 +34,8 @@ def load_checkpoint(path: Path, model: list[DistributedDataParallel], optimizer:
         steps = _steps(path)
         saved = SavedTensors(path)
     part_of = _parts(model)
-    with _failing_together(path):
-        fill(saved, [*_weights(part_of), *_state(part_of, optimizer)])
+    with _failing_together(path), _progress(path) as show:
+        fill(saved, [*_weights(part_of), *_state(part_of, optimizer)], show)
     set_steps(optimizer, steps)
 
 
@@ -49,8 +50,8 @@ def load_weights(path: Path, model: list[DistributedDataParallel], optimizer: Me
     with _failing_together(path):
         read_optimizer_steps(path)
         saved = SavedTensors(path)
-    with _failing_together(path):
-        fill(saved, _weights(_parts(model)))
+    with _failing_together(path), _progress(path) as show:
+        fill(saved, [*_weights(_parts(model))], show)
     optimizer.reload_model_params()
 
 
@@ -101,6 +102,10 @@ def _state(part_of: dict[Tensor, ShardedTensor], optimizer: MegatronOptimizer) -
         shape = torch.empty(own.parameter.shape, dtype=torch.float32, device="meta")
         part = make_sharded_optimizer_tensor(part_of[own.parameter], shape, prefix=f"optimizer.{own.kind}")
         yield Wanted(part, own.numbers_N, own.first, own.group)
+
+
+def _progress(path: Path) -> AbstractContextManager[OnProgress]:
+    return progress(f"loading {path.name}", here=torch.distributed.get_rank() == 0)
 
 
 @contextmanager

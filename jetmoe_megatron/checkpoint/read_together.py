@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from data_tools.progress import OnProgress
 from jetmoe_megatron.checkpoint.saved_tensors import SavedTensors
 
 _SENT_AT_ONCE = 2**25  # bytes
@@ -23,19 +24,24 @@ class Wanted:
     group: ProcessGroup | None  # of the ranks that want the same; None: only this rank
 
 
-def fill(saved: SavedTensors, wanted: Iterable[Wanted]) -> None:
+def fill(saved: SavedTensors, wanted: Sequence[Wanted], progress: OnProgress) -> None:
     """Fill all of `wanted`. The ranks of a group give the same parts in the same order.
+
+    progress: gets the bytes of `numbers_N`, filled and in all.
 
     Raises:
         ValueError, OSError: as `SavedTensors.fill`, on the rank that met it, after all has been sent.
     """
     shared: dict[ProcessGroup, list[Wanted]] = {}
     failed: OSError | ValueError | None = None
+    done, total = 0, sum(own.numbers_N.nbytes for own in wanted)
     for own in wanted:
         if own.group is not None and own.group.size() > 1:
             shared.setdefault(own.group, []).append(own)
         else:
             failed = failed or _read(saved, own)
+            done += own.numbers_N.nbytes
+            progress(done, total)
     for group, copies in shared.items():
         blocks = [block for copy in copies for block in _blocks(copy)]
         for start in range(0, len(blocks), group.size()):
@@ -44,6 +50,8 @@ def fill(saved: SavedTensors, wanted: Iterable[Wanted]) -> None:
                 failed = failed or _read(saved, turn[group.rank()])
             for reader, block in enumerate(turn):
                 torch.distributed.broadcast(block.numbers_N.view(torch.uint8), group=group, group_src=reader)
+                done += block.numbers_N.nbytes
+            progress(done, total)
     if failed:
         raise failed
 

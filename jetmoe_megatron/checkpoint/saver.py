@@ -34,6 +34,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from data_tools.printing import printable
+from data_tools.progress import above
 from jetmoe_megatron.checkpoint.checksums import write_checksums
 from jetmoe_megatron.checkpoint.common_state import write_common
 from jetmoe_megatron.checkpoint.folder import (
@@ -159,14 +160,14 @@ class Saver:
     def _succeed(self, path: Path) -> None:
         self.failed = self._saving = None
         if self._on_rank_0:
-            print(f"{utc_now()} saved {path}", flush=True)
+            above(f"{utc_now()} saved {path}")
             self.published(path)
 
     def _fail(self, reason: str) -> None:
         self.failed, self._saving = reason, None
         if self._on_rank_0:
             clear_unfinished(self.root)
-            print(f"error: this checkpoint was not saved: {reason}", file=sys.stderr, flush=True)
+            above(f"error: this checkpoint was not saved: {reason}", sys.stderr)
 
 
 class _Work(threading.Thread):

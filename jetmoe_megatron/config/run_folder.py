@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jetmoe_megatron.config.schema import Run
 
+LOCK = ".lock"
+
 
 class RunFolder:
     """`output_dir` of a run. README.md says what is in it."""
@@ -13,6 +15,7 @@ class RunFolder:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.config = self.root / "config.yaml"
+        self.lock = self.root / LOCK  # held by the run that trains
         self.metrics = self.root / "metrics.jsonl"
         self.routers = self.root / "routers.jsonl"
         self.bad_steps = self.root / "bad_steps.jsonl"

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from data_tools.progress import OnProgress, no_progress
 from jetmoe_megatron.checkpoint.checksums import COMPANIONS, write_checksums
 from jetmoe_megatron.checkpoint.common_state import write_common
 from jetmoe_megatron.checkpoint.saved_run import MODEL_FILE
@@ -20,7 +21,7 @@ from jetmoe_megatron.checkpoint.write_metadata import write_metadata
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder
 from jetmoe_megatron.convert.new_folder import UNFINISHED, new_folder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import Folder, OnProgress, cast, choose_dtype, joined, no_progress, one_thread
+from jetmoe_megatron.convert.streaming import Folder, cast, choose_dtype, joined, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer
 
 

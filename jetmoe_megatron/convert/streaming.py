@@ -7,7 +7,7 @@ memory.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import isfinite, prod
@@ -22,12 +22,6 @@ from jetmoe_megatron.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BLOCK = 1 << 18  # values: half a megabyte in bf16
-
-OnProgress = Callable[[int, int], None]  # bytes done, bytes in all
-
-
-def no_progress(done: int, total: int) -> None:
-    pass
 
 
 class Folder(Protocol):

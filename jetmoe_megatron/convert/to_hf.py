@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data_tools.printing import say
+from data_tools.progress import OnProgress, no_progress
 from jetmoe_megatron.checkpoint.checksums import COMPANIONS
 from jetmoe_megatron.checkpoint.pieces import as_bytes
 from jetmoe_megatron.convert.hf_config import hf_config
@@ -15,7 +16,7 @@ from jetmoe_megatron.convert.hf_folder import write_json
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.new_folder import new_folder
 from jetmoe_megatron.convert.safetensors_file import INDEX, index_json, nbytes, split_into_shards
-from jetmoe_megatron.convert.streaming import OnProgress, ahead, cast, choose_dtype, no_progress, one_thread
+from jetmoe_megatron.convert.streaming import ahead, cast, choose_dtype, one_thread
 from jetmoe_megatron.convert.tokenizer_files import copy_tokenizer, is_read_alike, special_tokens
 from jetmoe_megatron.errors import UserError
 

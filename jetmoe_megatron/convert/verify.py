@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from data_tools.progress import OnProgress, no_progress
 from jetmoe_megatron.config.schema import Model
 from jetmoe_megatron.convert.hf_config import hf_config
 from jetmoe_megatron.convert.hf_folder import HuggingFaceFolder
 from jetmoe_megatron.convert.megatron_folder import MegatronFolder
 from jetmoe_megatron.convert.safetensors_file import nbytes
-from jetmoe_megatron.convert.streaming import OnProgress, joined, no_progress, one_thread
+from jetmoe_megatron.convert.streaming import joined, one_thread
 from jetmoe_megatron.convert.to_hf import write_hf_folder
 from jetmoe_megatron.errors import UserError
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from megatron.core.datasets import helpers
 
+from data_tools.progress import progress
 from jetmoe_megatron.config.layout import phase_steps
 from jetmoe_megatron.config.schema import Phase, Run
 from jetmoe_megatron.data.checks import check_token_ids
@@ -217,8 +218,10 @@ def on_rank_0(builds: list[Callable[[], None]]) -> None:
     if several:
         torch.distributed.barrier()
     if not several or torch.distributed.get_rank() == 0:
-        for build in builds:
-            build()
+        with progress("building indices", "indices") as show:
+            for number, build in enumerate(builds):
+                build()
+                show(number + 1, len(builds))
     if several:
         torch.distributed.barrier()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from data_tools.errors import InputError, one_line
 from data_tools.printing import say
+from data_tools.progress import above
 from jetmoe_megatron.config.hardware import Hardware
 from jetmoe_megatron.config.layout import Layout
 from jetmoe_megatron.config.run_folder import RunFolder, data_cache
@@ -115,7 +116,7 @@ def _borrowed_cache(root: Path) -> Iterator[BorrowedCache]:
     except OSError as error:
         raise UserError(f"TMPDIR: no temporary folder can be made: {error.strerror}") from error
     with scratch as folder:
-        yield BorrowedCache(root, Path(folder), report=say)
+        yield BorrowedCache(root, Path(folder), report=above)
 
 
 def _indices(cache: BorrowedCache) -> str:

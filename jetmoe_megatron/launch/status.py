@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from data_tools.units import duration
 from jetmoe_megatron.checkpoint.folder import newest, tokens_of
 from jetmoe_megatron.config.load import load_sections
 from jetmoe_megatron.config.run_folder import RunFolder
@@ -19,7 +20,6 @@ from jetmoe_megatron.launch.queued import can_ask, queued
 from jetmoe_megatron.launch.starts import events, job_of
 from jetmoe_megatron.monitor.jsonl import last_records
 from jetmoe_megatron.monitor.table import two_columns
-from jetmoe_megatron.monitor.terminal import duration
 
 _RATE_OF = 100  # steps
 _WARNINGS = 5  # lines, the last ones
@@ -42,6 +42,10 @@ class Plan(BaseModel):
     def last_step(self) -> int:
         return min(self.steps, self.debug.max_steps or self.steps)
 
+    def is_done(self, checkpoint: Path | None) -> bool:
+        """checkpoint: the newest one."""
+        return checkpoint is not None and tokens_of(checkpoint) >= self.last_step * self.batch.global_tokens
+
     @property
     def done(self) -> str:
         """What it is after its last step."""
@@ -58,36 +62,35 @@ def status(folder: Path) -> str:
     history = list(events(files.starts))
     if not files.config.exists():
         if history:
-            return two_columns([*_state(history), *_starts(history)])
+            return two_columns([*_state(history), *starts(history)])
         raise UserError(f"{folder}: no config.yaml; is it a run folder, and has the run begun?")
     plan = load_sections(files.config, Plan)
     records = last_records(files.metrics)
     checkpoint = newest(files.checkpoints)
-    done = checkpoint is not None and tokens_of(checkpoint) >= plan.last_step * plan.batch.global_tokens
-    rows = [("run", plan.name), *([("state", plan.done)] if done else _state(history))]
+    rows = [("run", plan.name), *([("state", plan.done)] if plan.is_done(checkpoint) else _state(history))]
     if records:
         try:
             rows += _progress(plan, records)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{files.metrics}: not the metrics of a run ({type(error).__name__}: {error})") from None
-        rows.append(("last step", f"{_age(files.metrics)} ago"))
+        rows.append(("last step", f"{age(files.metrics)} ago"))
     if checkpoint:
-        rows.append(("checkpoint", f"{checkpoint}, {_age(checkpoint)} ago"))
-    rows += _starts(history)
-    rows += [("warning" if number == 0 else "", line) for number, line in enumerate(_warnings(files, history))]
+        rows.append(("checkpoint", f"{checkpoint}, {age(checkpoint)} ago"))
+    rows += starts(history)
+    rows += [("warning" if number == 0 else "", line) for number, line in enumerate(last_warnings(files, history))]
     return two_columns(rows)
 
 
 def _state(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Of a run that is not done."""
     waiting, problem = queued(list(dict.fromkeys(map(job_of, history))))
-    yield "state", "; ".join(waiting) or _last_known(history, asked=can_ask() and not problem)
+    yield "state", "; ".join(waiting) or last_known(history, asked=can_ask() and not problem)
     if problem:
         yield "queue", problem
 
 
-def _last_known(history: list[dict[str, Any]], asked: bool) -> str:
-    """asked: whether SLURM has said that no job waits or runs."""
+def last_known(history: list[dict[str, Any]], asked: bool) -> str:
+    """What starts.jsonl says. asked: whether SLURM has said that no job waits or runs."""
     if not history:
         return "no job of its own is known: see how long ago the last step was"
     begun = [event for event in history if event["event"] != "submitted"]
@@ -107,12 +110,16 @@ def _progress(plan: Plan, records: list[dict[str, Any]]) -> Iterator[tuple[str, 
     yield "loss", f"{last['lm_loss']:.4f}"
     rate = statistics.median(record["tokens_per_second"] for record in recent)
     yield "tokens/s", f"{rate:,.0f} (median of {len(recent)} steps)"
-    # With saves and evaluation, where they are known.
+    yield "time left", f"{duration(seconds_left(plan, recent))}, without restarts"
+
+
+def seconds_left(plan: Plan, recent: Sequence[dict[str, Any]]) -> float:
+    """At the pace of some lines of metrics.jsonl, with saves and evaluation where they are known."""
     seconds = sum(record.get("wall_seconds", record["step_seconds"]) for record in recent) / len(recent)
-    yield "time left", f"{duration(seconds * max(plan.last_step - step, 0))}, without restarts"
+    return seconds * max(plan.last_step - recent[-1]["step"], 0)
 
 
-def _starts(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def starts(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     ends = [event for event in history if event["event"] == "end"]
     begun = sum(event["event"] == "start" for event in history)
     if begun:
@@ -121,7 +128,7 @@ def _starts(history: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
         yield "ended" if number == 0 else "", f"{end['time']} {end.get('reason', '')}"
 
 
-def _warnings(files: RunFolder, history: list[dict[str, Any]]) -> list[str]:
+def last_warnings(files: RunFolder, history: list[dict[str, Any]]) -> list[str]:
     """The last lines of warnings and errors in the logs of the last start."""
     starts = [event["start"] for event in history if event["event"] == "start"]
     if not starts or "/" in starts[-1]:
@@ -135,5 +142,6 @@ def _warnings(files: RunFolder, history: list[dict[str, Any]]) -> list[str]:
     return [line if len(line) <= 200 else line[:197] + "..." for line in list(found)[-_WARNINGS:]]
 
 
-def _age(path: Path) -> str:
+def age(path: Path) -> str:
+    """How long ago it was written."""
     return duration(max(0.0, time.time() - path.stat().st_mtime))

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_tools.atomic import replacing
 from data_tools.errors import reading
+from data_tools.progress import above
 from jetmoe_megatron.monitor.monitor import Record
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,7 +69,7 @@ class JsonLines:
             if error.errno not in _NO_ROOM:
                 raise
             if not self._warned:
-                print(f"warning: {self.path}: {error.strerror}: lines wait in memory", file=sys.stderr, flush=True)
+                above(f"warning: {self.path}: {error.strerror}: lines wait in memory", sys.stderr)
             self._warned = True
 
     def _flush(self) -> None:
@@ -126,7 +127,7 @@ def _line(record: Record) -> bytes:
 def _end_of(path: Path, step: int) -> int:
     """Where the lines of steps up to `step` end, in bytes."""
     end = 0
-    for position, record in _each_line(path):
+    for position, record in lines_from(path):
         if record and record["step"] > step:
             break
         end = position if record else end
@@ -135,16 +136,16 @@ def _end_of(path: Path, step: int) -> int:
 
 def each_record(path: Path) -> Iterator[dict[str, Any]]:
     """The valid records of the file, if it exists, one at a time. Cut-off and broken lines are left out."""
-    return (record for _, record in _each_line(path) if record)
+    return (record for _, record in lines_from(path) if record)
 
 
 def last_records(path: Path, most_bytes: int = 2**20) -> list[dict[str, Any]]:
     """The valid records among the last so many bytes of the file, if it exists."""
     size = path.stat().st_size if path.is_file() else 0
-    return [record for _, record in _each_line(path, max(0, size - most_bytes)) if record]
+    return [record for _, record in lines_from(path, max(0, size - most_bytes)) if record]
 
 
-def _each_line(path: Path, position: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
+def lines_from(path: Path, position: int = 0) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """(where it ends, its record or None if it is broken), from a position on. Raises InputError if the file cannot be
     read, and so do all functions that read it."""
     if not path.is_file():

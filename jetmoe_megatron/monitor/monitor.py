@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from data_tools.printing import say
+from data_tools.progress import above
 
 Record = dict[str, Any]  # numbers and words; `alarms` is a dict of words, `routers` a line of routers.jsonl
 
@@ -93,11 +93,11 @@ class _Patient:
             self._warn(f"failed and is tried again in {pause:.0f} seconds: {_first_line(error)}")
             return
         if self._fails:
-            print(f"{self._name} works again: it has all records that waited", file=sys.stderr, flush=True)
+            above(f"{self._name} works again: it has all records that waited", sys.stderr)
         self._pause, self._fails = _FIRST_PAUSE, False
 
     def _warn(self, what: str) -> None:
-        say(f"warning: {self._name} {what}", sys.stderr)
+        above(f"warning: {self._name} {what}", sys.stderr)
 
 
 def _first_line(error: Exception) -> str:

@@ -34,8 +34,9 @@ def build_monitor(run: Run, layout: Layout, rank: int, step: int) -> Monitor:
     folder = RunFolder.of(run)
     folder.root.mkdir(parents=True, exist_ok=True)
     _write_config(folder.config, run)
+    last_step = min(layout.steps, run.debug.max_steps or layout.steps)
     builders: list[Callable[[], Tracker]] = [
-        partial(Terminal, min(layout.steps, run.debug.max_steps or layout.steps), run.logging.every_steps),
+        partial(Terminal, last_step, run.logging.every_steps, folder.checkpoints),
         partial(MetricsLines, folder.metrics, step),
         partial(RouterLines, folder.routers, step),
     ]

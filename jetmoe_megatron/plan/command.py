@@ -6,15 +6,14 @@ import argparse
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools.atomic import replacing
 from data_tools.errors import writing
 from data_tools.printing import printable_lines, say
+from data_tools.progress import progress
 from jetmoe_megatron.errors import UserError
 
 if TYPE_CHECKING:
@@ -144,8 +143,8 @@ def _search(run: Run, gpus: int, hardware: Hardware, imbalance: float, processes
     from jetmoe_megatron.plan.search import search
     from jetmoe_megatron.plan.search_text import search_text
 
-    with _progress_bar("layouts") as progress:
-        found = search(run, gpus, hardware, imbalance, processes, progress)
+    with progress("rehearsing", "layouts") as show:
+        found = search(run, gpus, hardware, imbalance, processes, show)
     yield from search_text(run, found)
 
 
@@ -156,8 +155,8 @@ def _fit(
 
     for gpus in numbers:
         try:
-            with _progress_bar("widths") as progress:
-                plans = largest_models(run, gpus, hardware, imbalance, processes, progress)
+            with progress("rehearsing", "widths") as show:
+                plans = largest_models(run, gpus, hardware, imbalance, processes, show)
             if not plans:
                 raise UserError(f"--fit: not even one layer of the narrowest model fits on {gpus} {hardware.gpu}")
         except UserError as error:
@@ -232,17 +231,3 @@ def _numbers(text: str) -> list[int]:
     if last - first >= MOST_IN_A_RANGE:
         raise UserError(f"--gpus: a range may have {MOST_IN_A_RANGE} numbers, not {last - first + 1}")
     return list(range(first, last + 1))
-
-
-@contextmanager
-def _progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is shown only on a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(unit=f" {unit}", leave=False, disable=None, file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

@@ -19,7 +19,7 @@ def steps_of(path: Path) -> Iterator[Line]:
     """
     last = -1
     for line in each_record(path):
-        if isinstance(line.get("tokens"), int) and _is_exact(line) and line["step"] > last:
+        if is_usable(line) and line["step"] > last:
             last = line["step"]
             yield line
 
@@ -30,6 +30,8 @@ def number(line: Line, key: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _is_exact(line: Line) -> bool:
-    """Whether no whole number is beyond what a run can have: some would fit no float."""
-    return all(abs(value) <= MOST for value in line.values() if type(value) is int)
+def is_usable(line: Line) -> bool:
+    """Whether it has tokens, and no whole number is beyond what a run can have: some would fit no float."""
+    return isinstance(line.get("tokens"), int) and all(
+        abs(value) <= MOST for value in line.values() if type(value) is int
+    )

@@ -104,9 +104,9 @@ class Routers:
 
     def _add(self, kind: str, record: Line) -> None:
         for name in AS_WRITTEN:
-            if (values_L := _numbers(record.get(f"{kind}_{name}"), 1)) is not None:
+            if (values_L := numbers(record.get(f"{kind}_{name}"), 1)) is not None:
                 self._over_layers(f"{kind}_{name}", values_L)
-        load_LE = _numbers(record.get(f"{kind}_load"), 2)
+        load_LE = numbers(record.get(f"{kind}_load"), 2)
         if load_LE is None:
             return
         heatmap = self.heatmaps.setdefault(kind, Heatmap(load_LE, self._most_cells))
@@ -134,7 +134,7 @@ def evenness(load_LE: Array) -> dict[str, Array]:
     }
 
 
-def _numbers(value: Any, axes: int) -> Array | None:
+def numbers(value: Any, axes: int) -> Array | None:
     """None if the value is no array of numbers with so many axes."""
     try:
         found = np.asarray(value, dtype=np.float64)

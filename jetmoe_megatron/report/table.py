@@ -7,12 +7,12 @@ from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data_tools.units import duration
 from jetmoe_megatron.checkpoint.checksums import newest_whole
 from jetmoe_megatron.checkpoint.folder import newest
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.monitor.table import two_columns
-from jetmoe_megatron.monitor.terminal import duration
 from jetmoe_megatron.report.lines import Line, number, steps_of
 
 Rows = list[tuple[str, str]]
@@ -84,11 +84,16 @@ class Summary:
                 rows += _loss(name, self.evaluated, key)
         if self._rates:
             rows.append(("tokens/s", f"{statistics.median(self._rates):,.0f} (median)"))
-        wall, goodput = sum(self.spent.values()), number(last, "goodput")
-        if wall and goodput is not None:  # earlier versions recorded no wall time
-            rows += [("wall time", duration(wall)), ("goodput", f"{goodput:.2%}")]
-            rows += [(f"  {name}", f"{seconds / wall:.2%}") for name, seconds in self.spent.items() if name != STEPS]
-        return rows
+        return rows + spent_rows(self)
+
+
+def spent_rows(summary: Summary) -> Rows:
+    """What the time went into. Empty for a run of an earlier version, which recorded no wall time."""
+    wall, goodput = sum(summary.spent.values()), number(summary.last, "goodput")
+    if not wall or goodput is None:
+        return []
+    rows = [("wall time", duration(wall)), ("goodput", f"{goodput:.2%}")]
+    return rows + [(f"  {name}", f"{seconds / wall:.2%}") for name, seconds in summary.spent.items() if name != STEPS]
 
 
 def _loss(name: str, line: Line, key: str) -> Rows:

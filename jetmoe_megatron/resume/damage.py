@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from data_tools.progress import progress
 from jetmoe_megatron.checkpoint.checksums import find_damage
 from jetmoe_megatron.checkpoint.folder import newest, set_aside
 from jetmoe_megatron.checkpoint.saved_run import without_checksums
@@ -57,7 +58,8 @@ def _find_damage_together(checkpoint: Path) -> str | None:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own: tuple[str | None, str | None, bool] = (None, None, False)  # what is damaged, what cannot be read, for now
     try:
-        own = (find_damage(checkpoint, share=(rank, world)), None, False)
+        with progress(f"checking {checkpoint.name}", here=rank == 0) as show:
+            own = (find_damage(checkpoint, share=(rank, world), progress=show), None, False)
     except OSError as error:
         own = (None, f"rank {rank} cannot read {error.filename}: {error.strerror}", may_pass(error))
     found: list[Any] = [None] * world

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from data_tools.errors import InputError
+from data_tools.progress import above
 from jetmoe_megatron.data.mixture import Position
 from jetmoe_megatron.monitor.jsonl import read_metrics, write_records
 from jetmoe_megatron.training.loss_guard import Guard
@@ -33,11 +34,11 @@ def record_bad_step(
         "samples": [before.sample, after.sample],  # from, up to and not including
         "sequences": {name: [before.sequences.get(name, 0), end] for name, end in after.sequences.items()},
     }
-    print(_line(step, reason, guard), file=sys.stderr, flush=True)
+    above(_line(step, reason, guard), sys.stderr)
     try:
         write_records(path, [*read_metrics(path), record])
     except (InputError, OSError) as error:
-        print(f"warning: cannot write {path}: {error}", file=sys.stderr, flush=True)
+        above(f"warning: cannot write {path}: {error}", sys.stderr)
 
 
 def _line(step: int, reason: str, guard: Guard) -> str:

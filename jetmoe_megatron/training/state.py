@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
+from data_tools.progress import above
 from jetmoe_megatron.checkpoint.load import load_checkpoint, load_weights
 from jetmoe_megatron.checkpoint.saver import Saver
 from jetmoe_megatron.config.layout import Layout
@@ -62,7 +62,7 @@ class TrainingState:
         """All ranks call it. step: the number of steps that are done."""
         folder, rank = RunFolder.of(run), torch.distributed.get_rank()
         clock = _clock(run, folder.metrics, step, layout.world)
-        cache = IndexCache(data_cache(run), report=partial(print, flush=True), from_seconds=1)
+        cache = IndexCache(data_cache(run), report=above, from_seconds=1)
         model = wrap_for_data_parallel(run, build_model(run, layout, draw_weights=start.checkpoint is None))
         optimizer = build_optimizer(run, model)
         if start.checkpoint:

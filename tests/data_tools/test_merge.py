@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,10 +109,10 @@ def test_an_input_that_grows_meanwhile_is_noticed(tmp_path: Path, tree: Tree, mo
     one = by_hand(tmp_path / "one", SENTENCES)
     add_index = indexed.IndexedWriter.add_index
 
-    def grow(writer: indexed.IndexedWriter, index: indexed.Index) -> None:
+    def grow(writer: indexed.IndexedWriter, index: indexed.Index, *report: Any) -> None:
         with open(f"{one}.bin", "ab") as stream:
             stream.write(b"\1\1")
-        add_index(writer, index)
+        add_index(writer, index, *report)
 
     monkeypatch.setattr(indexed.IndexedWriter, "add_index", grow)
     with pytest.raises(InputError, match="one.bin: changed while it was read"):

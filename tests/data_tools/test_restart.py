@@ -141,8 +141,8 @@ def test_an_interrupted_run_goes_on(
     seen: list[int] = []
     messages: list[str] = []
 
-    def interrupt(stats: Stats) -> None:
-        seen.append(stats.documents)
+    def interrupt(done: int, total: int) -> None:
+        seen.append(done)
         if len(seen) in (5, 6):
             raise KeyboardInterrupt
 
@@ -151,8 +151,10 @@ def test_an_interrupted_run_goes_on(
 
     with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path / "out", progress=interrupt)
+    before = json.loads((tmp_path / "out.partial/state.json").read_text())
+    assert before["read"] == seen[-1] > 0
     assert str(stopped.value) == (
-        f"{seen[-1]} documents are done, up to file 1 of 1, and kept in {tmp_path}/out.partial; "
+        f"{before['documents']} documents are done, up to file 1 of 1, and kept in {tmp_path}/out.partial; "
         "run the same command again to continue"
     )
     assert not messages or not messages[-1].startswith("note: ")
@@ -160,12 +162,11 @@ def test_an_interrupted_run_goes_on(
     for kind in ("bin", "lengths", "skipped"):  # what a kill leaves behind that was not saved
         with open(tmp_path / "out.partial" / kind, "ab") as stream:
             stream.write(b"\1\0\2\0" * 1000)
-    before = seen[-1]
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", workers=2, progress=interrupt)
     run(tmp_path / "out", progress=interrupt)
-    assert f"note: continuing after the {before} documents in {tmp_path}/out.partial" in messages
-    assert all(documents > before for documents in seen[5:])
+    assert f"note: continuing after the {before['documents']} documents in {tmp_path}/out.partial" in messages
+    assert all(done > before["read"] for done in seen[5:]) and seen[-1] == source.stat().st_size
     assert content(tmp_path / "out") == want
     assert "out.partial" not in tree(tmp_path)
 
@@ -175,7 +176,7 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     second = jsonl("second.jsonl", b'{"text": "more", "body": "x"}')
 
-    def interrupt(stats: Stats) -> None:
+    def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     def run(*inputs: Path, **options: Any) -> Stats:
@@ -242,7 +243,7 @@ def test_rows_lost_of_a_table_are_counted_alike_over_restarts(
     messages: list[str] = []
     seen = 0
 
-    def interrupt(stats: Stats) -> None:
+    def interrupt(done: int, total: int) -> None:
         nonlocal seen
         seen += 1
         if seen == 3:
@@ -282,7 +283,7 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path, source: Path,
 def test_a_damaged_folder_is_one_line(
     tmp_path: Path, source: Path, tokenizer_dir: Path, small_shards: None, name: str
 ) -> None:
-    def interrupt(stats: Stats) -> None:
+    def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

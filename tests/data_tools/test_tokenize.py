@@ -299,12 +299,12 @@ def test_overwrite_replaces_only_on_success(tmp_path: Path, tokenizer_dir: Path,
     assert read_index(tmp_path / "out").documents == 2
 
 
-def test_progress_ends_with_the_result(
+def test_progress_ends_at_the_size_of_the_inputs(
     tmp_path: Path, tokenizer_dir: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_BYTES", 100_000)
-    seen: list[int] = []
-    stats = tokenize([corpus], tmp_path / "out", tokenizer_dir, progress=lambda stats: seen.append(stats.documents))
+    seen: list[tuple[int, int]] = []
+    tokenize([corpus], tmp_path / "out", tokenizer_dir, progress=lambda *amounts: seen.append(amounts))
     assert len(seen) > 1
     assert seen == sorted(seen)
-    assert seen[-1] == stats.documents
+    assert seen[-1] == (corpus.stat().st_size,) * 2

@@ -16,12 +16,13 @@ from unittest.mock import patch
 import pytest
 
 import jetmoe_megatron.monitor.monitor
+from data_tools.units import duration
 from jetmoe_megatron.config import Run
 from jetmoe_megatron.monitor.jsonl import JsonLines, read_metrics
 from jetmoe_megatron.monitor.monitor import Monitor, Record
 from jetmoe_megatron.monitor.names import grouped
 from jetmoe_megatron.monitor.tensorboard import TensorBoard
-from jetmoe_megatron.monitor.terminal import Terminal, duration
+from jetmoe_megatron.monitor.terminal import Terminal
 from jetmoe_megatron.monitor.wandb import WeightsAndBiases
 from tests.support import REPO, environment, small_run, training, write_run
 
@@ -233,13 +234,21 @@ def test_lines_that_are_lost_are_counted(tmp_path: Path, capsys: pytest.CaptureF
     assert "2 lines are lost" in capsys.readouterr().err
 
 
+ROUTERS = {
+    "moa_balance_loss": 1.021,
+    "moe_balance_loss": 1.012,
+    "moa_load_imbalance": 1.304,
+    "moe_load_imbalance": 1.2,
+}
+
+
 def test_progress_line(capsys: pytest.CaptureFixture) -> None:
-    terminal = Terminal(steps=100, every=10)
+    terminal = Terminal(100, 10, Path("none"))
     for step in range(1, 12):
-        terminal.write(record(step, held_out_loss=4.5))
+        terminal.write(record(step, held_out_loss=4.5) | ROUTERS)
     assert capsys.readouterr().out == (
-        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | grad norm 1.25 | lr 1.00e-03"
-        " | 1,234 tokens/s | 3m 00s left\n"
+        "step  10/100 | stable | 1,000 tokens | loss -5.0000 | held-out 4.5000 | balance 1.02/1.01"
+        " | load 1.30/1.20 | grad norm 1.25 | lr 1.00e-03 | 1,234 tokens/s | 3m 00s left\n"
     )
 
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import IO
 
 from data_tools.locks import is_locked, open_locked
+from jetmoe_megatron.config.run_folder import LOCK
 from jetmoe_megatron.errors import UserError
 from jetmoe_megatron.runtime.rank_0 import decided_by_rank_0
 from jetmoe_megatron.stopping import RESTARTS, RUN_LOCK_IS_FREE, RUN_LOCK_IS_FREE_AFTER_REQUEUE
-
-LOCK = ".lock"
 
 
 @contextlib.contextmanager

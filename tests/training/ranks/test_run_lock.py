@@ -12,8 +12,8 @@ from unittest.mock import patch
 
 import pytest
 
+from jetmoe_megatron.config.run_folder import LOCK
 from jetmoe_megatron.stopping import RESTARTS
-from jetmoe_megatron.training.ranks.run_lock import LOCK
 from tests.support import metrics, pretrain, small_run, training, write_run
 
 

@@ -1,0 +1,47 @@
+"""The lines of a file that a run appends to, each read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_tools.progress import OnProgress
+from jetmoe_megatron.monitor.jsonl import lines_from
+from jetmoe_megatron.report.lines import Line, is_usable
+
+
+class TakenBack(Exception):
+    """Lines that were read are no longer in the file: the run goes on from an earlier step."""
+
+
+class Tail:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._inode, self._end, self._step = 0, 0, -1  # of the last line that was read
+
+    def lines(self, progress: OnProgress) -> Iterator[Line]:
+        """As `report.lines.steps_of`, of what was written since the last call. Half a line is left for the next call.
+
+        progress: gets the bytes of the file, read and in all.
+
+        Raises:
+            TakenBack: begin again, with a new object.
+            InputError: the file cannot be read.
+        """
+        if not self._path.is_file():
+            return
+        status = self._path.stat()
+        if self._end and (status.st_ino != self._inode or status.st_size < self._end):
+            raise TakenBack
+        self._inode = status.st_ino
+        known = self._step
+        for end, line in lines_from(self._path, self._end):
+            if line is None or not is_usable(line):
+                continue
+            if line["step"] <= known:
+                raise TakenBack
+            self._end = end
+            if line["step"] > self._step:
+                self._step = line["step"]
+                yield line
+            progress(end, status.st_size)
