@@ -65,14 +65,14 @@ class Profiler:
         if not self._recording and self._first <= step <= self._last:
             self._start()
         if self._recording:
+            _wait_for_gpu()
             self._step.enter_context(record_function(f"{STEP}{step}"))
 
     def end(self, step: int) -> None:
         """After the step's update. The last step writes the files."""
         if not self._recording:
             return
-        if has_gpu():
-            torch.cuda.synchronize()
+        _wait_for_gpu()
         self._step.close()
         if step == self._last:
             memory = torch.cuda.memory._snapshot() if has_gpu() else None
@@ -97,7 +97,6 @@ class Profiler:
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(stacks="python", max_entries=_MOST_ALLOCATIONS)
             self._recording.callback(torch.cuda.memory._record_memory_history, enabled=None)
-            torch.cuda.synchronize()
         self._profile = self._recording.enter_context(profile(activities=activities))
 
     def _stop(self) -> None:
@@ -123,6 +122,12 @@ class Profiler:
     def _put(self, kind: str, content: bytes) -> None:
         with replacing(self._folder / f"rank_{self._rank}.{kind}") as stream:
             stream.write(content)
+
+
+def _wait_for_gpu() -> None:
+    """So that all kernels of a step run within its range."""
+    if has_gpu():
+        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager
