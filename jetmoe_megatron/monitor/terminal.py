@@ -34,6 +34,8 @@ class Terminal:
         if is_terminal(sys.stderr):
             self._show(step, record, left)
         for name, message in record.get("alarms", {}).items():
+            if name == "bad_step":  # the loss guard has said it
+                continue
             above(f"alarm: step {step}: {name}: {message}", sys.stderr)
         if step % self.every and step != self.steps:
             return
