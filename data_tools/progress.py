@@ -43,9 +43,9 @@ def above(line: object, file: TextIO | None = None) -> None:
         say(line, file)
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether a line on it can be written over."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a line on it can be written over. None: it was closed before Python began."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class _Bar:
@@ -81,14 +81,15 @@ class _Lines:
 
     def show(self, done: int, total: int) -> None:
         now = time.monotonic()
-        self._first = self._first or (done, now)
+        if self._first is None or done < self._first[0]:  # it begins, or begins again
+            self._first = done, now
         if now - self._said < LINE_EVERY:
             return
         self._said = now
         before, since = self._first
         rate = (done - before) / (now - since) if now > since else 0.0
-        left = f", {duration((total - done) / rate)} left" if rate else ""
-        say(f"{self._what}: {self._amount(done)} of {self._amount(total)}, {self._amount(rate)}/s{left}", sys.stderr)
+        pace = f", {self._amount(rate)}/s, {duration((total - done) / rate)} left" if rate else ""
+        say(f"{self._what}: {self._amount(done)} of {self._amount(total)}{pace}", sys.stderr)
 
     def _amount(self, value: float) -> str:
         return shown(value, "B") if self._unit == "B" else f"{value:,.4g} {self._unit}"

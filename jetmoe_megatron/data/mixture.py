@@ -220,8 +220,9 @@ def on_rank_0(builds: list[Callable[[], None]]) -> None:
     if not several or torch.distributed.get_rank() == 0:
         with progress("building indices", "indices") as show:
             for number, build in enumerate(builds):
+                show(number, len(builds))
                 build()
-                show(number + 1, len(builds))
+            show(len(builds), len(builds))
     if several:
         torch.distributed.barrier()
 

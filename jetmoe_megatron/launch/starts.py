@@ -62,7 +62,9 @@ def events(file: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and event.keys() >= _ALWAYS | _KEYS.get(str(event.get("event")), {"known"}):
+        if not isinstance(event, dict) or not isinstance(event.get("start", ""), str):
+            continue
+        if event.keys() >= _ALWAYS | _KEYS.get(str(event.get("event")), {"known"}):
             yield event
 
 

@@ -31,7 +31,7 @@ class Terminal:
         self.seconds_per_step = seconds if before is None else 0.9 * before + 0.1 * seconds
         self.held_out = record.get("held_out_loss", self.held_out)
         left = f"{duration(self.seconds_per_step * (self.steps - step))} left"
-        if is_terminal(sys.stderr):
+        if is_terminal(sys.stdout) and is_terminal(sys.stderr):  # lines of a `tee` would be glued to the bar
             self._show(step, record, left)
         for name, message in record.get("alarms", {}).items():
             if name == "bad_step":  # the loss guard has said it
@@ -59,17 +59,17 @@ class Terminal:
         """The most important first: a narrow terminal cuts the end."""
         if step % self.every == 0 or self._bar is None:
             self.saved = tokens_of(path) if (path := newest(self.checkpoints)) else 0
-        if self._bar is None:
+        if is_new := self._bar is None:
             from tqdm import tqdm
 
             form = "{percentage:3.0f}%|{bar:10}| {n}/{total} | {desc}"
             options = {"dynamic_ncols": True, "leave": False, "miniters": 1, "bar_format": form}
             self._bar = tqdm(file=sys.stderr, initial=step - 1, total=self.steps, **options)
         rate = f"{record['tokens_per_second']:,.0f} tokens/s"
-        parts = [f"loss {record['lm_loss']:.4f}", left, rate, _routers(record)]
+        parts = [f"loss {record['lm_loss']:.4f}", left, rate]
         parts += [f"held-out {self.held_out:.4f}"] if self.held_out is not None else []
         parts += [f"saved {shown(self.saved, 'tokens')}"] if self.saved else []
-        self._bar.set_description_str(" | ".join(parts), refresh=False)
+        self._bar.set_description_str(" | ".join([*parts, _routers(record)]), refresh=is_new)
         self._bar.update(step - self._bar.n)
 
 

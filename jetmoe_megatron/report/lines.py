@@ -32,6 +32,8 @@ def number(line: Line, key: str) -> float | None:
 
 def is_usable(line: Line) -> bool:
     """Whether it has tokens, and no whole number is beyond what a run can have: some would fit no float."""
-    return isinstance(line.get("tokens"), int) and all(
-        abs(value) <= MOST for value in line.values() if type(value) is int
+    return (
+        isinstance(line.get("tokens"), int)
+        and line["step"] >= 0
+        and all(abs(value) <= MOST for value in line.values() if type(value) is int)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from array import array
 from collections.abc import Iterable, Iterator
@@ -112,9 +113,14 @@ PARTS = {
 
 def spent_in(line: Line) -> Iterator[tuple[str, float]]:
     """What the time of a line was spent on. Every line has the first two."""
-    step, wait = number(line, "step_seconds") or 0.0, number(line, "data_wait_seconds") or 0.0
+    step, wait = _seconds(line, "step_seconds") or 0.0, _seconds(line, "data_wait_seconds") or 0.0
     yield (SKIPPED if "skipped" in line else STEPS), step - wait
     yield WAITS, wait
     for key, name in PARTS.items():
-        if (seconds := number(line, key)) is not None:
+        if (seconds := _seconds(line, key)) is not None:
             yield name, seconds
+
+
+def _seconds(line: Line, key: str) -> float | None:
+    value = number(line, key)
+    return value if value is not None and math.isfinite(value) else None

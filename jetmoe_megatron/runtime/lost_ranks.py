@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import torch
 
+from data_tools.progress import above
 from jetmoe_megatron.runtime import failed_nodes
 from jetmoe_megatron.runtime.failed_nodes import this_node
 from jetmoe_megatron.runtime.meeting import nodes_of
@@ -68,4 +69,4 @@ def _leave(error: RuntimeError) -> NoReturn:
 
 def _say(who: str, error: RuntimeError) -> None:
     reason = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]
-    print(f"error: {who}: {reason}", file=sys.stderr, flush=True)
+    above(f"error: {who}: {reason}", sys.stderr)

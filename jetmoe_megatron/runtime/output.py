@@ -4,6 +4,7 @@ a `tee` too), or the disk is full."""
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import Any, TextIO
 
@@ -27,5 +28,5 @@ class _Lasting:
 
 
 def outlast_readers() -> None:
-    """From now on a print that fails is lost."""
-    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
+    """From now on a print that fails is lost, and so is one to a stream that was closed before Python began."""
+    sys.stdout, sys.stderr = (_Lasting(stream or open(os.devnull, "w")) for stream in (sys.stdout, sys.stderr))

@@ -26,7 +26,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from data_tools.atomic import replacing
-from data_tools.printing import say
+from data_tools.progress import above
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
 from jetmoe_megatron.model import attention
@@ -80,12 +80,12 @@ class Profiler:
             try:
                 self._write(memory)
             except OSError as error:  # a full disk must not end a run
-                say(f"warning: profile: {self._folder}: not written: {error}")
+                above(f"warning: profile: {self._folder}: not written: {error}")
 
     def close(self) -> None:
         """If training ends within the steps, nothing is written."""
         if self._recording:
-            say(f"warning: profile: rank {self._rank} has not come to step {self._last}: nothing is written")
+            above(f"warning: profile: rank {self._rank} has not come to step {self._last}: nothing is written")
             self._step.close()
             self._stop()
 
@@ -117,7 +117,7 @@ class Profiler:
         self._put("txt", (head + times.table()).encode())
         if memory is not None:
             self._put("memory.pickle", pickle.dumps(memory))
-        say(f"profile: written: {self._folder / f'rank_{self._rank}.*'}")
+        above(f"profile: written: {self._folder / f'rank_{self._rank}.*'}")
 
     def _put(self, kind: str, content: bytes) -> None:
         with replacing(self._folder / f"rank_{self._rank}.{kind}") as stream:

@@ -19,7 +19,7 @@ EXAMPLE = """examples:
 DESCRIPTION = """Show a run under way: its progress, losses, speed, time by part, alarms, and the load of each expert.
 It reads the run folder alone, on any machine that sees it, and changes nothing. Ctrl-C ends it."""
 
-_SHORTEST = 0.1
+_SHORTEST, _LONGEST = 0.1, 86400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     from jetmoe_megatron.watch.frame import frame
     from jetmoe_megatron.watch.watched import Watched
 
-    if not arguments.every >= _SHORTEST:
-        raise UserError(f"--every: must be {_SHORTEST} or more, not {arguments.every:g}")
+    if not _SHORTEST <= arguments.every <= _LONGEST:
+        raise UserError(f"--every: must be from {_SHORTEST} to {_LONGEST} seconds, not {arguments.every:g}")
     watched = Watched(arguments.run_folder)
     with progress(f"reading {watched.files.metrics.name}") as show:
         watched.look(show)

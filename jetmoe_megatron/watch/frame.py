@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
@@ -32,7 +33,8 @@ def frame(watched: Watched, width: int) -> RenderableType:
     panels: list[RenderableType] = [_panel("speed", _speed(watched)), _panel("time", _time(watched))]
     panels = [training, Group(*panels)] if beside == 2 else [training, *panels]
     routers = list(_routers(watched))
-    rows = [*_rows_of(panels, beside), *_messages(watched), *_rows_of(routers, min(beside, 2))]
+    # A low terminal cuts the end.
+    rows = [*_messages(watched), *_rows_of(panels, beside), *_rows_of(routers, min(beside, 2))]
     return Group(_head(watched, width), *rows)
 
 
@@ -114,8 +116,9 @@ def _curve(watched: Watched, columns: int) -> Iterator[Text]:
 
 def _messages(watched: Watched) -> Iterator[RenderableType]:
     rows: Rows = []
-    if watched.checkpoint:
-        rows.append(("checkpoint", f"{watched.checkpoint.name}, {age(watched.checkpoint)} ago"))
+    if (newest := watched.checkpoint) is not None:
+        with contextlib.suppress(FileNotFoundError):  # the run has just removed it
+            rows.append(("checkpoint", f"{newest.name}, {age(newest)} ago"))
     rows += starts(watched.history)
     rows += [("bad step", f"step {line['step']:,}: {line.get('reason')}") for line in watched.bad_steps]
     rows += [("alarm", line) for line in watched.alarms]

@@ -17,7 +17,8 @@ class TakenBack(Exception):
 class Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._inode, self._end, self._step = 0, 0, -1  # of the last line that was read
+        self._inode, self._begin, self._end, self._last = 0, 0, 0, ""  # of the last line that was read
+        self._step = -1
 
     def lines(self, progress: OnProgress) -> Iterator[Line]:
         """As `report.lines.steps_of`, of what was written since the last call. Half a line is left for the next call.
@@ -34,14 +35,17 @@ class Tail:
         if self._end and (status.st_ino != self._inode or status.st_size < self._end):
             raise TakenBack
         self._inode = status.st_ino
-        known = self._step
-        for end, line in lines_from(self._path, self._end):
-            if line is None or not is_usable(line):
-                continue
-            if line["step"] <= known:
-                raise TakenBack
-            self._end = end
-            if line["step"] > self._step:
-                self._step = line["step"]
-                yield line
-            progress(end, status.st_size)
+        known, begin = self._step, self._begin
+        for end, line in lines_from(self._path, begin):
+            if begin < self._end:  # the last line that was read, to see that it is still there
+                if (end, repr(line)) != (self._end, self._last):
+                    raise TakenBack
+            elif line is not None and is_usable(line):
+                if line["step"] <= known:
+                    raise TakenBack
+                self._begin, self._end, self._last = begin, end, repr(line)
+                if line["step"] > self._step:
+                    self._step = line["step"]
+                    yield line
+                progress(end, status.st_size)
+            begin = end

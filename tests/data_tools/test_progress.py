@@ -131,7 +131,7 @@ def test_a_terminal_that_can_only_append_gets_lines(monkeypatch: pytest.MonkeyPa
             show(1, 4)
             show(3, 4)
     first, second, _ = terminal.screen
-    assert first == r"a\x1b[2Jb: 1 things of 4 things, 0 things/s"
+    assert first == r"a\x1b[2Jb: 1 things of 4 things"
     assert second.startswith(r"a\x1b[2Jb: 3 things of 4 things, ") and second.endswith(" things/s, 0s left")
 
 
@@ -148,3 +148,14 @@ def test_lines_come_every_30_seconds(monkeypatch: pytest.MonkeyPatch, capsys: py
         "working: 1,060 things of 2,000 things, 1 things/s, 15m 40s left",
         "working: 1,090 things of 2,000 things, 1 things/s, 15m 10s left",
     ]
+
+
+def test_work_that_begins_again(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with progress.progress("working", "things") as show:
+        for second, done in ((0, 1000), (30, 0), (60, 30)):
+            now = second
+            show(done, 90)
+    said = ["working: 0 things of 90 things", "working: 30 things of 90 things, 1 things/s, 1m 00s left"]
+    assert capsys.readouterr().err.splitlines() == said

@@ -52,6 +52,7 @@ def test_the_bar_is_below_the_lines(tmp_path: Path, data: dict, columns: int) ->
     last = bars(terminal.text)[-1]
     assert max(len(bar) for bar in bars(terminal.text)) < columns
     assert last.startswith("100%|██████████| 8/8 | loss ")
+    assert not any(bar.rstrip().endswith("/8 |") for bar in bars(terminal.text)[1:])  # the first step's has its numbers
     for part in (" left | ", " tokens/s | ", " | balance ", " | load ", " | held-out ", " | saved 1.54 ktokens"):
         assert part in last or columns == 60, part
 

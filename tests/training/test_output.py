@@ -117,3 +117,10 @@ def test_damage_is_told_also_where_the_report_is_not_read(tmp_path: Path, unbuff
     os.truncate(f"{path}.bin", 100)
     status, error = unread("data", "inspect", path, "--check", "--json", unbuffered=unbuffered)
     assert status == 2 and error.startswith("error: ") and "set.bin: cut short" in error
+
+
+def test_errors_closed_before_it_began(tmp_path: Path, data: dict) -> None:
+    line = [sys.executable, "pretrain_jetmoe.py", str(write_run(tmp_path, small_run(tmp_path, data)))]
+    script = 'exec "$@" 2>&-'
+    ended = subprocess.run(["sh", "-c", script, "sh", *line], cwd=REPO, env=environment(), timeout=120, check=False)
+    assert ended.returncode == 0 and len(metrics(tmp_path / "run")) == 8

@@ -94,8 +94,10 @@ def test_what_is_no_run_yet_or_at_all(tmp_path: Path) -> None:
         refused = jetmoe("watch", tmp_path / name)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr == f"error: {tmp_path}/{name}: not a run folder: it has no config.yaml\n"
-    refused = jetmoe("watch", tmp_path / "empty", "--every", "0")
-    assert (refused.returncode, refused.stderr) == (2, "error: --every: must be 0.1 or more, not 0\n")
+    for every in ("0", "inf", "nan"):
+        refused = jetmoe("watch", tmp_path / "empty", "--every", every)
+        said = f"error: --every: must be from 0.1 to 86400 seconds, not {every}\n"
+        assert (refused.returncode, refused.stderr) == (2, said)
 
 
 HOSTILE: dict[str, Any] = {
@@ -104,6 +106,8 @@ HOSTILE: dict[str, Any] = {
     "lm_loss": float("nan"),
     "lr": "text",
     "tokens_per_second": float("inf"),
+    "data_wait_seconds": float("nan"),
+    "save_stall_seconds": float("inf"),
     "step_seconds": 0,
     "wall_seconds": "x",
     "goodput": [1],

@@ -28,14 +28,14 @@ def test_each_line_once(tmp_path: Path) -> None:
     assert steps(tail) == []
     file.write_bytes(line(1) + b"broken\n" + line(2) + line(3)[:10])
     assert steps(tail) == [1, 2]
-    with open(file, "r+b") as stream:  # what was read is not read again
+    with open(file, "r+b") as stream:  # what was read is not read again, but for the last line
         stream.write(b"x" * len(line(1)))
         stream.seek(0, 2)
         stream.write(line(3)[10:] + line(4))
     assert steps(tail) == [3, 4] and steps(tail) == []
 
 
-@pytest.mark.parametrize("how", ["shorter", "replaced", "repeated"])
+@pytest.mark.parametrize("how", ["shorter", "replaced", "repeated", "cut and grown"])
 def test_lines_that_are_taken_back(tmp_path: Path, how: str) -> None:
     (tmp_path / "config.yaml").write_text("name: a\nbatch: {sequence_length: 10, global_tokens: 10}\nphases: []\n")
     file = tmp_path / "metrics.jsonl"
@@ -43,7 +43,12 @@ def test_lines_that_are_taken_back(tmp_path: Path, how: str) -> None:
     tail, watched = Tail(file), Watched(tmp_path)
     steps(tail)
     watched.look()
-    if how == "repeated":
+    if how == "cut and grown":
+        with open(file, "r+b") as stream:
+            stream.truncate(len(b"".join(map(line, range(1, 8)))))
+            stream.seek(0, 2)
+            stream.write(line(8).replace(b'"tokens": 80', b'"tokens": 81') + line(9))
+    elif how == "repeated":
         with open(file, "ab") as stream:
             stream.write(line(8) + line(9))
     else:
@@ -56,7 +61,7 @@ def test_lines_that_are_taken_back(tmp_path: Path, how: str) -> None:
     afresh = Watched(tmp_path)
     afresh.look()
     assert vars(watched.summary) == vars(afresh.summary) and watched.recent == afresh.recent
-    assert len(watched.recent) == {"shorter": 5, "replaced": 11, "repeated": 9}[how]
+    assert len(watched.recent) == {"shorter": 5, "replaced": 11, "repeated": 9, "cut and grown": 9}[how]
 
 
 def test_a_curve_keeps_the_least_and_the_most() -> None:
