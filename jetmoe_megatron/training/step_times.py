@@ -33,9 +33,9 @@ class StepTimes:
         self._before: dict[str, list[tuple[Moment, Moment]]] = {}
         model[0].config.timers = self
 
-    def __call__(self, name: str, log_level: int = 0) -> _Timer:
-        """What Megatron asks for. Parts of a micro-batch are not kept."""
-        return self._timers.get(name) or _Timer()
+    def __call__(self, name: str, log_level: int = 0) -> _Timer | _NoTimer:
+        """What Megatron asks for. Parts of a micro-batch are not timed."""
+        return self._timers.get(name, _NO_TIMER)
 
     def begin(self) -> None:
         for timer in self._timers.values():
@@ -60,6 +60,17 @@ class StepTimes:
             "gradient_reduction_seconds": reduction,
             "optimizer_seconds": took[_OPTIMIZER],
         }
+
+
+class _NoTimer:
+    def start(self, barrier: bool = False) -> None:
+        pass
+
+    def stop(self, barrier: bool = False) -> None:
+        pass
+
+
+_NO_TIMER = _NoTimer()
 
 
 class _Timer:
