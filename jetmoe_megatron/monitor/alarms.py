@@ -29,7 +29,7 @@ class Alarms:
         self._lowest_z = dict.fromkeys(KINDS, math.inf)  # mean of a window
         # The last three: held-out loss, training loss since the one before.
         self._held_out: list[tuple[float, float]] = []
-        self._since_held_out: list[float] = []
+        self._since_held_out = 0.0, 0  # sum of the training loss, steps
 
     def judge(self, record: Record) -> dict[str, str]:
         """Alarms that are raised now: name and what is wrong. The condition of others is remembered.
@@ -60,7 +60,8 @@ class Alarms:
         if "skipped" in record:
             yield "bad_step", f"this step changes no weight: {record['skipped']}"
         else:
-            self._since_held_out.append(float(record["lm_loss"]))
+            total, steps = self._since_held_out
+            self._since_held_out = total + float(record["lm_loss"]), steps + 1
 
     def _of_memory(self, record: Record) -> Iterator[tuple[str, str]]:
         limit = self._limits.memory
@@ -116,10 +117,10 @@ class Alarms:
                 yield f"gate_entropy/{kind}", f"below {limits.gate_entropy:g} of its largest value: layer {_some(sure)}"
 
     def _of_held_out(self, loss: float) -> Iterator[tuple[str, str]]:
-        since, self._since_held_out = self._since_held_out, []
-        if not since:
+        (total, steps), self._since_held_out = self._since_held_out, (0.0, 0)
+        if not steps:
             return
-        self._held_out = [*self._held_out[-2:], (loss, sum(since) / len(since))]
+        self._held_out = [*self._held_out[-2:], (loss, total / steps)]
         if self._limits.held_out_loss and len(self._held_out) == 3:
             (first, before), (second, between), (third, after) = self._held_out
             if first < second < third and before > between > after:

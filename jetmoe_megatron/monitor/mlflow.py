@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jetmoe_megatron.config.run_folder import RunFolder
 from jetmoe_megatron.config.schema import Run
+from jetmoe_megatron.monitor.jsonl import last_records
 from jetmoe_megatron.monitor.monitor import Record
 from jetmoe_megatron.monitor.names import grouped
 from jetmoe_megatron.monitor.run_id import run_id
@@ -33,14 +34,15 @@ _SETTINGS = {
 
 class MLflow:
     def __init__(self, run: Run, step: int) -> None:
-        """MLflow cannot replace numbers: steps that an earlier process sent, and that are run again, are left out."""
+        """MLflow cannot replace numbers: steps that an earlier process sent, and that are run again, are left out.
+        What a killed process has not sent is sent now."""
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # an optional package, like wandb
 
         folder = (RunFolder.of(run).logs / "mlflow").resolve()
         self.client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or folder.as_uri())
-        own = self._find(run)
+        own = self._find(run, step)
         self.id = own.info.run_id
         self.last_step = own.data.metrics.get(_STEP, 0)
         self.waiting: list[Metric] = []
@@ -48,6 +50,9 @@ class MLflow:
         if not own.data.params:
             self._send_parameters(run)
         self.client.update_run(self.id, status="RUNNING")
+        for record in last_records(RunFolder.of(run).metrics):
+            if record["step"] <= step:
+                self.write(record)
 
     def write(self, record: Record) -> None:
         step = int(record["step"])
@@ -69,13 +74,16 @@ class MLflow:
         self._send()
         self.client.set_terminated(self.id)
 
-    def _find(self, run: Run) -> MLflowRun:
-        """The run of this run folder, which is created if there is none."""
+    def _find(self, run: Run, step: int) -> MLflowRun:
+        """The newest run of this run folder. It is created if there is none, or if training starts anew."""
         name = run.logging.mlflow_experiment
         experiment = self.client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self.client.create_experiment(name)
-        found = self.client.search_runs([number], f"tags.`{_TAG}` = '{run_id(run)}'", max_results=1)
-        return found[0] if found else self.client.create_run(number, run_name=run.name, tags={_TAG: run_id(run)})
+        named = f"tags.`{_TAG}` = '{run_id(run)}'"
+        newest = self.client.search_runs([number], named, max_results=1, order_by=["attributes.start_time DESC"])
+        if newest and (step > 0 or _STEP not in newest[0].data.metrics):
+            return newest[0]
+        return self.client.create_run(number, run_name=run.name, tags={_TAG: run_id(run)})
 
     def _send(self) -> None:
         while self.waiting:

@@ -27,12 +27,16 @@ def _grouped(key: str) -> str:
     first, _, rest = key.partition("/")
     if rest and first in GROUPS:
         return key
+    # No name may be the group of another: MLflow's folders have a file for each.
+    own = rest.replace("/", ".")
+    if rest and first == "grad_norm":
+        return f"train/grad_norm_{own}"
     if rest and first in ("dataset_tokens", "dataset_epochs"):
-        return f"data/{rest}_{first.removeprefix('dataset_')}"
+        return f"data/{own}_{first.removeprefix('dataset_')}"
     if rest and first == "held_out_loss":  # the mean of all sets, `held_out_loss`, is beside the training loss
-        return f"held_out/{rest}"
+        return f"held_out/{own}"
     if rest and first == "bits_per_byte":
-        return f"held_out/{rest}_bits_per_byte"
+        return f"held_out/{own}_bits_per_byte"
     if "_memory_gb" in key:
         return f"memory/{key}"
     kind, _, name = key.partition("_")

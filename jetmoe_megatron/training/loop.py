@@ -108,6 +108,7 @@ def _train(run: Run, layout: Layout, stop: StopSignals) -> int | None:
             **samples.tokens_read(ledger.read),
             **state.observers.end(step * tokens_per_step, ending),
         }
+        clock.end("other_seconds")
         if run.debug.check_sync and step % run.debug.check_sync == 0:
             settle_weights(model)
             check_ranks_agree(model)

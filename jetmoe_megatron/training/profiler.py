@@ -79,8 +79,8 @@ class Profiler:
             self._stop()
             try:
                 self._write(memory)
-            except OSError as error:  # a full disk must not end a run
-                above(f"warning: profile: {self._folder}: not written: {error}")
+            except Exception as error:  # a full disk, or a trace that cannot be read, must not end a run
+                above(f"warning: profile: {self._folder}: not written: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """If training ends within the steps, nothing is written."""
@@ -106,7 +106,7 @@ class Profiler:
 
     def _write(self, memory: Any) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             file = Path(folder) / "trace.json"
             self._profile.export_chrome_trace(str(file))
             text = file.read_bytes()

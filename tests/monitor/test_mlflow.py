@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ def record(step: int, loss: float) -> Record:
         "step": step,
         "phase": "stable",
         "lm_loss": loss,
+        "grad_norm": 1.0,
+        "grad_norm/moa": 0.5,
         "alarms": {"load/moe": "layer 3"},
         "dataset_tokens/../a//b?é": 10 * step,
     }
@@ -45,8 +48,7 @@ def found(run: Run) -> tuple[MlflowClient, MLflowRun]:
     client = MlflowClient(tracking_uri=(Path(run.output_dir) / "logs/mlflow").as_uri())
     experiment = client.get_experiment_by_name("own")
     assert experiment is not None
-    (only,) = client.search_runs([experiment.experiment_id])
-    return client, only
+    return client, client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])[0]
 
 
 def history(run: Run, name: str) -> list[tuple[int, float]]:
@@ -69,9 +71,34 @@ def test_a_resumed_run_continues_its_own_and_has_each_step_once(tmp_path: Path) 
     tracker.close()
     assert history(run, "train/lm_loss") == [(1, 4.0), (2, 3.0), (3, 2.0), (4, 2.0)]
     assert history(run, "train/held_out_loss") == [(2, 4.5)]
-    assert history(run, "data/_/a/_/b_é_tokens") == [(step, 10 * step) for step in (1, 2, 3, 4)]
+    assert history(run, "data/a..b_é_tokens") == [(step, 10 * step) for step in (1, 2, 3, 4)]
     parameters = found(run)[1].data.params
     assert parameters["optimizer.max_lr"] == "0.01" and parameters["phases.1.data.0.name"] == "code"
+
+
+def test_what_a_killed_process_did_not_send_is_sent_by_the_next(tmp_path: Path) -> None:
+    run = Run.model_validate(small_run(tmp_path, {"code": "c", "prose": "p"}, logging={"mlflow_experiment": "own"}))
+    lines = tmp_path / "run/metrics.jsonl"
+    lines.parent.mkdir()
+    tracker = MLflow(run, 0)
+    for step in range(1, 5):  # the first is sent at once, the others wait for the next request
+        tracker.write(record(step, 5.0 - step))
+    tracker._send()
+    lines.write_text("".join(json.dumps(record(step, 5.0 - step)) + "\n" for step in range(1, 9)))
+    tracker = MLflow(run, 6)
+    tracker.write(record(7, 0.5))
+    tracker.close()
+    expected = [(step, 5.0 - step) for step in range(1, 7)] + [(7, 0.5)]
+    assert history(run, "train/lm_loss") == expected
+
+
+def test_a_run_that_starts_anew_is_a_new_run(tmp_path: Path) -> None:
+    run = Run.model_validate(small_run(tmp_path, {"code": "c", "prose": "p"}, logging={"mlflow_experiment": "own"}))
+    for loss in (4.0, 3.0):
+        tracker = MLflow(run, 0)
+        tracker.write(record(1, loss))
+        tracker.close()
+        assert history(run, "train/lm_loss") == [(1, loss)]
 
 
 def test_what_a_server_did_not_take_is_sent_again_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +132,13 @@ def test_groups() -> None:
     names = {
         "step": "train/step",
         "lm_loss": "train/lm_loss",
-        "grad_norm/moa": "train/grad_norm/moa",
+        "grad_norm/moa": "train/grad_norm_moa",
         "held_out_loss": "train/held_out_loss",
         "held_out_loss/web": "held_out/web",
         "moa_balance_loss": "routers/moa/balance_loss",
         "moe_load_imbalance": "routers/moe/load_imbalance",
-        "dataset_tokens/web/de": "data/web/de_tokens",
+        "dataset_tokens/web/de": "data/web.de_tokens",
+        "held_out_loss/web/de": "held_out/web.de",
         "dataset_epochs/web": "data/web_epochs",
         "tokens_per_second": "speed/tokens_per_second",
         "tflops_per_rank": "speed/tflops_per_rank",
