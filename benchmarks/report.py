@@ -81,17 +81,29 @@ def lines(steps: int) -> Iterator[dict[str, Any]]:
         line |= {"lm_loss": 2 + 6 / (1 + step / 500) + 0.1 * b, "grad_norm": 0.3 + 0.1 * c, "data_wait_seconds": d / 99}
         for kind in KINDS:
             line |= {f"{kind}_balance_loss": 1 + a / 9, f"{kind}_z_loss": 3 + b, f"{kind}_load_imbalance": 1.3 + c / 9}
-        line |= {f"grad_norm/{part}": 0.1 + 0.1 * d for part in ("embedding", "attention", "mlp", "routers")}
-        line |= {"tokens_per_second": TOKENS / seconds, "tflops_per_rank": 390 + b, "peak_memory_gb": 61.2}
+        if step % EVERY == 0:
+            line |= {f"grad_norm/{part}": 0.1 + 0.1 * d for part in ("embedding", "moa", "moe", "routers", "norms")}
+            line |= {"param_norm": 900 + a, "update_norm": 0.1 + b}
+            for kind in KINDS:
+                line |= {f"routers/{kind}/{name}": c for name in ("load_max", "load_min", "load_cv", "gate_entropy")}
+        line |= {"slowest_rank": int(96 * a), "slowest_rank_ratio": 1 + b / 9, "mfu": 0.4 + c / 99}
+        line |= {"forward_backward_seconds": 13 + a, "gradient_reduction_seconds": b / 9, "optimizer_seconds": c / 9}
+        line |= {"host_memory_gb": 20 + d / 9, "device_memory_gb": 50 + a, "peak_memory_gb": 61.2}
+        line |= {"tokens_per_second": TOKENS / seconds, "tflops_per_rank": 390 + b}
         for name, share in (("web", 0.7), ("code", 0.2), ("books", 0.1)):
             line |= {f"dataset_tokens/{name}": int(step * TOKENS * share), f"dataset_epochs/{name}": step / steps}
         if step % 1000 == 0:
-            line |= {"held_out_loss": 2.1 + a / 99, "held_out_loss/web": 2.2, "evaluation_seconds": 60.0}
+            line |= {
+                "held_out_loss": 2.1 + a / 99,
+                "held_out_loss/web": 2.2,
+                "bits_per_byte/web": 0.9,
+                "evaluation_seconds": 60.0,
+            }
         if step == steps // 2:
             line |= {"lm_loss": float("nan"), "skipped": "loss is nan"}
         line |= {"time": "2026-01-01T00:00:00.000000Z", "save_stall_seconds": 0.01, "other_seconds": 0.02}
         line |= {"step_seconds": seconds, "wall_seconds": seconds + 0.03, "run_seconds": 15.0 * step}
-        yield line | {"goodput": 0.99}
+        yield line | {"goodput": 0.99, "rank_hours": 0.4 * step, "dollars": 0.8 * step}
 
 
 def records(steps: int) -> Iterator[dict[str, Any]]:
