@@ -51,7 +51,8 @@ def test_run_folder(whole: Path, data: dict[str, str]) -> None:
     expected = {"lm_loss", "moa_balance_loss", "moe_balance_loss", "moa_z_loss", "moe_z_loss", "grad_norm"}
     expected |= {"moa_load_imbalance", "moe_load_imbalance", "tflops_per_rank", "host_memory_gb"}
     expected |= {"time", "step", "phase", "tokens", "lr", "tokens_per_second", "data_wait_seconds"}
-    expected |= {"start_seconds", "step_seconds", "wall_seconds", "run_seconds", "goodput", "rank_hours"}
+    expected |= {"start_seconds", "step_seconds", "other_seconds", "wall_seconds", "run_seconds", "goodput"}
+    expected |= {"rank_hours"}
     assert expected | {f"dataset_{unit}/{name}" for unit in ("tokens", "epochs") for name in ("code", "prose")} == set(
         records[0]
     )
