@@ -102,7 +102,7 @@ def test_two_runs_beside_each_other(run_file: str, gpu: str, tmp_path: Path) -> 
 def test_a_search_and_the_largest_models(run_file: str, gpu: str, option: str) -> None:
     result = command(*JETMOE, run_file, option, "--gpus", "1", "--hardware", gpu, timeout=240)
     assert result.returncode == 0 and "None is a measurement." in result.stdout, result.stderr
-    assert result.stderr == ""  # no bar where there is no terminal
+    assert "\r" not in result.stderr  # no bar where there is no terminal; slow work says a line now and then
 
 
 def test_the_largest_models_on_each_number_of_gpus(run_file: str, gpu: str) -> None:
